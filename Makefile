@@ -1,0 +1,57 @@
+# `make run` and `make test` do all their own set-up; `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+SHELL  := /bin/bash
+
+# Run an installed tool quietly: the environment's own, never one found on PATH.
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lint types bench docker-lint lock build clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "setting up $(VENV) (only when the locked dependencies change) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(STAMP) ## start the proxy; without Nomba credentials, against the built-in simulator
+	@exec $(BIN)/nomba-proxy serve --simulate=auto $(ARGS)
+
+test: $(STAMP) ## run every test, with branch coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+check: $(STAMP) ## format, lint, types, Dockerfile, then the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
+	@$(MAKE) --no-print-directory test
+
+format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
+	@$(BIN)/python bench/run.py $(ARGS)
+
+lock: ## compile the locks anew, with hashes and without addresses (needs uv)
+	@set -e; for f in run dev; do \
+	  [ $$f = run ] && what="--all-extras" || what="--all-extras --group dev"; \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --no-emit-find-links --no-annotate $$what \
+	    $$( [ $$f = dev ] && echo requirements/build.in ) pyproject.toml -o requirements/$$f.txt $(ARGS); done
+
+build: $(STAMP) ## build the wheel into dist/
+	@$(BIN)/python -m flit_core.wheel --outdir dist .
+
+clean: ## remove the environment and everything a run leaves behind
+	@rm -rf $(VENV) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""The admin listener: health, readiness, metrics, and the session's switches.
+
+It listens on loopback only. A page in a browser on this machine could still reach it,
+so whatever looks like one is refused: a foreign `Host` (DNS rebinding), or any `Origin`
+or `Sec-Fetch-Site` on a request that changes something.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import orjson
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionControls:
+    """What the admin listener can do with one upstream's session.
+
+    Attributes:
+        ready: whether there has been a token since start.
+        status: what there is to show; no secrets.
+        renew: renew now; raises with a text for people.
+        revoke: revoke now, `stop` to stay without a token; returns a problem or "".
+    """
+
+    ready: Callable[[], bool]
+    status: Callable[[], Mapping[str, object]]
+    renew: Callable[[], Awaitable[object]]
+    revoke: Callable[[bool], Awaitable[str]]
+
+
+class ControlFailed(Exception):
+    """An operator's command failed; the text says why."""
+
+
+def build_admin(
+    sessions: Mapping[str, SessionControls],
+    *,
+    metrics: Callable[[], bytes],
+    metrics_type: str,
+    is_loopback: Callable[[str], bool],
+) -> web.Application:
+    """The admin application.
+
+    Args:
+        sessions: by upstream name.
+        metrics: renders the exposition text.
+        metrics_type: its content type.
+        is_loopback: whether a host name is this machine's own.
+    """
+
+    async def live(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(request: web.Request) -> web.Response:
+        states = {name: one.ready() for name, one in sessions.items()}
+        good = all(states.values())
+        text = "ready\n" if good else "not ready: no token yet\n"
+        if "verbose" in request.query:
+            text += "".join(
+                f"{'ok ' if state else 'no '} token of {name}\n" for name, state in states.items()
+            )
+        return web.Response(text=text, status=200 if good else 503)
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics(), headers={"Content-Type": metrics_type})
+
+    async def show(_: web.Request) -> web.Response:
+        return _json({name: dict(one.status()) for name, one in sessions.items()})
+
+    async def renew(request: web.Request) -> web.Response:
+        name, session = _chosen(request, sessions)
+        try:
+            await session.renew()
+        except ControlFailed as error:
+            return _json({"error": str(error)}, status=502)
+        return _json({name: dict(session.status())})
+
+    async def revoke(request: web.Request) -> web.Response:
+        name, session = _chosen(request, sessions)
+        try:
+            problem = await session.revoke(request.query.get("stop") == "1")
+        except ControlFailed as error:
+            return _json({"error": str(error)}, status=502)
+        if problem:
+            text = f"the issuer did not confirm the revocation: {problem}"
+            return _json({"error": text, name: dict(session.status())}, status=502)
+        return _json({name: dict(session.status())})
+
+    @web.middleware
+    async def local_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.url.host or ""
+        page = (
+            "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
+        )
+        if not is_loopback(host) or (page and request.method != "GET"):
+            return _json({"error": "the admin listener answers this machine only"}, status=403)
+        return await handler(request)
+
+    app = web.Application(middlewares=[local_only])
+    for path in ("/livez", "/healthz", "/-/healthy"):
+        app.router.add_get(path, live)
+    for path in ("/readyz", "/-/ready"):
+        app.router.add_get(path, ready)
+    app.router.add_get("/metrics", show_metrics)
+    app.router.add_get("/token", show)
+    app.router.add_post("/token/renew", renew)
+    app.router.add_post("/token/revoke", revoke)
+    return app
+
+
+def _chosen(
+    request: web.Request, sessions: Mapping[str, SessionControls]
+) -> tuple[str, SessionControls]:
+    name = request.query.get("upstream") or (next(iter(sessions)) if len(sessions) == 1 else "")
+    if name not in sessions:
+        raise web.HTTPBadRequest(
+            text=orjson.dumps({"error": f"name an upstream: {', '.join(sessions)}"}).decode(),
+            content_type="application/json",
+        )
+    return name, sessions[name]
+
+
+def _json(value: Mapping[str, object], *, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")

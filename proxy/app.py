@@ -1,0 +1,279 @@
+"""The composition root: the only place where things are constructed and wired."""
+
+import asyncio
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+
+from proxy import __version__
+from proxy.admin import ControlFailed, SessionControls, build_admin
+from proxy.core.account import AccountRule
+from proxy.core.exchange import Event
+from proxy.core.secret import Secret, mask
+from proxy.errors import ProxyError
+from proxy.handler import Handler, Limits, Upstream
+from proxy.server import QuietServer
+from proxy.settings import (
+    Address,
+    ReadyUpstream,
+    Settings,
+    UpstreamSettings,
+    is_loopback,
+    parse_origin,
+)
+from proxy.simulator import Simulator
+from proxy.telemetry import METRICS_TYPE, Telemetry
+from proxy.tokens.manager import Clocks, Session, TokenSettings
+from proxy.tokens.nomba import Credentials, NombaAuth
+from proxy.upstream.dialler import Dialler, Timeouts
+
+_Result = TypeVar("_Result")
+
+
+class CannotStart(Exception):
+    """The proxy cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A proxy that is up.
+
+    Attributes:
+        listen, admin_listen: the addresses it got.
+        upstreams: what it forwards to.
+        simulator: the built-in one, if it is the upstream.
+    """
+
+    listen: Address
+    admin_listen: Address
+    upstreams: tuple[ReadyUpstream, ...]
+    simulator: Simulator | None
+
+
+def alive_clock() -> Callable[[], float]:
+    """Seconds on a clock that runs during sleep: CLOCK_BOOTTIME, monotonic elsewhere."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    if boottime is None:
+        return time.monotonic
+    clock: int = boottime
+    return lambda: time.clock_gettime(clock)
+
+
+async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemetry) -> Running:
+    """Bring the proxy up; leaving `stack` brings it down, listeners first.
+
+    Raises:
+        CannotStart: an address cannot be had, or aiohttp lacks its compiled parser.
+    """
+    if HttpRequestParser is HttpRequestParserPy:
+        raise CannotStart(
+            "aiohttp runs on its pure-Python parser, which reads requests differently.\n"
+            "Install a wheel of aiohttp with extensions, and unset AIOHTTP_NO_EXTENSIONS."
+        )
+    simulator = None
+    upstreams = settings.upstreams
+    if settings.simulate:
+        simulator = Simulator()
+        await simulator.start()
+        stack.push_async_callback(simulator.stop)
+        upstreams = (_simulated(settings, simulator),)
+
+    wired = []
+    controls: dict[str, SessionControls] = {}
+    for one in upstreams:
+        upstream = _wire(one, settings=settings, telemetry=telemetry)
+        upstream.session.start()
+        revoke = settings.model.token.revoke_at_shutdown
+        stack.push_async_callback(upstream.session.close, revoke=revoke)
+        wired.append(upstream)
+        controls[one.name] = _controls(upstream.session)
+
+    admin = web.AppRunner(
+        build_admin(
+            controls,
+            metrics=telemetry.metrics.render,
+            metrics_type=METRICS_TYPE,
+            is_loopback=is_loopback,
+        ),
+        access_log=None,
+    )
+    admin_listen = await _listen(admin, settings.admin_listen, stack=stack, key="admin.listen")
+
+    model = settings.model
+    authorities: set[str] = set()
+    handler = Handler(
+        tuple(wired),
+        limits=Limits(
+            body=int(model.body.limit),
+            body_stall=model.body.stall_timeout,
+            body_total=model.body.total_timeout,
+            login_lifetime=model.callers.login_lifetime,
+        ),
+        is_own_authority=authorities.__contains__,
+        observe=telemetry.observe,
+        emit=telemetry.emit,
+    )
+    server = QuietServer(
+        handler,
+        observe=telemetry.observe,
+        emit=telemetry.emit,
+        keepalive=model.callers.idle_timeout,
+    )
+    traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit)
+    listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
+    authorities.update(_authorities(listen))
+    return Running(listen, admin_listen, upstreams, simulator)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGINT or SIGTERM; a second signal ends at once.
+
+    Raises:
+        CannotStart: as `start`.
+    """
+    model = settings.model
+    telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            sys.exit(1)
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    async with AsyncExitStack() as stack:
+        running = await start(settings, stack=stack, telemetry=telemetry)
+        print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201
+        await stopping.wait()
+        telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
+
+
+def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry) -> Upstream:
+    model = settings.model
+    dialler = Dialler(
+        one.origin,
+        timeouts=Timeouts(**model.timeouts.model_dump()),
+        ca_file=one.options.ca_file,
+    )
+    credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
+    session = Session(
+        one.name,
+        auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
+        settings=TokenSettings(
+            early=model.token.early, wait_limit=model.token.wait_limit, gap=model.token.gap
+        ),
+        clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
+        emit=telemetry.emit,
+    )
+    return Upstream(
+        name=one.name,
+        mount=one.mount.encode("ascii"),
+        dialler=dialler,
+        session=session,
+        account=AccountRule(
+            one.account_id,
+            policy=one.options.account_policy,
+            allowed=frozenset(one.options.account_allow),
+            override_money=one.options.account_override_money,
+        ),
+        anonymous=one.anonymous,
+    )
+
+
+def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
+    origin = parse_origin(simulator.origin)
+    switches = simulator.switches
+    return ReadyUpstream(
+        name="simulator",
+        origin=origin,
+        mount="",
+        client_id=switches.client_id,
+        client_secret=Secret(switches.client_secret, origin=origin.text),
+        account_id=switches.account_id,
+        anonymous=settings.model.callers.anonymous is not False,
+        # No money is real there, and an app that is configured with its own account
+        # should work at once.
+        options=UpstreamSettings(name="simulator", account_override_money=True),
+    )
+
+
+def _controls(session: Session) -> SessionControls:
+    async def told(work: Awaitable[_Result]) -> _Result:
+        try:
+            return await work
+        except ProxyError as error:
+            raise ControlFailed(error.description) from error
+
+    def status() -> Mapping[str, object]:
+        return {
+            key: round(value, 1) if isinstance(value, float) else value
+            for key, value in asdict(session.status()).items()
+        }
+
+    return SessionControls(
+        ready=lambda: session.ready,
+        status=status,
+        renew=lambda: told(session.renew_now()),
+        revoke=lambda stop: told(session.revoke(stop=stop)),
+    )
+
+
+async def _listen(
+    runner: web.BaseRunner, address: Address, *, stack: AsyncExitStack, key: str
+) -> Address:
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, address.host, address.port).start()
+    except OSError as error:
+        raise CannotStart(
+            f"{key} = {address}: {error.strerror}.\n"
+            f"Another process may be listening there; choose another address for {key}."
+        ) from None
+    host, port = runner.addresses[0][:2]
+    return Address(host, port)
+
+
+def _authorities(listen: Address) -> set[str]:
+    names = {str(listen), f"localhost:{listen.port}", f"127.0.0.1:{listen.port}"}
+    names.add(f"[::1]:{listen.port}")
+    return names | ({"localhost", "127.0.0.1", "[::1]"} if listen.port == 80 else set())
+
+
+def banner(running: Running, *, settings: Settings) -> str:
+    """What a human needs at start: where it listens, what it forwards to, how to call it."""
+    lines = [f"nomba-proxy {__version__}"]
+    for one in running.upstreams:
+        what = (
+            "SIMULATOR (built in, no real money)" if running.simulator else one.origin.environment
+        )
+        lines += [
+            f"  upstream   {one.name}: {what}, {one.origin.text}, mounted at {one.mount or '/'}",
+            f"  account    {mask(one.account_id)}",
+        ]
+        if one.anonymous:
+            lines.append("  callers    anybody on this machine (callers.anonymous)")
+        else:
+            lines.append("  callers    nobody yet: anonymous callers are refused here")
+            lines.append("             allow them explicitly: callers.anonymous = true")
+    lines += [f"  warning    {one}" for one in settings.warnings]
+    url = f"http://{running.listen}"
+    first = running.upstreams[0]
+    lines += [
+        f"  listening  {url}  (admin http://{running.admin_listen})",
+        "",
+        "  try it:",
+        f"    curl -s {url}{first.mount}/v1/accounts/balance",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Who is calling, and the login that callers believe to be Nomba's."""

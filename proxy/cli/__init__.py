@@ -1,0 +1,153 @@
+"""The command line: `serve`, `check`, `token`, `version`.
+
+Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be used).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from proxy import __version__
+from proxy.settings import Settings, SettingsError, environment, load
+
+_EPILOG = """\
+settings: flag over environment over file over default; config/proxy.toml in the source
+tree documents every key, and `nomba-proxy check --show` prints the effective ones.
+
+credentials come from the environment, never from a flag:
+  NOMBA_CLIENT_ID, NOMBA_CLIENT_SECRET (or NOMBA_PRIVATE_KEY), NOMBA_ACCOUNT_ID
+  (or NOMBA_PARENT_ACCOUNT_ID); each also as …_FILE, or in $CREDENTIALS_DIRECTORY.
+  NOMBA_ENVIRONMENT=production|sandbox or NOMBA_BASE_URL chooses where they are used.
+
+exit codes: 0 ok, 1 failure, 2 usage or settings that cannot be used
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; the process's by default.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.verb == "version":
+        print(f"nomba-proxy {__version__}")
+        return
+    try:
+        settings = load(
+            environ=environment(),
+            config=arguments.config,
+            flags=_flags(parser, arguments),
+            credentials=arguments.verb in {"serve", "check"},
+        )
+    except SettingsError as error:
+        print("nomba-proxy: these settings cannot be used:", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  - {problem}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(_run(arguments, settings))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: argparse.Namespace, settings: Settings) -> int:
+    if arguments.verb == "serve":
+        from proxy.cli.serve import serve
+
+        return serve(settings)
+    if arguments.verb == "check":
+        from proxy.cli.check import check
+
+        return check(settings, show=arguments.show, as_json=arguments.json)
+    from proxy.cli.token import token
+
+    return token(
+        settings,
+        action=arguments.action,
+        upstream=arguments.upstream,
+        stop=getattr(arguments, "stop", False),
+        as_json=arguments.json,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nomba-proxy",
+        description="An authenticating reverse proxy for the Nomba payments API.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config", metavar="FILE", help="settings file (TOML) [NOMBA_PROXY_CONFIG]"
+    )
+    common.add_argument(
+        "--admin-listen",
+        metavar="ADDR",
+        help="admin listener, host:port [NOMBA_PROXY_ADMIN_LISTEN] (default 127.0.0.1:9091)",
+    )
+    common.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set any key of the settings file, e.g. --set log.level=debug (repeatable)",
+    )
+    serving = argparse.ArgumentParser(add_help=False, parents=[common])
+    serving.add_argument(
+        "--listen",
+        metavar="ADDR",
+        help="traffic listener, host:port [NOMBA_PROXY_LISTEN] (default 127.0.0.1:8080)",
+    )
+    serving.add_argument(
+        "--simulate",
+        nargs="?",
+        const="true",
+        choices=("true", "false", "auto"),
+        help="use the built-in simulator as the upstream; auto: only if no credentials are set",
+    )
+    asking = argparse.ArgumentParser(add_help=False, parents=[common])
+    asking.add_argument("--json", action="store_true", help="print JSON")
+
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("serve", parents=[serving], help="run the proxy")
+    check = verbs.add_parser(
+        "check", parents=[serving], help="validate the settings, start nothing"
+    )
+    check.add_argument("--show", action="store_true", help="print every setting and its origin")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    token = verbs.add_parser("token", help="look at or change a running proxy's session")
+    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("show", "state of the token; never the token itself"),
+        ("renew", "get a newer token now; ends a stop"),
+        ("revoke", "hold requests, revoke the token, issue a new one, go on"),
+    ):
+        action = actions.add_parser(name, parents=[asking], help=text, description=text)
+        action.add_argument("--upstream", metavar="NAME", help="which, if there are several")
+        if name == "revoke":
+            action.add_argument(
+                "--stop", action="store_true", help="stay without a token until `token renew`"
+            )
+    verbs.add_parser("version", help="print the version")
+    return parser
+
+
+def _flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    for pair in arguments.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            parser.error(f"--set wants KEY=VALUE, not {pair!r}")
+        flags[f"upstream.0.{key[9:]}" if key.startswith("upstream.") else key] = value
+    for key, name in (
+        ("listen", "listen"),
+        ("admin.listen", "admin_listen"),
+        ("simulate", "simulate"),
+    ):
+        value = getattr(arguments, name, None)
+        if value is not None:
+            flags[key] = value
+    return flags

@@ -1,0 +1,26 @@
+"""`nomba-proxy check`: the settings are valid already when this runs."""
+
+import json
+import sys
+
+from proxy.settings import Settings, describe
+
+
+def check(settings: Settings, *, show: bool, as_json: bool) -> int:
+    """Report on valid settings; the exit code."""
+    rows = describe(settings)
+    if as_json:
+        listed = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+        print(json.dumps({"settings": listed, "warnings": settings.warnings}, indent=2))
+        return 0
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if show:
+        wide = max(len(key) for key, _, _ in rows)
+        value_wide = min(40, max(len(value) for _, value, _ in rows))
+        for key, value, origin in rows:
+            print(f"{key:<{wide}}  {value:<{value_wide}}  {origin}")
+    else:
+        names = ", ".join(one.origin.text for one in settings.upstreams) or "the simulator"
+        print(f"the settings are valid; upstream: {names}")
+    return 0

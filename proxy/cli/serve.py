@@ -1,0 +1,20 @@
+"""`nomba-proxy serve`."""
+
+import asyncio
+import sys
+
+from proxy.app import CannotStart
+from proxy.app import serve as run
+from proxy.settings import Settings
+
+
+def serve(settings: Settings) -> int:
+    """Run the proxy until it is told to stop; the exit code."""
+    for warning in settings.warnings:
+        print(f"nomba-proxy: warning: {warning}", file=sys.stderr)
+    try:
+        asyncio.run(run(settings))
+    except CannotStart as error:
+        print(f"nomba-proxy: cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0

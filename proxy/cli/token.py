@@ -1,0 +1,69 @@
+"""`nomba-proxy token show|renew|revoke`: asks the running proxy over its admin listener."""
+
+import json
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from proxy.settings import Settings
+
+# Longer than any renewal may take: two token calls and the wait for one under way.
+_TIMEOUT = 60.0
+
+
+def token(
+    settings: Settings, *, action: str, upstream: str | None, stop: bool, as_json: bool
+) -> int:
+    """Carry out an action on a running proxy's session; the exit code."""
+    query = {"upstream": upstream} if upstream else {}
+    if stop:
+        query["stop"] = "1"
+    path = "/token" if action == "show" else f"/token/{action}"
+    url = f"http://{settings.admin_listen}{path}?{urllib.parse.urlencode(query)}"
+    request = urllib.request.Request(url, method="GET" if action == "show" else "POST")
+    # No proxy from the environment: the admin listener is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_TIMEOUT) as reply:
+            answer: dict[str, Any] = json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode("utf-8", "replace")
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = {"error": f"HTTP {error.code}"}
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        print(
+            f"nomba-proxy: no proxy answers on {settings.admin_listen} ({reason}).\n"
+            "Start it with `nomba-proxy serve`, or name its admin listener: --admin-listen ADDR",
+            file=sys.stderr,
+        )
+        return 1
+    problem = answer.pop("error", None)
+    if as_json:
+        print(json.dumps(answer if problem is None else {"error": problem, **answer}, indent=2))
+    else:
+        for name, status in answer.items():
+            if upstream in {None, name}:
+                _show(name, status)
+    if problem is not None:
+        print(f"nomba-proxy: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show(name: str, status: dict[str, Any]) -> None:
+    print(f"{name}: {status['state']}, generation {status['generation']}")
+    if status["token"]:
+        print(f"  token       *** (sha256 {status['token']})")
+        print(f"  expires in  {status['expires_in']} s")
+        print(f"  renews in   {status['renews_in']} s")
+    if status["renewing"]:
+        print("  a renewal is under way")
+    if status["failures"]:
+        print(f"  failures    {status['failures']} in a row, next try in {status['retry_in']} s")
+        print(f"  last error  {status['last_error']}")

@@ -1,0 +1,77 @@
+"""Which account a request is made for.
+
+Nomba's `accountId` header is always the parent account; apps send it in several
+spellings, send a sub-account, or send none (facts, section 3). It is a header only:
+an `accountId` in a query or body is never touched.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy.core.routes import Kind
+from proxy.core.secret import mask
+from proxy.errors import AccountMismatch
+
+Policy = Literal["override", "fill", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRule:
+    """How `accountId` is decided at one upstream.
+
+    Attributes:
+        account: the parent account the session belongs to.
+        policy: `override` sends ours always, `fill` only where the caller sent none,
+            `allow` the caller's if it is listed.
+        allowed: ids that `allow` accepts beside `account`.
+        override_money: whether `override` may replace another id on a money call.
+    """
+
+    account: str
+    policy: Policy = "override"
+    allowed: frozenset[str] = frozenset()
+    override_money: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccountDecision:
+    """The id to send, and the caller's differing id if ours replaced it."""
+
+    account: str
+    replaced: str | None = None
+
+
+def decide_account(rule: AccountRule, *, sent: tuple[str, ...], kind: Kind) -> AccountDecision:
+    """The account a request goes out with.
+
+    Args:
+        rule: the upstream's rule.
+        sent: the different ids the caller sent (`heads.caller_accounts`).
+        kind: the request's class.
+
+    Raises:
+        AccountMismatch: the caller meant an account that may not be replaced or used.
+    """
+    differing = tuple(one for one in sent if one.lower() != rule.account.lower())
+    if not differing:
+        return AccountDecision(rule.account)
+    if rule.policy == "override":
+        if kind is Kind.MONEY and not rule.override_money:
+            raise _mismatch(rule, differing, "money is not moved for an account nobody meant")
+        return AccountDecision(rule.account, replaced=differing[0])
+    if len(sent) > 1:
+        raise _mismatch(rule, differing, "several different ids were sent")
+    if rule.policy == "allow" and differing[0] not in rule.allowed:
+        raise _mismatch(rule, differing, "it is not in account.allow")
+    return AccountDecision(differing[0])
+
+
+def _mismatch(rule: AccountRule, differing: tuple[str, ...], why: str) -> AccountMismatch:
+    return AccountMismatch(
+        f"The request names account {mask(differing[0])}, this proxy serves "
+        f"{mask(rule.account)}, and {why}.",
+        hint=(
+            "Remove the accountId header (the proxy adds its own; a sub-account belongs into "
+            "the path or body), or change account.policy or account.override_money."
+        ),
+    )

@@ -1,0 +1,205 @@
+"""Build heads afresh: what came in is never changed, what goes out is made anew.
+
+Names and values are bytes from the wire and stay so: order, case, duplicates and
+non-UTF-8 values survive. Hop-by-hop fields (RFC 9110 section 7.6.1) and whatever
+`Connection` names are removed first; our own pair is put in last, so nothing a caller
+sends can remove or precede it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from proxy.errors import HeadInvalid, HeadTooLarge
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+# Never forwarded: `expect` is answered by us; the rest would tell the upstream
+# another method than the one we judged, or addresses of our network.
+_REQUEST_DROPPED = _HOP_BY_HOP | {
+    b"expect",
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+    b"forwarded",
+    b"x-real-ip",
+}
+_REQUEST_DROPPED_PREFIX = b"x-forwarded-"
+# Headers a reply carries in our name: an upstream must not be able to fake them.
+_REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
+_REPLY_DROPPED_PREFIX = b"nomba-proxy-"
+# Ours, compared without `-` and `_`: servers that map names to variables take
+# `account_id` and `Account-Id` for `accountId`.
+_OWN = frozenset({b"authorization", b"accountid"})
+
+_CONNECTION_TOKENS = re.compile(rb"[^\s,]+")
+
+
+def _squash(name: bytes) -> bytes:
+    return name.translate(None, b"-_")
+
+
+def named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """Lower-case names that `Connection` fields declare to be hop-by-hop."""
+    return frozenset(
+        token.lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in _CONNECTION_TOKENS.findall(value)
+    )
+
+
+def caller_accounts(headers: Headers) -> tuple[str, ...]:
+    """The different account ids a caller sent, under any spelling of `accountId`."""
+    found = dict.fromkeys(
+        value.decode("latin-1")
+        for name, value in headers
+        if _squash(name.lower()) == b"accountid" and value
+    )
+    return tuple(found)
+
+
+CHUNKED = -1
+
+
+def check_head(headers: Headers, *, target_length: int, limit: int) -> int | None:
+    """Refuse a head that is too large or framed in a way two parsers could read apart.
+
+    Args:
+        headers: raw fields.
+        target_length: bytes of the request target.
+        limit: bytes the whole head may take.
+
+    Returns:
+        The declared body length; `CHUNKED`, or None if no body is declared.
+
+    Raises:
+        HeadTooLarge: all fields together are larger than `limit`.
+        HeadInvalid: a transfer coding other than `chunked`, or one beside a length.
+    """
+    size = target_length
+    length: int | None = None
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        lower = name.lower()
+        if b"_" in lower:
+            lower = lower.replace(b"_", b"-")
+        if lower not in {b"transfer-encoding", b"content-length"}:
+            continue
+        chunked = lower == b"transfer-encoding"
+        sound = value.lower() == b"chunked" if chunked else value.isdigit()
+        if length is not None or b"_" in name or not sound:
+            raise HeadInvalid(
+                "The request is framed in a way the proxy does not pass on.",
+                hint="Send one Content-Length or Transfer-Encoding: chunked, not both.",
+                close=True,
+            )
+        length = CHUNKED if chunked else int(value)
+    if size > limit:
+        raise HeadTooLarge(
+            f"The request head is larger than {limit} bytes.",
+            hint="Send fewer or shorter headers (cookies are the usual reason).",
+            close=True,
+        )
+    return length
+
+
+class RequestHead:
+    """The outgoing head of an exchange: built once, completed with a token per attempt.
+
+    Args:
+        method: as sent.
+        target: `Target.raw`.
+        headers: raw fields of the caller.
+        host: value of `Host` for the upstream.
+        body_length: bytes of the body, or None if the caller sent no body at all.
+    """
+
+    __slots__ = ("_start",)
+
+    def __init__(
+        self,
+        method: bytes,
+        *,
+        target: bytes,
+        headers: Headers,
+        host: bytes,
+        body_length: int | None,
+    ) -> None:
+        named = named_by_connection(headers)
+        lines = [method, b" ", target, b" HTTP/1.1\r\n"]
+        length = None if body_length is None else b"%d" % body_length
+        host_done = False
+        for name, value in headers:
+            lower = name.lower()
+            if b"_" in lower:
+                lower = lower.replace(b"_", b"-")
+            if lower == b"host":
+                host_done = True
+                lines += (name, b": ", host, b"\r\n")
+            elif lower == b"content-length":
+                if length is not None:
+                    lines += (name, b": ", length, b"\r\n")
+                    length = None
+            elif not (
+                lower in _REQUEST_DROPPED
+                or lower.startswith(_REQUEST_DROPPED_PREFIX)
+                or lower in named
+                or _squash(lower) in _OWN
+            ):
+                lines += (name, b": ", value, b"\r\n")
+        if not host_done:
+            lines[4:4] = (b"Host: ", host, b"\r\n")
+        if length is not None:
+            lines += (b"Content-Length: ", length, b"\r\n")
+        self._start = b"".join(lines)
+
+    def with_token(self, token: str, *, account: str) -> bytes:
+        """The complete head with our own pair last."""
+        return b"%bAuthorization: Bearer %b\r\naccountId: %b\r\n\r\n" % (
+            self._start,
+            token.encode("ascii"),
+            account.encode("latin-1"),
+        )
+
+
+def reply_head(
+    status: int,
+    *,
+    reason: bytes,
+    headers: Headers,
+    own: Iterable[tuple[bytes, bytes]],
+) -> bytes:
+    """The head of a forwarded reply.
+
+    Args:
+        status: as the upstream sent it.
+        reason: the same.
+        headers: raw fields of the upstream's reply.
+        own: fields the proxy adds: request id, outcome, framing.
+    """
+    named = named_by_connection(headers)
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+    for name, value in headers:
+        lower = name.lower()
+        if not (
+            lower in _REPLY_DROPPED or lower in named or lower.startswith(_REPLY_DROPPED_PREFIX)
+        ):
+            lines += (name, b": ", value, b"\r\n")
+    for name, value in own:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)

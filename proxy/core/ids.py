@@ -1,0 +1,21 @@
+"""Request ids: the caller's if it is sane, else ours."""
+
+import os
+import re
+
+_SANE = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def new_request_id() -> str:
+    """32 random hex digits."""
+    return os.urandom(16).hex()
+
+
+def request_id(sent: str | None) -> str:
+    """The id of an exchange.
+
+    Args:
+        sent: value of the caller's `X-Request-Id`, or None. Nomba has no request id of
+            its own (facts, section 4), so ours is the one to search logs for.
+    """
+    return sent if sent is not None and _SANE.fullmatch(sent) else new_request_id()

@@ -1,0 +1,140 @@
+"""Is a reply an auth refusal, and may the request be sent once more?
+
+| the upstream says                                           | renew | replay     |
+| ----------------------------------------------------------- | ----- | ---------- |
+| HTTP 401                                                     | yes   | any method |
+| HTTP 500 or 400 whose envelope text says "JWT expired"       | yes   | reads only |
+| HTTP 200 with envelope code 401, or 01/02 with a token text  | yes   | reads only |
+| anything else                                                | no    | no         |
+
+A 401 is Nomba's documented answer to an expired or invalid token and comes before any
+work. The others were observed or documented too (facts, section 1), but an error from
+inside does not prove that no money moved: those are replayed only where nothing can.
+The match is anchored to fields of the envelope, never a substring of the body.
+"""
+
+import re
+import zlib
+from collections.abc import Callable
+from enum import Enum, auto
+
+import brotli
+import orjson
+import zstandard
+
+from proxy.core.heads import Headers
+from proxy.core.routes import Kind
+
+PEEK_LIMIT = 16 * 1024
+# `02` is a validation error too, so the text must say what is wrong with a token.
+_TOKEN_TEXT = re.compile(
+    r"\b(?:token|jwt)\b.*\b(?:expired|invalid|revoked)\b"
+    r"|\b(?:expired|invalid|revoked)\b.*\b(?:token|jwt|credentials)\b"
+    r"|\bre-?authenticate\b|\bunauthori[sz]ed\b",
+    re.IGNORECASE,
+)
+_JWT_EXPIRED = re.compile(r"\bJWT expired\b", re.IGNORECASE)
+
+
+class Verdict(Enum):
+    """What a reply says of the token it was asked with."""
+
+    ANSWER = auto()
+    REFUSAL = auto()  # proves that nothing was done
+    REFUSAL_UNPROVEN = auto()  # the token is dead, but something may have been done
+
+
+def field_value(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a field, by lower-case name."""
+    for found, value in headers:
+        if found.lower() == name:
+            return value
+    return None
+
+
+def needs_body(status: int, *, headers: Headers) -> bool:
+    """Whether the verdict on a reply depends on the beginning of its body.
+
+    Only then is a reply held back before it is passed on: JSON replies with status
+    200, 400 or 500. A 200 known to be larger than `PEEK_LIMIT` is not looked into.
+    """
+    if status not in {200, 400, 500}:
+        return False
+    media = (field_value(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        return False
+    length = field_value(headers, b"content-length")
+    large = length is not None and length.isdigit() and int(length) > PEEK_LIMIT
+    return not (status == 200 and large)
+
+
+def judge(status: int, *, headers: Headers, body: bytes, complete: bool) -> Verdict:
+    """The verdict on a reply.
+
+    Args:
+        status: HTTP status.
+        headers: raw fields.
+        body: the first bytes of the body as they came, at most `PEEK_LIMIT`.
+        complete: whether `body` is the whole body.
+    """
+    if status == 401:
+        return Verdict.REFUSAL
+    if not body or not complete or not needs_body(status, headers=headers):
+        return Verdict.ANSWER
+    encoding = field_value(headers, b"content-encoding") or b"identity"
+    decode = _DECODERS.get(encoding.strip().lower())
+    if decode is None:
+        return Verdict.ANSWER
+    try:
+        envelope = orjson.loads(decode(body))
+    except (ValueError, zlib.error, brotli.error, zstandard.ZstdError):
+        return Verdict.ANSWER
+    if not isinstance(envelope, dict):
+        return Verdict.ANSWER
+    text = " ".join(
+        value
+        for key in ("detail", "description", "message")
+        if isinstance(value := envelope.get(key), str)
+    )
+    if status != 200:
+        return Verdict.REFUSAL_UNPROVEN if _JWT_EXPIRED.search(text) else Verdict.ANSWER
+    code = str(envelope.get("code"))
+    if code == "401" or (code in {"01", "02"} and _TOKEN_TEXT.search(text)):
+        return Verdict.REFUSAL_UNPROVEN
+    return Verdict.ANSWER
+
+
+def may_replay(verdict: Verdict, *, kind: Kind) -> bool:
+    """Whether a refused request may be sent once more with a new token."""
+    return verdict is Verdict.REFUSAL or (verdict is Verdict.REFUSAL_UNPROVEN and kind is Kind.READ)
+
+
+def _gzip(body: bytes) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(body, PEEK_LIMIT)
+
+
+def _deflate(body: bytes) -> bytes:
+    # RFC 9110 section 8.4.1.2: zlib format; some send the bare stream.
+    try:
+        return zlib.decompressobj().decompress(body, PEEK_LIMIT)
+    except zlib.error:
+        return zlib.decompressobj(wbits=-15).decompress(body, PEEK_LIMIT)
+
+
+def _brotli(body: bytes) -> bytes:
+    return bytes(brotli.Decompressor().process(body, output_buffer_limit=PEEK_LIMIT))
+
+
+def _zstd(body: bytes) -> bytes:
+    with zstandard.ZstdDecompressor(max_window_size=1 << 20).stream_reader(body) as reader:
+        return reader.read(PEEK_LIMIT)
+
+
+_DECODERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"identity": bytes,
+    b"gzip": _gzip,
+    b"x-gzip": _gzip,
+    b"deflate": _deflate,
+    b"br": _brotli,
+    b"zstd": _zstd,
+}

@@ -1,0 +1,30 @@
+"""A whole reply of the upstream, as the token calls see it."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.core.heads import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class WholeReply:
+    """A reply whose body has been read to its end."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class CallUpstream(Protocol):
+    """Send one request over the upstream's dialler and read the whole reply."""
+
+    def __call__(
+        self, target: bytes, *, headers: Headers, body: bytes, within: float
+    ) -> Awaitable[WholeReply]:
+        """POST `body` to `target` at the origin this callable belongs to.
+
+        Raises:
+            UpstreamError: no complete reply within `within` seconds.
+        """
+        ...

@@ -1,0 +1,137 @@
+"""Parse a request target once; policy and forwarding use the same parsed value.
+
+A target that two parsers could read differently is refused here, before anything
+is decided on it: dot segments (also encoded, also more than once, also with path
+parameters), backslashes, control and non-ASCII bytes, fragments (RFC 9112 section 3.2
+allows none of the raw ones). Everything else is forwarded byte for byte.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from proxy.errors import HostRefused, TargetAmbiguous
+
+_RAW_REFUSED = re.compile(rb"[^\x21-\x7e]|[#\\]")
+_DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?=[/\\]|$)")
+_SLASHES = re.compile(r"/{2,}")
+_PARAMS = re.compile(r";[^/]*")
+_UNRESERVED = re.compile(
+    rb"%(?:4[1-9a-f]|5[0-9a]|6[1-9a-f]|7[0-9ae]|3[0-9]|2[de]|5f)", re.IGNORECASE
+)
+_SANDBOX = re.compile(r"/sandbox(?=/|$)")
+_DECODE_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A request target that can be read in one way only.
+
+    Attributes:
+        raw: path and query exactly as they are to be forwarded.
+        path: the path part of `raw`.
+        canonical: the path as policy sees it: unreserved characters decoded, case
+            folded, slashes collapsed, parameters, trailing slash and `/sandbox` removed.
+        decoded: `canonical` of the path decoded to the end: what a careless upstream
+            could make of it. Used only to keep logins from reaching Nomba.
+    """
+
+    raw: bytes
+    path: bytes
+    canonical: str
+    decoded: str
+
+
+def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Target:
+    """Parse an origin-form or absolute-form target (RFC 9112 section 3.2).
+
+    Args:
+        raw: the target as it stood in the request line.
+        is_own_authority: whether a `host:port` is this listener; an absolute-form
+            target for it is its path.
+
+    Raises:
+        TargetAmbiguous: the target can be read in two ways.
+        HostRefused: an absolute-form target for somebody else.
+    """
+    if _RAW_REFUSED.search(raw):
+        raise TargetAmbiguous(
+            "The request target contains a byte that is not allowed there.",
+            hint="Percent-encode control, non-ASCII, '#' and backslash bytes.",
+        )
+    if not raw.startswith(b"/"):
+        raw = _from_absolute(raw, is_own_authority)
+    path = raw.partition(b"?")[0]
+    decoded = path
+    if b"." in path or b"%" in path:
+        for _ in range(_DECODE_ROUNDS):
+            if _DOTS.search(decoded):
+                raise TargetAmbiguous(
+                    "The path contains a dot segment.",
+                    hint="Resolve '.' and '..' before sending; they are never forwarded.",
+                )
+            if b"%" not in decoded:
+                break
+            before, decoded = decoded, unquote_to_bytes(decoded)
+            if before == decoded:
+                break
+        else:
+            raise TargetAmbiguous("The path is percent-encoded too many times.")
+    canonical = canonical_path(path)
+    return Target(
+        raw=raw,
+        path=path,
+        canonical=canonical,
+        decoded=canonical if decoded is path else canonical_path(decoded.replace(b"\\", b"/")),
+    )
+
+
+def canonical_path(path: bytes) -> str:
+    """The one spelling of a path that the endpoint table is asked for.
+
+    >>> canonical_path(b"/V1//sandbox/%74ransfers;x=1/banks/")
+    '/v1/transfers/banks'
+    """
+    if b"%" in path:
+        path = _UNRESERVED.sub(lambda found: unquote_to_bytes(found[0]), path)
+    text = path.decode("latin-1").lower()
+    if ";" in text:
+        text = _PARAMS.sub("", text)
+    if "//" in text:
+        text = _SLASHES.sub("/", text)
+    if "/sandbox" in text:
+        text = _SANDBOX.sub("", text)
+    if len(text) > 1 and text.endswith("/"):
+        text = text[:-1]
+    return text or "/"
+
+
+def _from_absolute(raw: bytes, is_own_authority: Callable[[str], bool]) -> bytes:
+    scheme, separator, rest = raw.partition(b"://")
+    if not separator or scheme.lower() not in {b"http", b"https"}:
+        raise TargetAmbiguous("The request target is neither a path nor an http URL.")
+    split = re.search(rb"[/?]", rest)
+    at = split.start() if split else len(rest)
+    authority = rest[:at].decode("ascii").lower()
+    if not is_own_authority(authority):
+        raise HostRefused(
+            f"This proxy does not forward to {authority or 'an empty host'}.",
+            hint="Use it as a base URL, not as an HTTP proxy (unset http_proxy / HTTPS_PROXY).",
+        )
+    tail = rest[at:]
+    return tail if tail.startswith(b"/") else b"/" + tail
+
+
+def strip_mount(target: Target, *, mount: bytes) -> Target:
+    """The target below a mount prefix, as it goes to that mount's upstream.
+
+    Args:
+        target: a parsed target whose path is `mount` or starts with `mount` + `/`.
+        mount: the prefix without a trailing slash; empty for the root mount.
+    """
+    if not mount:
+        return target
+    raw = target.raw[len(mount) :]
+    raw = raw if raw.startswith(b"/") else b"/" + raw
+    return parse_target(raw, is_own_authority=lambda _: False)

@@ -1,0 +1,189 @@
+"""The error tree: every reply the proxy makes by itself instead of forwarding.
+
+    ProxyError                       status  outcome
+    ├── TargetAmbiguous                 400  not_sent
+    ├── HeadInvalid                     400  not_sent
+    ├── CallerUnknown                   401  not_sent
+    ├── AccountMismatch                 403  not_sent
+    ├── HostRefused                     403  not_sent
+    ├── MountUnknown                    404  not_sent
+    ├── MethodNotAllowed                405  not_sent
+    ├── BodyTimeout                     408  not_sent
+    ├── BodyTooLarge                    413  not_sent
+    ├── HeadTooLarge                    431  not_sent
+    ├── UpgradeUnsupported              501  not_sent
+    ├── Internal                        500  as far as the exchange got
+    ├── TokenUnavailable                503  not_sent (refused after a first try)
+    │   └── RenewalNotAllowed           (never sent: the original reply is delivered)
+    └── UpstreamError
+        ├── UpstreamUnreachable         502  not_sent
+        ├── UpstreamBroken              502  unknown
+        └── UpstreamTimeout             504  unknown (not_sent while connecting)
+
+`Outcome` is the answer to the one question a payments team has after an error:
+did the request reach Nomba, and may it have done something?
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Outcome(StrEnum):
+    """What is known of a request's fate; the value of `Nomba-Proxy-Outcome`."""
+
+    NOT_SENT = "not_sent"
+    REFUSED = "refused"
+    ANSWERED = "answered"
+    UNKNOWN = "unknown"
+
+
+class ProxyError(Exception):
+    """A request that the proxy answers itself.
+
+    Attributes:
+        code: stable name, the value of `Nomba-Proxy-Error`.
+        status: HTTP status of the reply.
+        outcome: what became of the request at the upstream.
+        hint: what the reader can do next, in one sentence.
+        retry_after: whole seconds for `Retry-After`, or None.
+        close: whether the caller's connection cannot be used again.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        description: str,
+        *,
+        hint: str = "",
+        outcome: Outcome = Outcome.NOT_SENT,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(description)
+        self.description = description
+        self.hint = hint
+        self.outcome = outcome
+        self.retry_after = retry_after
+        self.close = close
+
+
+class TargetAmbiguous(ProxyError):
+    """The request target can be read in two ways, so it is not forwarded."""
+
+    code = "target_ambiguous"
+    status = 400
+
+
+class HeadInvalid(ProxyError):
+    """The request head breaks the protocol or contradicts itself."""
+
+    code = "head_invalid"
+    status = 400
+
+
+class CallerUnknown(ProxyError):
+    """Nobody we know is calling, and anonymous callers are not allowed."""
+
+    code = "caller_unknown"
+    status = 401
+
+
+class AccountMismatch(ProxyError):
+    """The caller asked for an account that this upstream does not serve."""
+
+    code = "account_mismatch"
+    status = 403
+
+
+class HostRefused(ProxyError):
+    """An absolute-form target names somebody else: this is no forward proxy."""
+
+    code = "host_refused"
+    status = 403
+
+
+class MountUnknown(ProxyError):
+    """No configured upstream is mounted at this path."""
+
+    code = "mount_unknown"
+    status = 404
+
+
+class MethodNotAllowed(ProxyError):
+    """CONNECT, TRACE, or anything but POST on the login paths."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class BodyTimeout(ProxyError):
+    """The caller stopped sending its body."""
+
+    code = "body_timeout"
+    status = 408
+
+
+class BodyTooLarge(ProxyError):
+    """The body is larger than `body.limit`."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class HeadTooLarge(ProxyError):
+    """The request head is larger than the limits allow."""
+
+    code = "head_too_large"
+    status = 431
+
+
+class Internal(ProxyError):
+    """A fault of ours."""
+
+    code = "internal"
+    status = 500
+
+
+class UpgradeUnsupported(ProxyError):
+    """A protocol upgrade that the proxy does not speak."""
+
+    code = "upgrade_unsupported"
+    status = 501
+
+
+class TokenUnavailable(ProxyError):
+    """There is no living token, and none could be had in time."""
+
+    code = "token_unavailable"
+    status = 503
+
+
+class RenewalNotAllowed(TokenUnavailable):
+    """A forced renewal was asked for again too soon; the refusal itself is delivered."""
+
+
+class UpstreamError(ProxyError):
+    """The upstream gave no usable reply."""
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection could be made: name, connect or TLS failed before a byte was sent."""
+
+    code = "upstream_unreachable"
+    status = 502
+
+
+class UpstreamBroken(UpstreamError):
+    """The connection was lost, or the reply was no HTTP, after bytes had been sent."""
+
+    code = "upstream_broken"
+    status = 502
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream did not connect, answer or finish in time."""
+
+    code = "upstream_timeout"
+    status = 504

@@ -1,0 +1,537 @@
+"""One request, eight steps, one file.
+
+1. **parse** the raw target; refuse what can be read two ways
+2. **identify** the caller from the head alone, before a body byte is read
+3. **authorize**: which upstream, which operation, for which account
+4. **read** the body whole, up to a limit; a half-received request is never sent
+5. **borrow** the current token
+6. **attempt**: build the outgoing head afresh, send once
+7. **judge** the reply: deliver; or, once, renew *that* token and go back to 6
+8. **deliver**: stream the reply; from the first byte on an error can only cut it short
+
+Steps 1 to 7 either bring a reply to deliver or raise a `ProxyError`, which becomes a
+refusal. Whatever happens, the exchange is accounted for exactly once.
+"""
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from aiohttp import web
+from aiohttp.http import HttpVersion10
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+from proxy.callers.login import answer_login
+from proxy.core.account import AccountRule, decide_account
+from proxy.core.exchange import Emit, Event, Exchange, Observe
+from proxy.core.heads import RequestHead, caller_accounts, check_head, reply_head
+from proxy.core.ids import request_id
+from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, needs_body
+from proxy.core.refusal import local_reply
+from proxy.core.routes import Kind, RouteTable, login_call
+from proxy.core.target import Target, parse_target, strip_mount
+from proxy.errors import (
+    AccountMismatch,
+    BodyTimeout,
+    BodyTooLarge,
+    CallerUnknown,
+    HeadInvalid,
+    Internal,
+    MethodNotAllowed,
+    MountUnknown,
+    Outcome,
+    ProxyError,
+    RenewalNotAllowed,
+    TokenUnavailable,
+    UpgradeUnsupported,
+    UpstreamError,
+)
+from proxy.server import RawReply, refuse
+from proxy.tokens.manager import Session, Token
+from proxy.upstream.connection import Reply
+from proxy.upstream.dialler import Dialler
+
+_HINT_REQUERY = (
+    "the token was refused but the work may have been done: "
+    "requery by merchantTxRef or orderReference before repeating"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One configured upstream, wired.
+
+    Attributes:
+        name: for logs and metrics.
+        mount: path prefix without a trailing slash; empty for the root.
+        dialler: carries requests to it.
+        session: lends its token.
+        account: whose requests these are.
+        anonymous: whether callers we do not know may use it.
+    """
+
+    name: str
+    mount: bytes
+    dialler: Dialler
+    session: Session
+    account: AccountRule
+    anonymous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a caller may ask of us: bytes and seconds.
+
+    Attributes:
+        head: bytes of a whole request head.
+        body: bytes of a request body.
+        body_stall: seconds without a byte of a body that is still to come.
+        body_total: seconds a body may take in all.
+        login_lifetime: seconds a stand-in token claims to live.
+    """
+
+    head: int = 64 * 1024
+    body: int = 1024 * 1024
+    body_stall: float = 30.0
+    body_total: float = 300.0
+    login_lifetime: float = 3600.0
+
+
+class CallerLeft(Exception):
+    """The caller closed its connection before it had been answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """An answer of ours that is no error: a login, or `OPTIONS *`."""
+
+    body: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A reply to deliver, with a hint if its outcome needs one."""
+
+    reply: Reply
+    hint: str = ""
+
+
+class Handler:
+    """Answers every request on the traffic listener.
+
+    Args:
+        upstreams: in any order; the longest mount that matches wins.
+        limits: of one request.
+        is_own_authority: whether a `host:port` is this listener.
+        observe: takes the record of every exchange, once.
+        emit: takes events.
+        monotonic: seconds, for durations.
+        wall: epoch seconds, for stand-in tokens.
+    """
+
+    def __init__(
+        self,
+        upstreams: tuple[Upstream, ...],
+        *,
+        limits: Limits,
+        is_own_authority: Callable[[str], bool],
+        observe: Observe,
+        emit: Emit,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
+        self._limits = limits
+        self._is_own_authority = is_own_authority
+        self._observe = observe
+        self._emit = emit
+        self._monotonic = monotonic
+        self._wall = wall
+        self._routes = RouteTable()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request (`web.Server`'s handler)."""
+        exchange = Exchange(
+            request_id(request.headers.get("X-Request-Id")),
+            started=self._monotonic(),
+            method=request.method,
+        )
+        try:
+            result = await self._steps_1_to_7(request, exchange)
+        except ProxyError as error:
+            return self._refusal(request, exchange, error)
+        except CallerLeft:
+            exchange.status = 499
+            return RawReply(keep_alive=False)
+        except asyncio.CancelledError:
+            exchange.error = "cancelled"
+            raise
+        except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
+            return self._refusal(request, exchange, self._internal(exchange, fault))
+        else:
+            if isinstance(result, _Local):
+                return self._local(request, exchange, result)
+            try:
+                return await self._deliver(request, exchange, result)
+            finally:
+                result.reply.close()
+        finally:
+            exchange.seconds = self._monotonic() - exchange.started
+            self._observe(exchange)
+
+    # -- steps 1 to 7 --------------------------------------------------------------------
+
+    async def _steps_1_to_7(self, request: web.BaseRequest, exchange: Exchange) -> _Answer | _Local:
+        method = request.method
+        headers = request.raw_headers
+
+        # 1 parse
+        raw = request.raw_path.encode("utf-8", "surrogateescape")
+        length = check_head(headers, target_length=len(raw), limit=self._limits.head)
+        if method in {"CONNECT", "TRACE"}:
+            raise MethodNotAllowed(f"{method} is not forwarded.", close=True)
+        if raw == b"*" and method == "OPTIONS":
+            return _Local({})
+        target = parse_target(raw, is_own_authority=self._is_own_authority)
+        _refuse_upgrade(request)
+        upstream = self._select(target)
+        exchange.upstream = upstream.name
+        target = strip_mount(target, mount=upstream.mount)
+        call = login_call(target.decoded)
+
+        # 2 identify
+        if not upstream.anonymous:
+            raise CallerUnknown(
+                "The proxy does not know who is calling.",
+                hint="Anonymous callers are not allowed for this upstream (callers.anonymous).",
+            )
+        exchange.caller = "anonymous"
+
+        # 3 authorize
+        sent_accounts = caller_accounts(headers)
+        if call is not None:
+            return await self._login(request, exchange, call, upstream, sent_accounts)
+        route = self._routes.classify(method, target.canonical)
+        exchange.route, exchange.kind = route.template, route.kind
+        account = decide_account(upstream.account, sent=sent_accounts, kind=route.kind)
+        exchange.account_replaced = account.replaced is not None
+
+        # 4 read
+        body = await self._read(request, length)
+        exchange.body_bytes = len(body or b"")
+
+        # 5 borrow
+        token = upstream.session.lend()
+        if token is None:
+            token = await self._waiting(exchange, upstream.session.borrow())
+
+        # 6 attempt
+        head = RequestHead(
+            method.encode("ascii"),
+            target=target.raw,
+            headers=headers,
+            host=upstream.dialler.origin.authority.encode("ascii"),
+            body_length=None if body is None else len(body),
+        )
+        attempt = _Attempt(upstream, head, account.account, body or b"", method == "HEAD")
+        reply, verdict = await self._attempt(exchange, attempt, token)
+
+        # 7 judge
+        if verdict is Verdict.ANSWER:
+            exchange.outcome = Outcome.ANSWERED
+            return _Answer(reply)
+        if not may_replay(verdict, kind=route.kind):
+            upstream.session.refused(token.generation)
+            exchange.outcome = Outcome.UNKNOWN
+            return _Answer(reply, hint=_HINT_REQUERY)
+        exchange.outcome = Outcome.REFUSED
+        try:
+            token = await self._waiting(exchange, upstream.session.renew(after=token.generation))
+        except RenewalNotAllowed:
+            return _Answer(reply)
+        except TokenUnavailable as error:
+            reply.close()
+            error.outcome = Outcome.REFUSED
+            raise
+        except BaseException:
+            reply.close()
+            raise
+        reply.close()
+        try:
+            reply, _ = await self._attempt(exchange, attempt, token)
+        except UpstreamError as error:
+            if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
+                error.outcome = Outcome.REFUSED
+            raise
+        exchange.outcome = Outcome.ANSWERED
+        return _Answer(reply)
+
+    def _select(self, target: Target) -> Upstream:
+        path = target.path
+        for upstream in self._upstreams:
+            mount = upstream.mount
+            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in {b"/", b""}:
+                return upstream
+        raise MountUnknown(
+            "No upstream is mounted at this path.",
+            hint=f"Mounts: {', '.join(one.mount.decode() or '/' for one in self._upstreams)}",
+        )
+
+    async def _login(
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        call: str,
+        upstream: Upstream,
+        sent: tuple[str, ...],
+    ) -> _Local:
+        exchange.route, exchange.kind = f"/v1/auth/token/{call}", "login"
+        if request.method != "POST":
+            raise MethodNotAllowed(
+                "The login calls are answered by the proxy, and only to POST.",
+                hint="They never reach Nomba: a second login would end the shared session.",
+            )
+        await self._read(request, request.content_length or 0)
+        try:
+            business = decide_account(upstream.account, sent=sent, kind=Kind.MONEY).account
+        except AccountMismatch:
+            business = upstream.account.account
+        return _Local(
+            dict(
+                answer_login(
+                    call,
+                    business_id=business,
+                    wall=self._wall(),
+                    lifetime=self._limits.login_lifetime,
+                )
+            )
+        )
+
+    async def _read(self, request: web.BaseRequest, length: int | None) -> bytes | None:
+        """The whole body; None if the caller declared none.
+
+        Args:
+            request: whose body is read.
+            length: declared length; -1 for a chunked body, None for no body.
+        """
+        if length is None:
+            return None
+        if length == 0:
+            return b""
+        limit = self._limits.body
+        too_large = BodyTooLarge(
+            f"The body is larger than {limit} bytes.",
+            hint="Nomba's calls are small JSON; body.limit raises the limit.",
+            close=True,
+        )
+        if length > limit:
+            raise too_large
+        content = request.content
+        try:
+            if content.is_eof():
+                body = content.read_nowait()
+            else:
+                await _continue(request)
+                buffer = bytearray()
+                async with asyncio.timeout(self._limits.body_total):
+                    while not content.at_eof():
+                        async with asyncio.timeout(self._limits.body_stall):
+                            buffer += await content.readany()
+                        if len(buffer) > limit:
+                            raise too_large
+                body = bytes(buffer)
+        except TimeoutError:
+            raise BodyTimeout(
+                "The body did not arrive in time; nothing was sent to the upstream.",
+                hint="Send the whole body that Content-Length or chunked framing announces.",
+                close=True,
+            ) from None
+        except (OSError, HttpProcessingError, RequestPayloadError):
+            if request.transport is None or request.transport.is_closing():
+                raise CallerLeft from None
+            raise HeadInvalid("The body is framed wrongly.", close=True) from None
+        if len(body) > limit:
+            raise too_large
+        return body
+
+    async def _attempt(
+        self, exchange: Exchange, attempt: "_Attempt", token: Token
+    ) -> tuple[Reply, Verdict]:
+        origin = attempt.upstream.dialler.origin
+        head = attempt.head.with_token(token.access.reveal(to=origin.text), account=attempt.account)
+        exchange.attempts += 1
+        exchange.generation = token.generation
+        started = self._monotonic()
+        reply = await attempt.upstream.dialler.send(
+            head, body=attempt.body, head_only=attempt.head_only
+        )
+        exchange.upstream_seconds = self._monotonic() - started
+        body, complete = b"", False
+        if not attempt.head_only and needs_body(reply.status, headers=reply.headers):
+            try:
+                body, complete = await reply.peek(PEEK_LIMIT)
+            except BaseException:
+                reply.close()
+                raise
+        verdict = judge(reply.status, headers=reply.headers, body=body, complete=complete)
+        if verdict is Verdict.ANSWER and reply.status not in {403, 429}:
+            attempt.upstream.session.accepted(token.generation)
+        return reply, verdict
+
+    async def _waiting(self, exchange: Exchange, token: Awaitable[Token]) -> Token:
+        started = self._monotonic()
+        try:
+            return await token
+        finally:
+            exchange.waited += self._monotonic() - started
+
+    # -- step 8, and what stands in for it -------------------------------------------------
+
+    async def _deliver(
+        self, request: web.BaseRequest, exchange: Exchange, answer: _Answer
+    ) -> RawReply:
+        reply = answer.reply
+        http10 = request.version == HttpVersion10
+        keep_alive = request.keep_alive
+        own = [
+            (b"X-Request-Id", exchange.request_id.encode()),
+            (b"Nomba-Proxy-Outcome", exchange.outcome.encode()),
+        ]
+        if answer.hint:
+            own.append((b"Nomba-Proxy-Hint", answer.hint.encode()))
+        whole = reply.ready()
+        chunked = False
+        if reply.length is None and not reply.bodyless:
+            if whole is not None:
+                own.append((b"Content-Length", b"%d" % len(whole)))
+            elif http10:
+                keep_alive = False
+            else:
+                chunked = True
+                own.append((b"Transfer-Encoding", b"chunked"))
+        if not keep_alive:
+            own.append((b"Connection", b"close"))
+        elif http10:
+            own.append((b"Connection", b"keep-alive"))
+        exchange.status = reply.status
+        head = reply_head(reply.status, reason=reply.reason, headers=reply.headers, own=own)
+        write = request.writer.write
+        try:
+            if whole is not None:
+                exchange.reply_bytes = len(whole)
+                await write(head + whole)
+                return RawReply(keep_alive=keep_alive)
+            await write(head)
+            async for part in reply.parts():
+                exchange.reply_bytes += len(part)
+                await write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            if chunked:
+                await write(b"0\r\n\r\n")
+        except ConnectionError:
+            exchange.status = 499
+            return RawReply(keep_alive=False)
+        except UpstreamError as error:
+            exchange.error, exchange.detail = error.code, error.description
+            exchange.outcome = Outcome.UNKNOWN
+            _cut(request, reset=http10 and reply.length is None)
+            return RawReply(keep_alive=False)
+        return RawReply(keep_alive=keep_alive)
+
+    def _refusal(
+        self, request: web.BaseRequest, exchange: Exchange, error: ProxyError
+    ) -> web.StreamResponse:
+        exchange.status = error.status
+        exchange.outcome = error.outcome
+        exchange.error = error.code
+        exchange.detail = error.description
+        return refuse(
+            error,
+            request_id=exchange.request_id,
+            keep_alive=request.keep_alive,
+            http10=request.version == HttpVersion10,
+            head_only=request.method == "HEAD",
+        )
+
+    def _local(
+        self, request: web.BaseRequest, exchange: Exchange, local: _Local
+    ) -> web.StreamResponse:
+        exchange.status = 200
+        data = local_reply(
+            200,
+            body=local.body,
+            request_id=exchange.request_id,
+            outcome=exchange.outcome,
+            date=formatdate(usegmt=True),
+            keep_alive=request.keep_alive,
+            http10=request.version == HttpVersion10,
+        )
+        return RawReply(data, keep_alive=request.keep_alive)
+
+    def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:
+        trace = fault.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace else "?"
+        # The fault's text may quote what the caller sent, so it is not reported.
+        fields: dict[str, object] = {"type": type(fault).__name__, "where": where}
+        fields["request_id"] = exchange.request_id
+        self._emit(Event("internal_fault", "error", exchange.upstream, fields))
+        sent = exchange.attempts > 0
+        return Internal(
+            "The proxy failed while it handled this request.",
+            hint="Search the log for internal_fault and this request id.",
+            outcome=Outcome.UNKNOWN if sent else Outcome.NOT_SENT,
+            close=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What stays the same between a first try and its replay."""
+
+    upstream: Upstream
+    head: RequestHead
+    account: str
+    body: bytes
+    head_only: bool
+
+
+def _refuse_upgrade(request: web.BaseRequest) -> None:
+    wanted = request.headers.get("Upgrade")
+    if wanted is None or wanted.strip().lower() == "h2c":  # h2c may be ignored, and is
+        return
+    raise UpgradeUnsupported(
+        "Protocol upgrades are not forwarded.",
+        hint="Nomba's API is plain HTTP requests and replies.",
+        close=True,
+    )
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
+    expect = request.headers.get("Expect")
+    if expect is not None and expect.lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _cut(request: web.BaseRequest, *, reset: bool) -> None:
+    """End a reply that cannot be completed so that the caller sees it was cut.
+
+    A plain close inside a length or a chunk is visible; where only the close ends the
+    body (HTTP/1.0), nothing but a reset is.
+    """
+    transport = request.transport
+    if transport is None:
+        return
+    if reset:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()

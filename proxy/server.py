@@ -1,0 +1,148 @@
+"""The server half: aiohttp's, with its edges taken over.
+
+aiohttp parses requests and keeps connections; replies are written as bytes of ours, so
+nothing is added to them. Its own error page and log line for a malformed request repeat
+what the caller sent, an `Authorization` line included, so both are replaced.
+"""
+
+import asyncio
+import logging
+import time
+from email.utils import formatdate
+from typing import Any
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.core.exchange import Emit, Event, Exchange, Observe
+from proxy.core.ids import new_request_id
+from proxy.core.refusal import local_reply, refusal_parts
+from proxy.errors import HeadInvalid, HeadTooLarge, Internal, ProxyError
+
+# aiohttp's own loggers write tracebacks that contain what the caller sent.
+_SILENT = logging.getLogger("proxy.silent")
+_SILENT.disabled = True
+_MAX_LINE = 16 * 1024
+_MAX_FIELDS = 128
+
+
+class RawReply(web.StreamResponse):
+    """A reply of ready bytes; an empty one stands for a reply written already.
+
+    Args:
+        data: the complete reply.
+        keep_alive: whether the connection stays open.
+    """
+
+    def __init__(self, data: bytes = b"", *, keep_alive: bool) -> None:
+        super().__init__()
+        self._data = data
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write the reply; aiohttp calls this once the handler has returned."""
+        if self._data:
+            await request.writer.write(self._data)
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+
+def refuse(
+    error: ProxyError, *, request_id: str, keep_alive: bool, http10: bool, head_only: bool
+) -> RawReply:
+    """The reply for an error of ours."""
+    body, extra = refusal_parts(error, request_id=request_id)
+    keep_alive = keep_alive and not error.close
+    data = local_reply(
+        error.status,
+        body=body,
+        request_id=request_id,
+        outcome=error.outcome,
+        date=formatdate(usegmt=True),
+        keep_alive=keep_alive,
+        http10=http10,
+        head_only=head_only,
+        extra=extra,
+    )
+    return RawReply(data, keep_alive=keep_alive)
+
+
+class QuietProtocol(RequestHandler):
+    """One caller's connection; what it sends wrong is answered without repeating it."""
+
+    __slots__ = ("_emit", "_observe")
+
+    def __init__(self, manager: "QuietServer", **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._observe = manager.observe
+        self._emit = manager.emit
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's signature
+    ) -> web.StreamResponse:
+        """Answer a head that aiohttp could not parse."""
+        error: ProxyError
+        if request.writer.output_size > 0:
+            raise ConnectionError("the reply was under way")
+        if status != 400:
+            error = Internal("The proxy failed.", close=True)
+        elif isinstance(exc, LineTooLong) or (exc is not None and "Too many headers" in str(exc)):
+            error = HeadTooLarge(
+                f"A header is larger than {_MAX_LINE} bytes, or there are more than {_MAX_FIELDS}.",
+                hint="Send fewer or shorter headers (cookies are the usual reason).",
+                close=True,
+            )
+        else:
+            error = HeadInvalid(
+                "The request is not valid HTTP/1.1, or its method is unknown.",
+                hint="Check the request line, header syntax, Host and duplicated headers.",
+                close=True,
+            )
+        exchange = Exchange(new_request_id(), started=time.monotonic())
+        exchange.status, exchange.error = error.status, error.code
+        self._observe(exchange)
+        return refuse(
+            error, request_id=exchange.request_id, keep_alive=False, http10=False, head_only=False
+        )
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the same
+        """Report a fault without the data that caused it."""
+        exc = kwargs.get("exc_info")
+        self._emit(Event("server_fault", "error", fields={"type": type(exc).__name__}))
+
+
+class QuietServer(web.Server):
+    """aiohttp's low-level server with the connections above.
+
+    Args:
+        handler: answers a request.
+        observe: takes the record of a malformed request.
+        emit: takes events.
+        keepalive: seconds an idle connection is kept.
+    """
+
+    def __init__(self, handler: Any, *, observe: Observe, emit: Emit, keepalive: float) -> None:
+        super().__init__(handler)
+        self.observe = observe
+        self.emit = emit
+        self._options = {
+            "keepalive_timeout": keepalive,
+            "access_log": None,
+            "logger": _SILENT,
+            "auto_decompress": False,
+            "max_line_size": _MAX_LINE,
+            "max_field_size": _MAX_LINE,
+            "max_headers": _MAX_FIELDS,
+        }
+
+    def __call__(self) -> QuietProtocol:
+        """A protocol for a new connection."""
+        return QuietProtocol(self, loop=asyncio.get_running_loop(), **self._options)

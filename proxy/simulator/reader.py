@@ -1,0 +1,118 @@
+"""Bytes in, requests out: httptools judges the syntax, the raw head is kept beside it.
+
+httptools does not say where in its input a message ended. A head, a chunk
+header and the end of a chunked body all end with a newline, and a body with a
+`Content-Length` ends where that says; so the input is fed in pieces cut there,
+and after each piece it is known exactly what belongs to which request.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import httptools
+
+from proxy.simulator.messages import Received
+
+
+class Reader:
+    """Cuts the byte stream of one connection into requests.
+
+    Args:
+        connection: the connection's number, written into each request.
+    """
+
+    def __init__(self, connection: int) -> None:
+        self._connection = connection
+        self._begin()
+
+    def _begin(self) -> None:
+        self.unfinished: Received | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._raw = bytearray()
+        self._target = b""
+        self._headers: list[tuple[str, str]] = []
+        self._body = bytearray()
+        self._body_left = 0
+        self._head_done = False
+        self._done = False
+        self._keep_alive = False
+
+    def feed(self, data: bytes) -> Iterator[Received]:
+        """Read on.
+
+        Args:
+            data: the next bytes of the connection, cut anywhere.
+
+        Yields:
+            Each request twice: when its head is complete, and when it is whole.
+
+        Raises:
+            httptools.HttpParserError: what came is not HTTP/1; nothing more can be read.
+        """
+        at = 0
+        while at < len(data):
+            end = self._piece_end(data, at=at)
+            yield from self._feed_piece(data[at:end])
+            at = end
+
+    def _piece_end(self, data: bytes, *, at: int) -> int:
+        if self._body_left:
+            return min(len(data), at + self._body_left)
+        return data.find(b"\n", at) + 1 or len(data)
+
+    def _feed_piece(self, piece: bytes) -> Iterator[Received]:
+        if self._head_done:
+            self._body_left -= min(self._body_left, len(piece))
+        else:
+            self._raw += piece
+        # An upgrade may be ignored (RFC 9110 section 7.8), and here always is.
+        with contextlib.suppress(httptools.HttpParserUpgrade):
+            self._parser.feed_data(piece)
+        if self._head_done and self.unfinished is None:
+            self.unfinished = self._received()
+            yield self.unfinished
+        if self._done and self.unfinished is not None:
+            request = self.unfinished
+            request.body, request.whole = bytes(self._body), True
+            request.keep_alive = self._keep_alive
+            self._begin()
+            yield request
+
+    def _received(self) -> Received:
+        return Received(
+            method=self._parser.get_method().decode("ascii"),
+            target=self._target,
+            # Empty lines before a request line are skipped (RFC 9112 section 2.2).
+            raw_head=bytes(self._raw).lstrip(b"\r\n"),
+            headers=tuple(self._headers),
+            connection=self._connection,
+        )
+
+    # What httptools calls.
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line; trailers of a chunked body are not kept."""
+        if self._head_done:
+            return
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        if name.lower() == b"content-length":
+            self._body_left = int(value)
+
+    def on_headers_complete(self) -> None:
+        """The blank line."""
+        self._head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """The last byte; persistence of HTTP/1.0 is not offered."""
+        self._done = True
+        self._keep_alive = (
+            self._parser.should_keep_alive() and self._parser.get_http_version() != "1.0"
+        )

@@ -1,0 +1,204 @@
+"""Events and exchanges become one canonical log line each, and metrics.
+
+What is logged is an allowlist: the fields of `Exchange` and `Event`, which hold no
+bodies, query strings or header values.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import orjson
+import structlog
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from proxy.core.exchange import Event, Exchange
+from proxy.errors import Outcome
+
+METRICS_TYPE = CONTENT_TYPE_LATEST
+# Methods that may be a label: a closed set, whatever the parser learns to accept.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
+
+
+class Metrics:
+    """The metrics of one process; docs/metrics.md is their table."""
+
+    def __init__(self, *, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "nomba_proxy_requests",
+            "Requests answered.",
+            ["caller", "upstream", "route", "method", "code_class"],
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "nomba_proxy_request_duration_seconds",
+            "From the request's head to the end of the reply.",
+            ["upstream"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._unknown = Counter(
+            "nomba_proxy_unknown_outcomes",
+            "Requests sent to the upstream of which nobody knows what they did.",
+            ["upstream", "route"],
+            registry=self._registry,
+        )
+        self._replays = Counter(
+            "nomba_proxy_auth_replays",
+            "Requests sent once more after an auth refusal, by what the caller got.",
+            ["upstream", "result"],
+            registry=self._registry,
+        )
+        self._renewals = Counter(
+            "nomba_proxy_token_renewals",
+            "Token renewals.",
+            ["upstream", "grant", "result"],
+            registry=self._registry,
+        )
+        self._expiry = Gauge(
+            "nomba_proxy_token_expiry_timestamp_seconds",
+            "When the present token dies, by our wall clock.",
+            ["upstream"],
+            registry=self._registry,
+        )
+        self._generation = Gauge(
+            "nomba_proxy_token_generation",
+            "How many tokens there have been since start.",
+            ["upstream"],
+            registry=self._registry,
+        )
+        Gauge("nomba_proxy_build_info", "Always 1.", ["version"], registry=self._registry).labels(
+            version
+        ).set(1)
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count an exchange."""
+        method = exchange.method if exchange.method in _METHODS else "other"
+        code_class = f"{exchange.status // 100}xx" if exchange.status else "none"
+        self._requests.labels(
+            exchange.caller, exchange.upstream, exchange.route, method, code_class
+        ).inc()
+        self._duration.labels(exchange.upstream).observe(exchange.seconds)
+        if exchange.outcome is Outcome.UNKNOWN:
+            self._unknown.labels(exchange.upstream, exchange.route).inc()
+        if exchange.attempts > 1:
+            self._replays.labels(exchange.upstream, str(exchange.outcome)).inc()
+
+    def emit(self, event: Event) -> None:
+        """Count an event."""
+        fields = event.fields
+        if event.name == "token_renewed":
+            self._renewals.labels(event.upstream, str(fields["grant"]), "success").inc()
+            self._expiry.labels(event.upstream).set(float(str(fields["expires_at"])))
+            self._generation.labels(event.upstream).set(int(str(fields["generation"])))
+        elif event.name == "token_renewal_failed":
+            self._renewals.labels(event.upstream, "issue", "failure").inc()
+        elif event.name == "token_refresh_failed":
+            self._renewals.labels(event.upstream, "refresh", "failure").inc()
+
+    def render(self) -> bytes:
+        """The exposition text (`METRICS_TYPE`)."""
+        return generate_latest(self._registry)
+
+
+class Telemetry:
+    """What watches the proxy: the log on `stream`, and the metrics.
+
+    Args:
+        log_format: `json`, `console`, or `auto` (console on a terminal).
+        level: the least level that is written.
+        version: for `build_info`.
+        stream: a text stream; its bytes are written to directly for JSON.
+    """
+
+    def __init__(
+        self, log_format: str, *, level: str, version: str, stream: TextIO | None = None
+    ) -> None:
+        stream = stream or sys.stdout
+        console = log_format == "console" or (log_format == "auto" and stream.isatty())
+        self.metrics = Metrics(version=version)
+        self._log = _logger(stream, console=console, level=level)
+
+    def observe(self, exchange: Exchange) -> None:
+        """Write the one canonical line of an exchange and count it."""
+        self.metrics.observe(exchange)
+        line: dict[str, Any] = {
+            "request_id": exchange.request_id,
+            "caller": exchange.caller,
+            "upstream": exchange.upstream,
+            "method": exchange.method,
+            "route": exchange.route,
+            "kind": exchange.kind,
+            "status": exchange.status,
+            "attempts": exchange.attempts,
+            "outcome": str(exchange.outcome),
+            "generation": exchange.generation,
+            "body_bytes": exchange.body_bytes,
+            "reply_bytes": exchange.reply_bytes,
+            "token_wait_seconds": round(exchange.waited, 6),
+            "upstream_seconds": round(exchange.upstream_seconds, 6),
+            "duration_seconds": round(exchange.seconds, 6),
+        }
+        if exchange.account_replaced:
+            line["account_replaced"] = True
+        if exchange.error:
+            line["error"] = exchange.error
+            line["detail"] = exchange.detail
+        log = self._log.info
+        if exchange.outcome is Outcome.UNKNOWN or exchange.status in {500, 502, 503, 504}:
+            log = self._log.warning
+        self._write(log, "exchange", line)
+
+    def emit(self, event: Event) -> None:
+        """Write an event and count it."""
+        self.metrics.emit(event)
+        line = dict(event.fields)
+        if event.upstream:
+            line["upstream"] = event.upstream
+        self._write(getattr(self._log, event.level), event.name, line)
+
+    @staticmethod
+    def _write(log: Callable[..., object], name: str, line: dict[str, Any]) -> None:
+        # A reader of our log that went away must not break an exchange.
+        with contextlib.suppress(OSError, ValueError):
+            log(name, **line)
+
+
+def _logger(stream: TextIO, *, console: bool, level: str) -> Any:
+    shared: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    wrapper = structlog.make_filtering_bound_logger(level)
+    if console:
+        colors = stream.isatty()
+        shared.append(structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=16))
+        return structlog.wrap_logger(
+            structlog.PrintLogger(stream),
+            processors=shared,
+            wrapper_class=wrapper,
+            cache_logger_on_first_use=True,
+        )
+    shared.append(structlog.processors.JSONRenderer(serializer=_dumps))
+    return structlog.wrap_logger(
+        structlog.BytesLogger(stream.buffer),
+        processors=shared,
+        wrapper_class=wrapper,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _dumps(line: object, **_: object) -> bytes:
+    return orjson.dumps(line)

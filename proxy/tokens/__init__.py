@@ -1,0 +1,1 @@
+"""Nomba's single session: the wire calls, and the manager that keeps a token alive."""

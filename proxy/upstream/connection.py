@@ -1,0 +1,299 @@
+"""One request over one fresh connection, parsed by llhttp (httptools).
+
+A reply is a stream: its head is awaited first, its body then comes part by part with
+backpressure. Nothing here retries, follows, decodes or remembers. Every failure says
+whether a byte of the request may have reached the upstream.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import cast
+
+import httptools
+
+from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout
+
+# Parts of a body waiting for a slow caller; beyond it the upstream is told to wait.
+_HIGH_WATER = 256 * 1024
+_MAX_HEAD = 64 * 1024
+_BODYLESS = frozenset({204, 304})
+
+
+class Connection(asyncio.Protocol):
+    """A connection that carries one request.
+
+    Args:
+        head_only: whether the request was a HEAD, whose reply has no body.
+
+    Attributes:
+        status, reason, headers: the reply's head, once `wait_head` has returned.
+        length: the reply's Content-Length, None if it is delimited otherwise.
+        bodyless: whether the reply has no body by its nature (HEAD, 204, 304).
+    """
+
+    def __init__(self, *, head_only: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_only = head_only
+        self._until_close = False
+        self._parts: deque[bytes] = deque()
+        self._buffered = 0
+        self._paused = False
+        self._head_done = False
+        self._complete = False
+        self._problem: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._head_size = 0
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.length: int | None = None
+        self.bodyless = False
+
+    # -- what the caller does ----------------------------------------------------------
+
+    def send(self, head: bytes, *, body: bytes) -> None:
+        """Write the request. From here on a failure's outcome is `unknown`."""
+        assert self._transport is not None  # noqa: S101 - connected before it is handed out
+        self._transport.write(head + body if len(body) < _MAX_HEAD else head)
+        if len(body) >= _MAX_HEAD:
+            self._transport.write(body)
+
+    async def wait_head(self) -> None:
+        """Wait for the reply's final head.
+
+        Raises:
+            UpstreamBroken: the connection ended first, or what came is no HTTP.
+        """
+        while not self._head_done:
+            self._raise_problem()
+            await self._wait()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the reply has been received to its end."""
+        return self._complete
+
+    def take(self) -> bytes:
+        """The body's bytes received so far and not taken yet, without waiting."""
+        if not self._parts:
+            return b""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def more(self) -> bool:
+        """Wait until `take` has something; False at the end of the body.
+
+        Raises:
+            UpstreamBroken: the reply was cut short.
+        """
+        while not self._parts:
+            if self._complete:
+                return False
+            self._raise_problem()
+            await self._wait()
+        return True
+
+    def close(self) -> None:
+        """Give the connection up; safe to call at any time."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise UpstreamBroken(
+                f"The upstream {self._problem}.",
+                hint=(
+                    "Nobody knows whether the request was carried out: before repeating it, "
+                    "ask for its state by its own reference (merchantTxRef or orderReference)."
+                ),
+                outcome=Outcome.UNKNOWN,
+            )
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- what the transport says ---------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the connection is up."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes of the reply came."""
+        if self._complete or self._problem is not None:
+            return
+        if not self._head_done:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._unparsable()
+        if not self._head_done and self._head_size > _MAX_HEAD:
+            self._fail("sent a reply head that is too large")
+        self._wake()
+
+    def eof_received(self) -> None:
+        """asyncio: the upstream finished sending."""
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        self._transport = None
+        # A reset never ends a body that only the close delimits: it was cut short.
+        self._end(clean=exc is None)
+
+    def _end(self, *, clean: bool = True) -> None:
+        if not self._complete and self._problem is None:
+            if clean and self._head_done and self._until_close:
+                self._complete = True
+            elif self._head_done:
+                self._fail("cut its reply short")
+            else:
+                self._fail("closed the connection without a complete reply")
+        self._wake()
+
+    def _unparsable(self) -> None:
+        # What comes after a complete reply is the connection's problem, not its own;
+        # a problem that a callback found says more than the parser does.
+        if not self._complete and self._problem is None:
+            self._fail("sent something that is no valid HTTP reply")
+
+    def _fail(self, problem: str) -> None:
+        self._problem = problem
+        self.close()
+
+    # -- what the parser says ------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """httptools: a head begins, interim or final."""
+        self.reason = b""
+        self.headers = []
+
+    def on_status(self, part: bytes) -> None:
+        """httptools: some of the reason phrase."""
+        self.reason += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: a field of the head, or of the trailers."""
+        if not self._head_done:  # trailers of a chunked body are not forwarded
+            self.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """httptools: a head is complete; decide how its body ends."""
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            if status == 101:
+                self._problem = "switched protocols without being asked"
+            return  # interim replies concern this hop only
+        if not 200 <= status < 600 or self._parser.get_http_version() not in {"1.1", "1.0"}:
+            self._problem = "sent a status or version that HTTP/1.1 does not have"
+            return
+        self.status = status
+        codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
+            self._problem = "framed its reply in a way the proxy does not pass on"
+            return
+        for name, value in self.headers:
+            if name.lower() == b"content-length":
+                self.length = int(value)
+        self.bodyless = self._head_only or status in _BODYLESS
+        self._until_close = not (self.bodyless or codings or self.length is not None)
+        self._head_done = True
+        if self.bodyless:
+            self._complete = True
+
+    def on_body(self, part: bytes) -> None:
+        """httptools: some of the body."""
+        if self._complete:
+            return
+        self._parts.append(part)
+        self._buffered += len(part)
+        if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """httptools: the reply is complete by its own framing."""
+        if self._head_done:
+            self._complete = True
+
+
+class Reply:
+    """A reply whose head has arrived: what the handler judges and delivers.
+
+    Args:
+        connection: owned by the reply from now on.
+        between: seconds allowed between two parts of the body.
+        deadline: loop time at which the whole attempt has to be over.
+    """
+
+    def __init__(self, connection: Connection, *, between: float, deadline: float) -> None:
+        self._connection = connection
+        self._between = between
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self.status = connection.status
+        self.reason = connection.reason
+        self.headers = connection.headers
+        self.length = connection.length
+        self.bodyless = connection.bodyless
+        self._peeked = b""
+
+    async def peek(self, limit: int) -> tuple[bytes, bool]:
+        """The first bytes of the body, kept for delivery, and whether they are all of it.
+
+        Waits until `limit` bytes or the end have come.
+
+        Raises:
+            UpstreamBroken, UpstreamTimeout: the body was cut short before.
+        """
+        while len(self._peeked) <= limit and await self._more():
+            self._peeked += self._connection.take()
+        return self._peeked, len(self._peeked) <= limit and self._connection.complete
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The body, part by part, peeked bytes first.
+
+        Raises:
+            UpstreamBroken, UpstreamTimeout: the body was cut short.
+        """
+        if self._peeked:
+            yield self._peeked
+        while await self._more():
+            yield self._connection.take()
+
+    def ready(self) -> bytes | None:
+        """The whole rest of the body if it is here already, else None."""
+        if not self._connection.complete:
+            return None
+        return self._peeked + self._connection.take()
+
+    async def _more(self) -> bool:
+        timeout = min(self._loop.time() + self._between, self._deadline)
+        try:
+            async with asyncio.timeout_at(timeout):
+                return await self._connection.more()
+        except TimeoutError:
+            raise UpstreamTimeout(
+                "The upstream stopped in the middle of its reply.", outcome=Outcome.UNKNOWN
+            ) from None
+
+    def close(self) -> None:
+        """Give the connection up; safe to call twice."""
+        self._connection.close()
