@@ -1,6 +1,7 @@
 """The composition root: the only place where things are constructed and wired."""
 
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -146,7 +147,7 @@ async def serve(settings: Settings) -> None:
 
     def on_signal() -> None:
         if stopping.is_set():
-            sys.exit(1)
+            os._exit(1)
         stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,7 +17,7 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 
@@ -110,7 +110,7 @@ class CallerLeft(Exception):
 class _Local:
     """An answer of ours that is no error: a login, or `OPTIONS *`."""
 
-    body: dict[str, object]
+    body: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,10 @@ class Handler:
             exchange.status = 499
             return RawReply(keep_alive=False)
         except asyncio.CancelledError:
+            # The drain's limit is over; what is cut in the middle must not look unsent.
             exchange.error = "cancelled"
+            if exchange.attempts and exchange.outcome is Outcome.NOT_SENT:
+                exchange.outcome = Outcome.UNKNOWN
             raise
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
             return self._refusal(request, exchange, self._internal(exchange, fault))
@@ -215,7 +218,8 @@ class Handler:
         # 3 authorize
         sent_accounts = caller_accounts(headers)
         if call is not None:
-            return await self._login(request, exchange, call, upstream, sent_accounts)
+            await self._login(request, exchange, call, length)
+            return self._login_answer(call, upstream, sent_accounts)
         route = self._routes.classify(method, target.canonical)
         exchange.route, exchange.kind = route.template, route.kind
         account = decide_account(upstream.account, sent=sent_accounts, kind=route.kind)
@@ -283,33 +287,24 @@ class Handler:
         )
 
     async def _login(
-        self,
-        request: web.BaseRequest,
-        exchange: Exchange,
-        call: str,
-        upstream: Upstream,
-        sent: tuple[str, ...],
-    ) -> _Local:
+        self, request: web.BaseRequest, exchange: Exchange, call: str, length: int | None
+    ) -> None:
         exchange.route, exchange.kind = f"/v1/auth/token/{call}", "login"
         if request.method != "POST":
             raise MethodNotAllowed(
                 "The login calls are answered by the proxy, and only to POST.",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
-        await self._read(request, request.content_length or 0)
+        exchange.body_bytes = len(await self._read(request, length) or b"")
+
+    def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
         try:
             business = decide_account(upstream.account, sent=sent, kind=Kind.MONEY).account
         except AccountMismatch:
             business = upstream.account.account
+        lifetime = self._limits.login_lifetime
         return _Local(
-            dict(
-                answer_login(
-                    call,
-                    business_id=business,
-                    wall=self._wall(),
-                    lifetime=self._limits.login_lifetime,
-                )
-            )
+            answer_login(call, business_id=business, wall=self._wall(), lifetime=lifetime)
         )
 
     async def _read(self, request: web.BaseRequest, length: int | None) -> bytes | None:

@@ -10,8 +10,6 @@ from proxy.settings import Settings
 
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
-    for warning in settings.warnings:
-        print(f"nomba-proxy: warning: {warning}", file=sys.stderr)
     try:
         asyncio.run(run(settings))
     except CannotStart as error:
