@@ -1,0 +1,262 @@
+"""Bodies are held whole before a byte goes out; replies stream, and a cut is seen as a cut."""
+
+import asyncio
+import hashlib
+import os
+
+import pytest
+from harness import read_reply
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def through(start_proxy, upstream):
+    return await start_proxy(base_url=upstream.origin)
+
+
+async def test_a_body_of_exactly_the_limit_passes(through, upstream):
+    body = os.urandom(MIB)
+    assert (await through.send("POST", "/v1/x", body=body)).status == 200
+    assert hashlib.sha256(upstream.requests[0][1]).digest() == hashlib.sha256(body).digest()
+
+
+async def test_a_declared_body_above_the_limit_is_refused_unread(through, upstream):
+    reply = await through.raw(
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MIB + 1)
+    )
+    assert (reply.status, reply.json["proxy"]["error"]) == (413, "body_too_large")
+    assert reply.get("Connection") == "close"
+    assert upstream.requests == []
+
+
+async def test_a_chunked_body_above_the_limit_is_refused(through, upstream):
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    reply = await through.raw(
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunk * 17
+        + b"0\r\n\r\n"
+    )
+    assert (reply.status, reply.outcome) == (413, "not_sent")
+    assert upstream.requests == []
+
+
+async def test_the_limit_is_a_setting(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, body__limit="10B")
+    assert (await proxy.send("POST", "/v1/x", body=b"x" * 10)).status == 200
+    assert (await proxy.send("POST", "/v1/x", body=b"x" * 11)).status == 413
+
+
+async def test_a_half_received_request_is_never_sent(through, upstream):
+    _, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"POST /v2/transfers/bank HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+    await writer.drain()
+    writer.close()
+    line = (await through.exchanges())[0]
+    assert (line["status"], line["outcome"], line["attempts"]) == (499, "not_sent", 0)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
+async def test_a_caller_that_stops_sending_gets_408(start_proxy, upstream, framing):
+    proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="0.3")
+    head = f"POST /v1/x HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode()
+    reply = await proxy.raw(head + b"3\r\nabc\r\n"[: 4 if "Length" in framing else 99])
+    assert (reply.status, reply.json["proxy"]["error"]) == (408, "body_timeout")
+    assert upstream.requests == []
+
+
+async def test_a_broken_chunk_is_answered_and_not_sent(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="0.5")
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab")
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.write(b"cXXXXX\r\n\r\n")
+    reply = await read_reply(reader)
+    assert reply.status in {400, 408}
+    writer.close()
+    assert upstream.requests == []
+
+
+async def test_expect_100_continue_is_answered_by_us(through, upstream):
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert upstream.requests == []
+    writer.write(b"abc")
+    assert (await read_reply(reader)).status == 200
+    writer.close()
+    assert b"xpect" not in upstream.requests[0][0]
+
+
+async def test_a_refused_expectation_never_asks_for_the_body(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__anonymous="false")
+    reply = await proxy.raw(
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert reply.status == 401
+
+
+async def test_a_reply_streams_before_it_is_complete(through, upstream):
+    release = asyncio.Event()
+
+    async def answer(head, body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await writer.drain()
+        await release.wait()
+        writer.write(b"4\r\nlast\r\n0\r\n\r\n")
+        await writer.drain()
+
+    upstream.answer = answer
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"Transfer-Encoding: chunked" in head
+    assert await reader.readexactly(10) == b"5\r\nfirst\r\n"
+    release.set()
+    assert await reader.readexactly(14) == b"4\r\nlast\r\n0\r\n\r\n"
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 3000000\r\n", b"", b"Transfer-Encoding: chunked\r\n"]
+)
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_a_large_reply_is_identical(through, upstream, framing, version):
+    data = os.urandom(3_000_000)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if b"chunked" in framing else data
+    upstream.answer = upstream.reply_with(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n" + sent)
+    reply = await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+    assert reply.body == data
+    assert (reply.get("Transfer-Encoding") is None) or version == b"1.1"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "reply"),
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (b"GET", b'HTTP/1.1 304 Not Modified\r\nETag: "x"\r\nContent-Length: 500\r\n\r\n'),
+    ],
+)
+async def test_replies_without_a_body_keep_the_connection(through, upstream, request_head, reply):
+    upstream.answer = upstream.reply_with(reply)
+    reader, writer = await asyncio.open_connection(*through.address)
+    request = request_head + b" /v1/x HTTP/1.1\r\nHost: x\r\n\r\n"
+    for _ in range(2):
+        writer.write(request)
+        got = await read_reply(reader, head_only=True)
+        assert got.get("Content-Length") == ("500" if b"500" in reply else None)
+    writer.close()
+
+
+async def test_interim_replies_are_not_the_reply(through, upstream):
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    )
+    reply = await through.get("/v1/x")
+    assert (reply.status, reply.body, reply.get("Link")) == (200, b"ok", None)
+
+
+CUT = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+}
+
+
+@pytest.mark.parametrize("how", CUT)
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_a_reply_cut_short_is_seen_as_cut_short(through, upstream, how, version):
+    upstream.answer = upstream.reply_with(CUT[how])
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+    line = (await through.exchanges())[0]
+    assert (line["error"], line["outcome"]) == ("upstream_broken", "unknown")
+
+
+async def test_a_json_reply_cut_before_it_was_judged_is_a_502(through, upstream):
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\nabc"
+    )
+    reply = await through.send("POST", "/v2/transfers/bank", body=b"{}")
+    assert (reply.status, reply.outcome) == (502, "unknown")
+    assert "merchantTxRef" in reply.json["proxy"]["hint"]
+
+
+async def test_a_slow_upstream_is_a_504_and_unknown(start_proxy, upstream):
+    async def answer(head, body, writer):
+        await asyncio.sleep(5)
+
+    upstream.answer = answer
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__first_byte="0.2")
+    reply = await proxy.send("POST", "/v2/transfers/bank", body=b"{}")
+    assert (reply.status, reply.outcome) == (504, "unknown")
+    assert reply.json["proxy"]["error"] == "upstream_timeout"
+    assert len(upstream.requests) == 1
+
+
+async def test_an_upstream_that_is_gone_is_a_502_and_not_sent(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin)
+    assert (await proxy.get("/v1/x")).status == 200
+    await upstream.stop()
+    reply = await proxy.send("POST", "/v2/transfers/bank", body=b"{}")
+    assert (reply.status, reply.outcome) == (502, "not_sent")
+    assert reply.json["proxy"]["error"] == "upstream_unreachable"
+
+
+async def test_a_caller_that_hangs_up_does_not_stop_a_payment(through, upstream):
+    reached, release = asyncio.Event(), asyncio.Event()
+
+    async def answer(head, body, writer):
+        reached.set()
+        await release.wait()
+        writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    upstream.answer = answer
+    _, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"POST /v2/transfers/bank HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+    await asyncio.wait_for(reached.wait(), 5)
+    writer.close()
+    await asyncio.sleep(0.05)
+    release.set()
+    line = (await through.exchanges())[0]
+    assert (line["status"], line["outcome"], line["attempts"]) == (499, "answered", 1)
+    assert len(upstream.requests) == 1
+
+
+async def test_an_oversized_head_is_refused(through, upstream):
+    many = [f"X-{n}: {'y' * 8000}" for n in range(9)]
+    reply = await through.get("/v1/x", *many)
+    assert (reply.status, reply.json["proxy"]["error"]) == (431, "head_too_large")
+    one = await through.get("/v1/x", "X-Big: " + "y" * 20_000)
+    assert (one.status, one.json["proxy"]["error"]) == (431, "head_too_large")
+    crowd = await through.get("/v1/x", *(f"X-{n}: y" for n in range(200)))
+    assert crowd.status == 431
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /v1/x HTTP/1.1\r\nAuthorization: Bearer marked-secret\r\n\x00bad\r\n\r\n",
+        b"GET /v1/x HTTP/1.1\r\nHost: a\r\nHost: b\r\nX-Card: marked-secret\r\n\r\n",
+        b"NOSUCH /marked-secret HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v1/x HTTP/1.1\r\nAuthorization: Bearer marked-secret\r\n\r\n",
+    ],
+)
+async def test_malformed_requests_are_answered_without_repeating_them(
+    through, upstream, caplog, capfd, request_bytes
+):
+    reply = await through.raw(request_bytes)
+    assert (reply.status, reply.json["proxy"]["error"]) == (400, "head_invalid")
+    assert reply.outcome == "not_sent"
+    line = (await through.exchanges())[0]
+    assert line["status"] == 400
+    seen = reply.raw.decode() + through.log.text + caplog.text + "".join(capfd.readouterr())
+    assert "marked-secret" not in seen
+    assert upstream.requests == []

@@ -1,0 +1,304 @@
+"""The command line as a user runs it: processes, signals, exit codes, what is printed."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.app import Running, banner
+from proxy.settings import load
+
+CREDENTIALS = {
+    "NOMBA_CLIENT_ID": "client-id-0123456789",
+    "NOMBA_CLIENT_SECRET": "marked-secret-0123456789",
+    "NOMBA_ACCOUNT_ID": "account-id-0123456789",
+}
+
+
+def environ(**more: str) -> dict[str, str]:
+    kept = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "LANG")
+    return {key: os.environ[key] for key in kept if key in os.environ} | more
+
+
+async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        *arguments,
+        env=environ(**env),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, out.decode(), err.decode()
+
+
+class Served:
+    """A proxy in a process of its own, and what its banner said."""
+
+    def __init__(self, process: asyncio.subprocess.Process, banner: str) -> None:
+        self.process = process
+        self.banner = banner
+        self.curl = next(line.strip() for line in banner.splitlines() if "curl" in line)
+        self.address = self.curl.split("/")[2]
+        self.admin = banner.partition("(admin http://")[2].partition(")")[0]
+
+
+@asynccontextmanager
+async def served(*arguments: str, stdout: int = asyncio.subprocess.PIPE, **env: str):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+        *arguments,
+        env=environ(**env),
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        lines = []
+        while not lines or "curl" not in lines[-1]:
+            line = await asyncio.wait_for(process.stderr.readline(), 30)
+            assert line, "".join(lines)
+            lines.append(line.decode())
+        yield Served(process, "".join(lines))
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await asyncio.wait_for(process.communicate(), 30)
+
+
+async def curl(line: str) -> dict:
+    command, flag, url = line.split()
+    assert (command, flag) == ("curl", "-s")
+    async with aiohttp.ClientSession() as http, http.get(url) as reply:
+        assert reply.status == 200
+        return await reply.json()
+
+
+async def test_without_credentials_the_simulator_serves_the_printed_curl():
+    async with served("--simulate=auto") as proxy:
+        assert "SIMULATOR" in proxy.banner
+        assert "0000…0001" in proxy.banner
+        assert "00000000-0000-4000-8000-acc000000001" not in proxy.banner
+        assert (await curl(proxy.curl))["code"] == "00"
+        proxy.process.terminate()
+        out, _ = await asyncio.wait_for(proxy.process.communicate(), 30)
+    assert proxy.process.returncode == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["event"] for line in lines if line["event"] == "exchange"] == ["exchange"]
+    assert lines[-1]["event"] == "draining"
+
+
+async def test_with_credentials_auto_means_the_real_upstream(simulator):
+    switches = simulator.switches
+    env = {
+        "NOMBA_CLIENT_ID": switches.client_id,
+        "NOMBA_PRIVATE_KEY": switches.client_secret,
+        "NOMBA_PARENT_ACCOUNT_ID": switches.account_id,
+        "NOMBA_BASE_URL": simulator.origin,
+    }
+    async with served("--simulate=auto", **env) as proxy:
+        assert "SIMULATOR" not in proxy.banner
+        assert simulator.origin in proxy.banner
+        assert (await curl(proxy.curl))["code"] == "00"
+    assert simulator.count("/v1/accounts/balance") == 1
+
+
+async def test_serve_without_credentials_says_what_to_set():
+    code, out, err = await run("serve")
+    assert (code, out) == (2, "")
+    for name in ("NOMBA_CLIENT_ID", "NOMBA_CLIENT_SECRET", "NOMBA_ACCOUNT_ID", "--simulate"):
+        assert name in err
+
+
+async def test_all_problems_are_reported_at_once(tmp_path):
+    config = tmp_path / "proxy.toml"
+    config.write_text('lisen = "x"\n[body]\nlimit = "huge"\n[[upstream]]\nclient_secret = "s3cr"\n')
+    code, _, err = await run(
+        "check",
+        f"--config={config}",
+        NOMBA_BASE_URL="https://sandbox.api.nomba.com",
+        NOMBA_PROXY_ADMIN_LISTEN="0.0.0.0:9091",
+    )
+    assert code == 2
+    for part in ("lisen", "listen?", "body.limit", "https://sandbox.nomba.com", "admin.listen"):
+        assert part in err
+    assert "client_secret_file" in err
+    assert "s3cr" not in err
+
+
+async def test_check_show_names_every_origin_and_no_secret(tmp_path):
+    config = tmp_path / "proxy.toml"
+    config.write_text("[token]\nearly = 240\n")
+    code, out, _ = await run(
+        "check",
+        "--show",
+        f"--config={config}",
+        "--set",
+        "log.level=warning",
+        NOMBA_PROXY_LISTEN="127.0.0.1:8181",
+        **CREDENTIALS,
+    )
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert f"file {config}" in rows["token.early"]
+    assert "environment NOMBA_PROXY_LISTEN" in rows["listen"]
+    assert rows["log.level"].endswith("flag")
+    assert rows["body.limit"].endswith("default")
+    assert "***" in rows["upstream.0.client_secret"]
+    assert not [value for value in CREDENTIALS.values() if value in out]
+
+
+async def test_check_prints_json_for_machines():
+    code, out, _ = await run("check", "--json", **CREDENTIALS)
+    assert code == 0
+    assert json.loads(out)["settings"]["listen"] == {"value": "127.0.0.1:8080", "origin": "default"}
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, "anonymous callers are refused here"),
+        ({"NOMBA_PROXY_CALLERS_ANONYMOUS": "true"}, "anybody on this machine may use https"),
+    ],
+)
+def test_production_is_closed_to_anonymous_callers_until_they_are_allowed(more, text):
+    settings = load(environ=CREDENTIALS | more)  # nothing is started: tests dial loopback only
+    running = Running(settings.listen, settings.admin_listen, settings.upstreams, None)
+    shown = banner(running, settings=settings)
+    assert "production, https://api.nomba.com" in shown
+    assert text in shown
+    assert "acco…6789" in shown
+    assert CREDENTIALS["NOMBA_ACCOUNT_ID"] not in shown
+
+
+async def test_the_token_verbs_speak_to_the_running_proxy():
+    async with served("--simulate") as proxy:
+        await curl(proxy.curl)
+        admin = f"--admin-listen={proxy.admin}"
+        code, out, _ = await run("token", "show", admin)
+        assert code == 0
+        assert "simulator: living, generation 1" in out
+        assert "***" in out
+        code, out, _ = await run("token", "renew", admin, "--json")
+        assert (code, json.loads(out)["simulator"]["generation"]) == (0, 2)
+        code, out, _ = await run("token", "revoke", admin)
+        assert "living, generation 3" in out
+        code, out, _ = await run("token", "revoke", "--stop", admin)
+        assert "stopped" in out
+        code, out, _ = await run("token", "renew", admin, "--upstream=simulator")
+        assert "living, generation 4" in out
+        code, _, err = await run("token", "renew", admin, "--upstream=other")
+        assert code == 1
+        assert "simulator" in err
+
+
+async def test_a_token_verb_without_a_running_proxy_says_what_to_do():
+    code, _, err = await run("token", "show", "--admin-listen=127.0.0.1:1")
+    assert code == 1
+    assert "nomba-proxy serve" in err
+    assert "--admin-listen" in err
+
+
+async def test_an_address_in_use_is_a_clear_failure():
+    async with served("--simulate") as proxy:
+        code, _, err = await run("serve", "--simulate", f"--listen={proxy.address}")
+    assert code == 1
+    assert proxy.address in err
+    assert "Traceback" not in err
+
+
+async def test_the_pure_python_parser_is_refused():
+    code, _, err = await run("serve", "--simulate", AIOHTTP_NO_EXTENSIONS="1")
+    assert code == 1
+    assert "pure-Python parser" in err
+
+
+async def test_a_second_signal_ends_at_once(simulator):
+    env = {
+        "NOMBA_CLIENT_ID": simulator.switches.client_id,
+        "NOMBA_CLIENT_SECRET": simulator.switches.client_secret,
+        "NOMBA_ACCOUNT_ID": simulator.switches.account_id,
+        "NOMBA_BASE_URL": simulator.origin,
+    }
+    with simulator.hold("/v1/accounts/balance") as hold:
+        async with served(**env) as proxy:
+            call = asyncio.create_task(curl(proxy.curl))
+            await hold.caught(1)
+            proxy.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert proxy.process.returncode is None  # draining
+            proxy.process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(proxy.process.communicate(), 5)
+            with pytest.raises(aiohttp.ClientError):
+                await call
+    assert proxy.process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["check", "--help"],
+        ["token", "--help"],
+        ["token", "revoke", "--help"],
+    ],
+)
+async def test_help_is_there_for_every_verb(arguments):
+    code, out, _ = await run(*arguments)
+    assert code == 0
+    assert "usage: nomba-proxy" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["serve", "--client-secret=x"], ["serve", "--set", "x"]]
+)
+async def test_wrong_usage_is_exit_code_2(arguments):
+    code, _, err = await run(*arguments)
+    assert code == 2
+    assert "usage: nomba-proxy" in err
+
+
+async def test_a_secret_is_never_taken_as_a_flag():
+    code, _, err = await run("check", "--set", "upstream.client_secret=marked", **CREDENTIALS)
+    assert code == 2
+    assert "marked" not in err.replace("marked-secret", "")
+
+
+async def test_the_version_is_the_packages():
+    from proxy import __version__
+
+    assert (await run("version"))[1] == f"nomba-proxy {__version__}\n"
+
+
+async def test_a_terminal_gets_lines_for_people():
+    ours, theirs = pty.openpty()
+    try:
+        async with served("--simulate", stdout=theirs) as proxy:
+            os.close(theirs)
+            await curl(proxy.curl)
+            text = b""
+            while b"/v1/accounts/balance" not in text:
+                text += await asyncio.to_thread(os.read, ours, 4096)
+        assert not text.lstrip().startswith(b"{")
+        assert b"exchange" in text
+    finally:
+        os.close(ours)
+
+
+def test_the_console_script_is_declared():
+    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    assert 'nomba-proxy = "proxy.cli:main"' in text
