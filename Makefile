@@ -6,7 +6,6 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 SHELL  := /bin/bash
 
-# Run an installed tool quietly: the environment's own, never one found on PATH.
 .DEFAULT_GOAL := help
 .PHONY: help run test check format lint types bench docker-lint lock build clean
 
@@ -43,15 +42,16 @@ bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession 
 	@$(BIN)/python bench/run.py $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
-	@set -e; for f in run dev; do \
-	  [ $$f = run ] && what="--all-extras" || what="--all-extras --group dev"; \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	    --no-emit-index-url --no-emit-find-links --no-annotate $$what \
-	    $$( [ $$f = dev ] && echo requirements/build.in ) pyproject.toml -o requirements/$$f.txt $(ARGS); done
+	@$(call compile,run,pyproject.toml)
+	@$(call compile,build,requirements/build.in)
+	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
+
+compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links --no-annotate $(2) -o requirements/$(1).txt $(ARGS)
 
 build: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python -m flit_core.wheel --outdir dist .
 
 clean: ## remove the environment and everything a run leaves behind
-	@rm -rf $(VENV) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,29 @@
+# The base image is an argument so that it can be mirrored or pinned by digest.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /src
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements/run.txt requirements/build.txt requirements/
+RUN python -m venv /opt/nomba-proxy \
+ && /opt/nomba-proxy/bin/python -m pip install --require-hashes -r requirements/run.txt \
+ && python -m pip install --require-hashes -r requirements/build.txt
+COPY pyproject.toml README.md ./
+COPY proxy proxy
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/wheel . \
+ && /opt/nomba-proxy/bin/python -m pip install --no-deps /tmp/wheel/*.whl
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/nomba-proxy /opt/nomba-proxy
+ENV PATH=/opt/nomba-proxy/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# Nothing is written: run it with a read-only root file system.
+USER 10001:10001
+WORKDIR /
+EXPOSE 8080 9091
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9091/livez', timeout=2)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["nomba-proxy"]
+CMD ["serve"]

@@ -1,0 +1,121 @@
+"""What is written down is true."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from proxy import __version__, errors
+from proxy.cli import _parser
+from proxy.settings import _CREDENTIALS, _PLAIN, SettingsModel, UpstreamSettings, _keys, load
+from proxy.telemetry import Metrics
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "ARCHITECTURE.md"]
+DOCS += sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_the_annotated_file_documents_every_key_with_its_default():
+    text = (ROOT / "config/proxy.toml").read_text()
+    keys = re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text)
+    values = tomllib.loads(keys)
+    model = SettingsModel.model_validate(values)
+    (entry,) = model.upstream
+    documented = {f"upstream.0.{key}" for key in values.pop("upstream")[0]}
+    for section, value in values.items():
+        documented |= (
+            {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
+        )
+    assert documented == set(_keys())
+    assert model.model_copy(update={"upstream": ()}) == SettingsModel()
+    shown = {"environment": None, "base_url": None, "client_id": None}
+    shown |= {"client_secret_file": None, "account_id": None, "ca_file": None}
+    assert entry.model_copy(update=shown) == UpstreamSettings()
+
+
+@pytest.mark.parametrize("name", ["proxy.toml", "dev.toml"])
+def test_the_example_files_load_as_they_are(name):
+    settings = load(environ={}, config=str(ROOT / "config" / name), credentials=False)
+    assert settings.warnings == ()
+
+
+def commands() -> list[str]:
+    found = []
+    for path in DOCS:
+        for line in re.findall(
+            r"(?m)^\s*(?:\$ )?((?:nomba-proxy|make) [^#\n`]*)", path.read_text()
+        ):
+            found.append(line.strip())
+        found += re.findall(r"`((?:nomba-proxy|make) [^`…]*)`", path.read_text())
+    return found
+
+
+def test_every_command_in_the_docs_exists():
+    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
+    assert len(commands()) > 5
+    for command in commands():
+        program, *arguments = shlex.split(command)
+        if program == "make":
+            assert arguments[0] in targets, command
+        else:
+            _parser().parse_args(arguments)
+
+
+def test_every_variable_in_the_docs_exists():
+    known = {"NOMBA_PROXY_" + key.replace(".0.", ".").replace(".", "_").upper() for key in _keys()}
+    known |= {name for names in _CREDENTIALS.values() for name in names} | set(_PLAIN.values())
+    known |= {f"{name}_FILE" for name in known} | {"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_UPSTREAM_"}
+    texts = [path.read_text() for path in DOCS] + [(ROOT / "config/proxy.toml").read_text()]
+    for text in texts:
+        for name in re.findall(r"\bNOMBA_[A-Z_]*[A-Z_]\b", text):
+            assert name in known or name == "NOMBA_PROXY_", name
+
+
+def every_error(cls=errors.ProxyError):
+    for child in cls.__subclasses__():
+        yield child
+        yield from every_error(child)
+
+
+def test_the_table_of_errors_is_the_tree_of_errors():
+    rows = re.findall(r"(?m)^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs/errors.md").read_text())
+    answered = [one for one in every_error() if "code" in vars(one)]
+    assert sorted(rows) == sorted((one.code, str(one.status)) for one in answered)
+    drawn = re.findall(r"─ (\w+)\s+(\d{3})", errors.__doc__)
+    assert sorted(drawn) == sorted((one.__name__, str(one.status)) for one in answered)
+
+
+def test_the_table_of_metrics_is_what_is_exposed():
+    rows = re.findall(r"(?m)^\| `(nomba_proxy_\w+)`", (ROOT / "docs/metrics.md").read_text())
+    families = Metrics(version="x")._registry.collect()
+    exposed = [one.name + ("_total" if one.type == "counter" else "") for one in families]
+    assert sorted(rows) == sorted(exposed)
+
+
+def test_the_map_is_short_and_knows_every_module():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.splitlines()) < 150
+    for path in (ROOT / "proxy").rglob("*.py"):
+        name = path.relative_to(ROOT / "proxy")
+        if name.name not in {"__init__.py", "__main__.py"}:
+            assert f"`{name.name}`" in text or f"`{name}`" in text, name
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_links_between_the_docs_lead_somewhere():
+    for path in DOCS:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_lock_files_name_no_host():
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text()
+        assert "--hash=sha256:" in text
+        assert not re.search(r"https?://|--index|--find-links", text), path.name
