@@ -430,7 +430,11 @@ class Handler:
         except ConnectionError:
             exchange.status = 499
             return RawReply(keep_alive=False)
-        except UpstreamError as error:
+        except asyncio.CancelledError:
+            exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
+            raise
+        except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
+            error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
             _cut(request, reset=http10 and reply.length is None)

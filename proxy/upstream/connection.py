@@ -76,6 +76,11 @@ class Connection(asyncio.Protocol):
         """Whether the reply has been received to its end."""
         return self._complete
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `more` would have to wait."""
+        return not (self._parts or self._complete or self._problem)
+
     def take(self) -> bytes:
         """The body's bytes received so far and not taken yet, without waiting."""
         if not self._parts:
@@ -285,6 +290,8 @@ class Reply:
         return self._peeked + self._connection.take()
 
     async def _more(self) -> bool:
+        if not self._connection.waiting:
+            return await self._connection.more()
         timeout = min(self._loop.time() + self._between, self._deadline)
         try:
             async with asyncio.timeout_at(timeout):

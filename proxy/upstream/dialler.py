@@ -119,7 +119,6 @@ class Dialler:
                     ssl=self._ssl,
                     server_hostname=origin.host if tls else None,
                     ssl_handshake_timeout=self._timeouts.tls if tls else None,
-                    happy_eyeballs_delay=0.25,
                 )
         except TimeoutError:
             raise UpstreamTimeout(
