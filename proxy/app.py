@@ -21,7 +21,7 @@ from proxy.core.exchange import Event
 from proxy.core.secret import Secret, mask
 from proxy.errors import ProxyError
 from proxy.handler import Handler, Limits, Upstream
-from proxy.server import QuietServer
+from proxy.server import BodyLimits, QuietServer
 from proxy.settings import (
     Address,
     ReadyUpstream,
@@ -113,9 +113,11 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     handler = Handler(
         tuple(wired),
         limits=Limits(
-            body=int(model.body.limit),
-            body_stall=model.body.stall_timeout,
-            body_total=model.body.total_timeout,
+            body=BodyLimits(
+                size=int(model.body.limit),
+                stall=model.body.stall_timeout,
+                total=model.body.total_timeout,
+            ),
             login_lifetime=model.callers.login_lifetime,
         ),
         is_own_authority=authorities.__contains__,

@@ -14,17 +14,13 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 """
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.callers.login import answer_login
 from proxy.core.account import AccountRule, decide_account
@@ -37,10 +33,7 @@ from proxy.core.routes import Kind, RouteTable, login_call
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     AccountMismatch,
-    BodyTimeout,
-    BodyTooLarge,
     CallerUnknown,
-    HeadInvalid,
     Internal,
     MethodNotAllowed,
     MountUnknown,
@@ -51,7 +44,7 @@ from proxy.errors import (
     UpgradeUnsupported,
     UpstreamError,
 )
-from proxy.server import RawReply, refuse
+from proxy.server import BodyLimits, CallerLeft, RawReply, cut, read_body, refuse
 from proxy.tokens.manager import Session, Token
 from proxy.upstream.connection import Reply
 from proxy.upstream.dialler import Dialler
@@ -85,25 +78,17 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller may ask of us: bytes and seconds.
+    """What a caller may ask of us.
 
     Attributes:
         head: bytes of a whole request head.
-        body: bytes of a request body.
-        body_stall: seconds without a byte of a body that is still to come.
-        body_total: seconds a body may take in all.
+        body: of a request body.
         login_lifetime: seconds a stand-in token claims to live.
     """
 
     head: int = 64 * 1024
-    body: int = 1024 * 1024
-    body_stall: float = 30.0
-    body_total: float = 300.0
+    body: BodyLimits = field(default_factory=BodyLimits)
     login_lifetime: float = 3600.0
-
-
-class CallerLeft(Exception):
-    """The caller closed its connection before it had been answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +211,7 @@ class Handler:
         exchange.account_replaced = account.replaced is not None
 
         # 4 read
-        body = await self._read(request, length)
+        body = await read_body(request, length=length, limits=self._limits.body)
         exchange.body_bytes = len(body or b"")
 
         # 5 borrow
@@ -295,7 +280,9 @@ class Handler:
                 "The login calls are answered by the proxy, and only to POST.",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
-        exchange.body_bytes = len(await self._read(request, length) or b"")
+        exchange.body_bytes = len(
+            await read_body(request, length=length, limits=self._limits.body) or b""
+        )
 
     def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
         try:
@@ -306,53 +293,6 @@ class Handler:
         return _Local(
             answer_login(call, business_id=business, wall=self._wall(), lifetime=lifetime)
         )
-
-    async def _read(self, request: web.BaseRequest, length: int | None) -> bytes | None:
-        """The whole body; None if the caller declared none.
-
-        Args:
-            request: whose body is read.
-            length: declared length; -1 for a chunked body, None for no body.
-        """
-        if length is None:
-            return None
-        if length == 0:
-            return b""
-        limit = self._limits.body
-        too_large = BodyTooLarge(
-            f"The body is larger than {limit} bytes.",
-            hint="Nomba's calls are small JSON; body.limit raises the limit.",
-            close=True,
-        )
-        if length > limit:
-            raise too_large
-        content = request.content
-        try:
-            if content.is_eof():
-                body = content.read_nowait()
-            else:
-                await _continue(request)
-                buffer = bytearray()
-                async with asyncio.timeout(self._limits.body_total):
-                    while not content.at_eof():
-                        async with asyncio.timeout(self._limits.body_stall):
-                            buffer += await content.readany()
-                        if len(buffer) > limit:
-                            raise too_large
-                body = bytes(buffer)
-        except TimeoutError:
-            raise BodyTimeout(
-                "The body did not arrive in time; nothing was sent to the upstream.",
-                hint="Send the whole body that Content-Length or chunked framing announces.",
-                close=True,
-            ) from None
-        except (OSError, HttpProcessingError, RequestPayloadError):
-            if request.transport is None or request.transport.is_closing():
-                raise CallerLeft from None
-            raise HeadInvalid("The body is framed wrongly.", close=True) from None
-        if len(body) > limit:
-            raise too_large
-        return body
 
     async def _attempt(
         self, exchange: Exchange, attempt: "_Attempt", token: Token
@@ -437,7 +377,7 @@ class Handler:
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
-            _cut(request, reset=http10 and reply.length is None)
+            cut(request, reset=http10 and reply.length is None)
             return RawReply(keep_alive=False)
         return RawReply(keep_alive=keep_alive)
 
@@ -509,28 +449,3 @@ def _refuse_upgrade(request: web.BaseRequest) -> None:
         hint="Nomba's API is plain HTTP requests and replies.",
         close=True,
     )
-
-
-async def _continue(request: web.BaseRequest) -> None:
-    """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
-    expect = request.headers.get("Expect")
-    if expect is not None and expect.lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _cut(request: web.BaseRequest, *, reset: bool) -> None:
-    """End a reply that cannot be completed so that the caller sees it was cut.
-
-    A plain close inside a length or a chunk is visible; where only the close ends the
-    body (HTTP/1.0), nothing but a reset is.
-    """
-    transport = request.transport
-    if transport is None:
-        return
-    if reset:
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    else:
-        transport.close()

@@ -7,25 +7,54 @@ what the caller sent, an `Authorization` line included, so both are replaced.
 
 import asyncio
 import logging
+import socket
+import struct
 import time
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.ids import new_request_id
 from proxy.core.refusal import local_reply, refusal_parts
-from proxy.errors import HeadInvalid, HeadTooLarge, Internal, ProxyError
+from proxy.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    HeadInvalid,
+    HeadTooLarge,
+    Internal,
+    ProxyError,
+)
 
 # aiohttp's own loggers write tracebacks that contain what the caller sent.
 _SILENT = logging.getLogger("proxy.silent")
 _SILENT.disabled = True
 _MAX_LINE = 16 * 1024
 _MAX_FIELDS = 128
+
+
+class CallerLeft(Exception):
+    """The caller closed its connection before it had been answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request body may cost.
+
+    Attributes:
+        size: bytes.
+        stall: seconds without a byte of a body that is still to come.
+        total: seconds the whole body may take.
+    """
+
+    size: int = 1024 * 1024
+    stall: float = 30.0
+    total: float = 300.0
 
 
 class RawReply(web.StreamResponse):
@@ -69,6 +98,80 @@ def refuse(
         extra=extra,
     )
     return RawReply(data, keep_alive=keep_alive)
+
+
+async def read_body(
+    request: web.BaseRequest, *, length: int | None, limits: BodyLimits
+) -> bytes | None:
+    """The whole body; None if the caller declared none.
+
+    Args:
+        request: whose body is read.
+        length: declared length; `CHUNKED`, or None for no body (`heads.check_head`).
+        limits: beyond which the request is refused.
+
+    Raises:
+        BodyTooLarge, BodyTimeout, HeadInvalid: the body did not arrive whole.
+        CallerLeft: nor will it.
+    """
+    if length is None:
+        return None
+    if length == 0:
+        return b""
+    too_large = BodyTooLarge(
+        f"The body is larger than {limits.size} bytes.",
+        hint="Nomba's calls are small JSON; body.limit raises the limit.",
+        close=True,
+    )
+    if length > limits.size:
+        raise too_large
+    content = request.content
+    buffer = bytearray()
+    try:
+        if not content.is_eof():
+            await _continue(request)
+        async with asyncio.timeout(limits.total):
+            while not content.at_eof():
+                async with asyncio.timeout(limits.stall):
+                    buffer += await content.readany()
+                if len(buffer) > limits.size:
+                    raise too_large
+    except TimeoutError:
+        raise BodyTimeout(
+            "The body did not arrive in time; nothing was sent to the upstream.",
+            hint="Send the whole body that Content-Length or chunked framing announces.",
+            close=True,
+        ) from None
+    except (OSError, HttpProcessingError, RequestPayloadError):
+        if request.transport is None or request.transport.is_closing():
+            raise CallerLeft from None
+        raise HeadInvalid("The body is framed wrongly.", close=True) from None
+    return bytes(buffer)
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
+    expect = request.headers.get("Expect")
+    if expect is not None and expect.lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def cut(request: web.BaseRequest, *, reset: bool) -> None:
+    """End a reply that cannot be completed so that the caller sees it was cut.
+
+    A plain close inside a length or a chunk is visible; where only the close ends the
+    body (HTTP/1.0), nothing but a reset is.
+    """
+    transport = request.transport
+    if transport is None:
+        return
+    if reset:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
 
 
 class QuietProtocol(RequestHandler):

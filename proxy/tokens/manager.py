@@ -130,6 +130,7 @@ class Session:
         self._keeper: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._stopped = False
+        self._closed = False
         self._had_token = False
         self._failures = 0
         self._retry_at = 0.0
@@ -199,6 +200,7 @@ class Session:
         if generation == self._generation and not self._accepted:
             self._accepted = True
             self._unaccepted = 0
+            self._gap_until = 0.0
 
     # -- what operators need -----------------------------------------------------------
 
@@ -262,6 +264,8 @@ class Session:
                     await self._auth.revoke(token.access)
                 except IssuerError as error:
                     problem = str(error)
+                except Exception as error:  # noqa: BLE001 - not confirmed, whatever it was
+                    problem = f"internal fault: {type(error).__name__}"
             self._emit(
                 Event(
                     "token_revoked",
@@ -289,6 +293,7 @@ class Session:
 
     async def close(self, *, revoke: bool) -> None:
         """Stop the background task; optionally revoke the token (best effort)."""
+        self._closed = True
         for task in (self._keeper, self._flight):
             if task is not None:
                 task.cancel()
@@ -364,6 +369,8 @@ class Session:
         sent = self._clocks.alive(), self._clocks.wall()
         grant = await self._auth.issue()
         self._check_different(grant)
+        if sent[0] + grant.life <= self._clocks.alive():
+            raise IssuerError("the issuer brought a token that was dead already", reason="reply")
         self._take(grant, sent=sent, grant_type="issue")
 
     def _check_different(self, grant: Grant) -> None:
@@ -431,6 +438,8 @@ class Session:
                     token = self.lend()
                     if token is not None and token.generation > after:
                         return token
+                    if self._closed:
+                        raise TokenUnavailable("The proxy is shutting down.", retry_after=1)
                     if self._stopped:
                         raise TokenUnavailable(
                             "The session was stopped by an operator.",

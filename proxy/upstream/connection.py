@@ -6,13 +6,14 @@ whether a byte of the request may have reached the upstream.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import cast
 
 import httptools
 
-from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout
+from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 
 # Parts of a body waiting for a slow caller; beyond it the upstream is told to wait.
 _HIGH_WATER = 256 * 1024
@@ -46,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._problem: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._head_size = 0
+        self._head_bytes = 0
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -55,10 +57,17 @@ class Connection(asyncio.Protocol):
     # -- what the caller does ----------------------------------------------------------
 
     def send(self, head: bytes, *, body: bytes) -> None:
-        """Write the request. From here on a failure's outcome is `unknown`."""
-        assert self._transport is not None  # noqa: S101 - connected before it is handed out
-        self._transport.write(head + body if len(body) < _MAX_HEAD else head)
-        if len(body) >= _MAX_HEAD:
+        """Write the request. From here on a failure's outcome is `unknown`.
+
+        Raises:
+            UpstreamUnreachable: the connection is gone already; nothing was written.
+        """
+        if self._transport is None:
+            raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
+        if len(body) < _MAX_HEAD:
+            self._transport.write(head + body)
+        else:  # not worth a copy
+            self._transport.write(head)
             self._transport.write(body)
 
     async def wait_head(self) -> None:
@@ -75,6 +84,11 @@ class Connection(asyncio.Protocol):
     def complete(self) -> bool:
         """Whether the reply has been received to its end."""
         return self._complete
+
+    @property
+    def _decided(self) -> bool:
+        """Whether a final head has come, or something wrong: what follows means nothing."""
+        return self._head_done or self._problem is not None
 
     @property
     def waiting(self) -> bool:
@@ -155,15 +169,15 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """asyncio: the upstream finished sending."""
-        self._end()
+        self._end(clean=self._transport is not None and _said_goodbye(self._transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
-        # A reset never ends a body that only the close delimits: it was cut short.
-        self._end(clean=exc is None)
+        # What ends a body that only the close delimits is `eof_received`, nothing else.
+        self._end(clean=False)
 
-    def _end(self, *, clean: bool = True) -> None:
+    def _end(self, *, clean: bool) -> None:
         if not self._complete and self._problem is None:
             if clean and self._head_done and self._until_close:
                 self._complete = True
@@ -187,20 +201,28 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """httptools: a head begins, interim or final."""
-        self.reason = b""
-        self.headers = []
+        if not self._decided:
+            self.reason = b""
+            self.headers = []
 
     def on_status(self, part: bytes) -> None:
         """httptools: some of the reason phrase."""
-        self.reason += part
+        if not self._decided:
+            self.reason += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: a field of the head, or of the trailers."""
-        if not self._head_done:  # trailers of a chunked body are not forwarded
+        self._head_bytes += len(name) + len(value) + 4
+        if not self._decided:  # trailers of a chunked body are not forwarded
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """httptools: a head is complete; decide how its body ends."""
+        if self._decided:
+            return
+        if self._head_bytes > _MAX_HEAD:
+            self._problem = "sent a reply head that is too large"
+            return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             if status == 101:
@@ -237,6 +259,20 @@ class Connection(asyncio.Protocol):
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
             self._complete = True
+
+
+def _said_goodbye(transport: asyncio.Transport) -> bool:
+    """Whether the end of input is the peer's word: over TLS a bare FIN is anybody's.
+
+    RFC 9112 section 9.8: an unframed reply is complete only with the close alert.
+    """
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        return tls.read(1) == b""
+    except ssl.SSLError:
+        return False
 
 
 class Reply:
@@ -290,6 +326,8 @@ class Reply:
         return self._peeked + self._connection.take()
 
     async def _more(self) -> bool:
+        if self._loop.time() >= self._deadline and not self._connection.complete:
+            raise UpstreamTimeout("The upstream's reply took too long.", outcome=Outcome.UNKNOWN)
         if not self._connection.waiting:
             return await self._connection.more()
         timeout = min(self._loop.time() + self._between, self._deadline)

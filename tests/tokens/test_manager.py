@@ -1,0 +1,892 @@
+"""When a session renews, what it lends meanwhile, and what it never does."""
+
+import asyncio
+import random
+
+import pytest
+
+from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.manager import Clocks, Session, TokenSettings
+from proxy.tokens.nomba import IssuerError
+
+ORIGIN = "https://issuer.test"
+ISSUE = "/v1/auth/token/issue"
+REFRESH = "/v1/auth/token/refresh"
+
+
+async def settle():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def ended(tasks):
+    """Wait for tasks without a timer: time stands still here."""
+    await asyncio.wait(tasks)
+    return [task.exception() or task.result() for task in tasks]
+
+
+def together(count, call):
+    return [asyncio.create_task(call()) for _ in range(count)]
+
+
+def named(events, name):
+    return [event for event in events if event.name == name]
+
+
+def value(token):
+    return token.access.reveal(to=ORIGIN)
+
+
+@pytest.fixture
+def issuing(issuer):
+    """Issue calls are held until this is set."""
+    return issuer.hold("issue")
+
+
+# -- one flight -------------------------------------------------------------------------
+
+
+async def test_two_hundred_borrowers_cost_one_issue(begin, issuer, issuing):
+    session = await begin()
+    borrowers = together(200, session.borrow)
+    await settle()
+    issuing.set()
+    assert {token.generation for token in await ended(borrowers)} == {1}
+    assert issuer.names == ["issue"]
+
+
+async def test_two_hundred_refused_callers_cost_one_issue_and_none_fails(session, issuer):
+    gate = issuer.hold("issue")
+    callers = together(200, lambda: session.renew(after=1))
+    await settle()
+    gate.set()
+    assert {token.generation for token in await ended(callers)} == {2}
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_a_waiter_that_leaves_cancels_neither_the_flight_nor_the_others(
+    begin, issuer, issuing
+):
+    session = await begin()
+    borrowers = together(10, session.borrow)
+    await settle()
+    for leaving in borrowers[:5]:
+        leaving.cancel()
+    await settle()
+    issuing.set()
+    assert {token.generation for token in await ended(borrowers[5:])} == {1}
+    assert all(leaving.cancelled() for leaving in borrowers[:5])
+    assert issuer.names == ["issue"]
+
+
+async def test_the_only_waiter_that_leaves_does_not_cancel_the_flight(session, issuer):
+    gate = issuer.hold("issue")
+    [caller] = together(1, lambda: session.renew(after=1))
+    await settle()
+    caller.cancel()
+    await settle()
+    gate.set()
+    await settle()
+    assert session.lend().generation == 2
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_a_late_refusal_of_an_old_token_costs_nothing(session, issuer):
+    second = await session.renew(after=1)
+    assert await session.renew(after=1) is second
+    session.refused(1)
+    await settle()
+    assert session.lend() is second
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_a_refusal_during_a_background_renewal_waits_for_that_one(session, issuer, time):
+    gate = issuer.hold("refresh")
+    await time.advance(750)
+    [caller] = together(1, lambda: session.renew(after=1))
+    await settle()
+    gate.set()
+    [token] = await ended([caller])
+    assert token.generation == 2
+    assert issuer.names == ["issue", "refresh"]
+
+
+# -- forced renewal ---------------------------------------------------------------------
+
+
+async def test_a_forced_renewal_of_a_fresh_token_is_by_issue_and_brings_another(session, issuer):
+    first = session.lend()
+    second = await session.renew(after=1)
+    assert (second.generation, issuer.names) == (2, ["issue", "issue"])
+    assert value(second) != value(first)
+
+
+async def test_a_forced_renewal_that_brings_the_same_token_is_a_failure(session, issuer):
+    issuer.token = value(session.lend())
+    with pytest.raises(TokenUnavailable, match="same token"):
+        await session.renew(after=1)
+    assert session.lend() is None
+
+
+async def test_a_refused_token_is_never_lent_again(session, issuer, time, down):
+    issuer.failing = down
+    with pytest.raises(TokenUnavailable):
+        await session.renew(after=1)
+    for _ in range(60):
+        await time.advance(1)
+        assert session.lend() is None
+        with pytest.raises(TokenUnavailable):
+            await session.borrow()
+
+
+async def test_a_refused_token_is_not_lent_while_its_successor_is_on_the_way(session, issuer):
+    issuer.hold("issue")
+    [caller] = together(1, lambda: session.renew(after=1))
+    await settle()
+    assert session.lend() is None
+    caller.cancel()
+
+
+async def test_a_refusal_that_is_not_replayed_renews_all_the_same(session, issuer):
+    session.refused(1)
+    assert session.lend() is None
+    await settle()
+    assert session.lend().generation == 2
+    assert issuer.names == ["issue", "issue"]
+
+
+# -- the gap ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def gap(session):
+    """Two generations in a row were refused and never accepted: the third is lent."""
+    await session.renew(after=1)
+    await session.renew(after=2)
+    return session
+
+
+async def test_the_third_token_in_a_row_refused_unused_is_not_renewed_for_ten_seconds(
+    gap, issuer, time
+):
+    for _ in range(9):
+        with pytest.raises(RenewalNotAllowed):
+            await gap.renew(after=3)
+        gap.refused(3)
+        await time.advance(1)
+    assert issuer.count("issue") == 3
+    await time.advance(1)
+    assert (await gap.renew(after=3)).generation == 4
+
+
+async def test_in_the_gap_the_token_is_still_lent(gap):
+    gap.refused(3)
+    await settle()
+    assert gap.lend().generation == 3
+
+
+async def test_the_gap_opens_again_while_nothing_is_accepted(gap, issuer, time):
+    for generation in range(3, 8):
+        await time.advance(10)
+        await gap.renew(after=generation)
+        with pytest.raises(RenewalNotAllowed):
+            await gap.renew(after=generation + 1)
+    assert issuer.count("issue") == 8
+
+
+async def test_an_accepted_token_is_renewed_at_once_even_in_the_gap(gap):
+    gap.accepted(3)
+    assert (await gap.renew(after=3)).generation == 4
+
+
+async def test_accepted_tokens_never_open_a_gap(session, issuer):
+    for generation in range(1, 20):
+        session.accepted(generation)
+        await session.renew(after=generation)
+    assert issuer.count("issue") == 20
+
+
+async def test_a_late_acceptance_of_an_old_token_does_not_count(gap):
+    gap.accepted(2)
+    with pytest.raises(RenewalNotAllowed):
+        await gap.renew(after=3)
+
+
+async def test_two_hundred_refusals_of_one_token_count_once(session):
+    await ended(together(200, lambda: session.renew(after=1)))
+    assert (await session.renew(after=2)).generation == 3
+
+
+# -- background renewal -----------------------------------------------------------------
+
+
+async def test_renewal_is_by_refresh_at_the_due_time_without_traffic(session, issuer, time):
+    await time.advance(749)
+    assert issuer.names == ["issue"]
+    await time.advance(1)
+    assert issuer.names == ["issue", "refresh"]
+    assert session.lend().generation == 2
+
+
+async def test_the_margin_is_five_minutes_of_a_long_life(begin, issuer, time):
+    issuer.life = 3600.0
+    await begin()
+    await time.advance(3299)
+    assert issuer.names == ["issue"]
+    await time.advance(1)
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_jitter_moves_the_renewal_earlier_only(begin, issuer, time):
+    time.random = 0.999
+    await begin()
+    await time.advance(724)
+    assert issuer.names == ["issue"]
+    await time.advance(2)
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_requests_during_a_background_renewal_get_the_living_token(session, issuer, time):
+    gate = issuer.hold("refresh")
+    await time.advance(750)
+    assert issuer.count("refresh") == 1
+    assert (await session.borrow()).generation == 1
+    gate.set()
+    await settle()
+    assert (await session.borrow()).generation == 2
+
+
+async def test_renewals_go_on_for_as_long_as_the_session(session, issuer, time):
+    await time.advance(7500, step=5)
+    assert issuer.names == ["issue"] + ["refresh"] * 10
+    assert session.lend().generation == 11
+
+
+async def test_a_session_without_a_refresh_token_renews_by_issue(begin, issuer, time):
+    issuer.refresh_token = ""
+    await begin()
+    await time.advance(750)
+    assert issuer.names == ["issue", "issue"]
+
+
+@pytest.mark.parametrize("reason", ["unreachable", "credentials", "reply"])
+async def test_any_failure_of_refresh_falls_back_to_one_issue(
+    session, issuer, time, events, reason
+):
+    issuer.failing = {"refresh": IssuerError("refresh: no", reason=reason)}
+    await time.advance(760)
+    assert issuer.names == ["issue", "refresh", "issue"]
+    assert session.lend().generation == 2
+    assert len(named(events, "token_refresh_failed")) == 1
+    assert not named(events, "token_renewal_failed")
+
+
+async def test_a_refresh_that_brings_the_same_token_falls_back_to_issue(session, issuer, time):
+    issuer.token = value(session.lend())
+    gate = issuer.hold("issue")
+    await time.advance(750)
+    issuer.token = ""
+    gate.set()
+    await settle()
+    assert issuer.names == ["issue", "refresh", "issue"]
+    assert session.lend().generation == 2
+
+
+async def test_life_counts_from_before_the_call_was_sent(begin, issuer, time):
+    issuing = issuer.hold("issue")
+    session = await begin()
+    await time.advance(15)
+    issuing.set()
+    await settle()
+    assert session.status().expires_in == 985
+
+
+# -- never a dead token -----------------------------------------------------------------
+
+
+async def test_a_dead_token_is_not_lent_even_if_no_timer_ran_since(session, issuer, time):
+    issuer.hold("issue")
+    time.alive += 1000  # the machine slept
+    assert session.lend() is None
+    [borrower] = together(1, session.borrow)
+    await settle()
+    assert not borrower.done()
+    issuer.gates["issue"].set()
+    [token] = await ended([borrower])
+    assert (token.generation, issuer.names) == (2, ["issue", "issue"])
+
+
+async def test_a_token_one_moment_before_its_death_is_lent(session, time):
+    time.alive += 999.99
+    assert session.lend().generation == 1
+
+
+async def test_after_a_sleep_the_background_renews_within_a_look(session, issuer, time):
+    time.alive += 2000
+    await time.advance(15)
+    assert issuer.names == ["issue", "issue"]
+    assert session.lend().generation == 2
+
+
+async def test_a_token_that_dies_during_its_renewal_is_not_lent(session, issuer, time):
+    gate = issuer.hold("refresh")
+    await time.advance(999.5)
+    assert session.lend().generation == 1
+    await time.advance(0.5)
+    assert session.lend() is None
+    [borrower] = together(1, session.borrow)
+    await settle()
+    gate.set()
+    [token] = await ended([borrower])
+    assert token.generation == 2
+
+
+async def test_a_token_is_lent_until_its_true_end_while_renewals_fail(session, issuer, time, down):
+    issuer.failing = down
+    await time.advance(750)
+    for _ in range(249):
+        assert (await session.borrow()).generation == 1
+        await time.advance(1)
+    await time.advance(1)
+    with pytest.raises(TokenUnavailable):
+        await session.borrow()
+
+
+# -- the wall clock ---------------------------------------------------------------------
+
+
+async def test_a_wall_clock_that_jumps_ahead_renews_once_and_early(session, issuer, time):
+    time.wall += 3600
+    await time.advance(15)
+    assert issuer.names == ["issue", "refresh"]
+    await time.advance(700)
+    assert issuer.names == ["issue", "refresh"]
+
+
+@pytest.mark.parametrize("jump", [-3600, -1_000_000, 3600])
+async def test_no_jump_of_the_wall_clock_lets_a_token_live_longer_or_die_sooner(
+    session, issuer, time, down, jump
+):
+    issuer.failing = down
+    time.wall += jump
+    await time.advance(999)
+    assert session.lend().generation == 1
+    await time.advance(1)
+    assert session.lend() is None
+
+
+async def test_a_wall_clock_that_jumps_back_does_not_delay_the_renewal(session, issuer, time):
+    time.wall -= 3600
+    await time.advance(750)
+    assert issuer.names == ["issue", "refresh"]
+
+
+# -- an issuer that is down -------------------------------------------------------------
+
+
+@pytest.fixture
+async def without(begin, issuer, down):
+    """A session that began while the issuer was down."""
+    issuer.failing = down
+    return await begin()
+
+
+async def test_borrowers_are_told_when_to_come_back(without, time):
+    await time.advance(8)  # the next try is 8 s after the one at 7.5 s
+    with pytest.raises(TokenUnavailable) as caught:
+        await without.borrow()
+    assert caught.value.retry_after == 8
+    assert (caught.value.status, caught.value.outcome) == (503, "not_sent")
+
+
+async def test_back_off_grows_and_is_capped(without, issuer, time):
+    await time.advance(200)
+    assert issuer.gaps[:9] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert set(issuer.names) == {"issue"}
+
+
+async def test_back_off_with_jitter_stays_within_a_quarter_more(begin, issuer, time, down):
+    issuer.failing, time.random = down, 0.999
+    await begin()
+    await time.advance(300, step=0.25)
+    assert all(gap <= 30 * 1.25 + 0.25 for gap in issuer.gaps)
+    assert issuer.gaps[-1] > 30
+
+
+async def test_borrowers_do_not_add_calls_to_a_failing_issuer(without, issuer, time):
+    for _ in range(120):
+        await ended(together(10, without.borrow))
+        await time.advance(0.5)
+    assert issuer.count("issue") == 7  # at 0, 0.5, 1.5, 3.5, 7.5, 15.5 and 31.5 s
+
+
+async def test_an_issuer_that_comes_back_is_found_by_the_background(without, issuer, time, events):
+    await time.advance(10)
+    issuer.failing = {}
+    await time.advance(6)
+    assert without.lend().generation == 1
+    assert without.status().failures == 0
+    assert named(events, "token_renewed")
+
+
+async def test_after_a_recovery_back_off_begins_anew(without, issuer, time, down):
+    await time.advance(10)
+    issuer.failing = {}
+    await time.advance(6)
+    issuer.failing = down
+    with pytest.raises(TokenUnavailable) as caught:
+        await without.renew(after=1)
+    assert caught.value.retry_after == 1
+
+
+async def test_a_failed_background_renewal_is_tried_again_with_growing_gaps(
+    session, issuer, time, down
+):
+    issuer.failing = down
+    await time.advance(766)
+    issues = [at for name, at in issuer.calls if name == "issue"]
+    assert [at - 1750 for at in issues[1:]] == [0, 0.5, 1.5, 3.5, 7.5, 15.5]
+
+
+async def test_a_session_is_ready_only_after_its_first_token(without, issuer, time):
+    assert not without.ready
+    issuer.failing = {}
+    await time.advance(1)
+    assert without.ready
+
+
+async def test_an_issuer_that_hangs_costs_a_borrower_the_wait_limit_and_no_more(
+    begin, issuer, issuing, time
+):
+    session = await begin(wait_limit=20)
+    borrowers = together(3, session.borrow)
+    await time.advance(19)
+    assert not any(borrower.done() for borrower in borrowers)
+    await time.advance(1)
+    assert [type(error) for error in await ended(borrowers)] == [TokenUnavailable] * 3
+    issuing.set()
+    await settle()
+    assert session.lend().generation == 1  # the flight went on without them
+    assert issuer.names == ["issue"]
+
+
+# -- a wrong secret ---------------------------------------------------------------------
+
+
+@pytest.fixture
+async def refused(begin, issuer, wrong_secret):
+    """A session whose credentials the issuer refuses."""
+    issuer.failing = wrong_secret
+    return await begin()
+
+
+async def test_a_wrong_secret_backs_off_from_thirty_seconds_to_ten_minutes(refused, issuer, time):
+    await time.advance(2400, step=2)
+    assert issuer.gaps == [30, 60, 120, 240, 480, 600, 600]
+
+
+async def test_a_wrong_secret_is_told_apart(refused, events):
+    with pytest.raises(TokenUnavailable) as caught:
+        await refused.borrow()
+    assert "client id, secret" in caught.value.hint
+    assert caught.value.retry_after == 30
+    [failed] = named(events, "token_renewal_failed")
+    assert failed.fields["cause"] == "credentials"
+
+
+async def test_an_unreachable_issuer_is_not_called_a_wrong_secret(without, events):
+    with pytest.raises(TokenUnavailable) as caught:
+        await without.borrow()
+    assert "secret" not in caught.value.hint
+    assert named(events, "token_renewal_failed")[0].fields["cause"] == "unreachable"
+
+
+async def test_borrowers_do_not_hammer_with_a_wrong_secret(refused, issuer, time):
+    for _ in range(29):
+        await ended(together(50, refused.borrow))
+        await time.advance(1)
+    assert issuer.names == ["issue"]
+
+
+# -- revocation -------------------------------------------------------------------------
+
+
+async def test_revoke_holds_requests_until_the_new_token_is_there(session, issuer):
+    old = value(session.lend())
+    gate = issuer.hold("revoke")
+    revoking = asyncio.create_task(session.revoke(stop=False))
+    await settle()
+    borrowers = together(20, session.borrow)
+    await settle()
+    assert session.lend() is None
+    assert not any(borrower.done() for borrower in borrowers)
+    gate.set()
+    assert {token.generation for token in await ended(borrowers)} == {2}
+    assert await revoking == ""
+    assert (issuer.names, issuer.revoked) == (["issue", "revoke", "issue"], [old])
+
+
+async def test_a_stopped_session_stays_without_a_token_until_it_is_renewed(session, issuer, time):
+    assert await session.revoke(stop=True) == ""
+    await time.advance(3600, step=5)
+    assert issuer.names == ["issue", "revoke"]
+    assert session.status().state == "stopped"
+    with pytest.raises(TokenUnavailable, match="stopped") as caught:
+        await session.borrow()
+    assert "token renew" in caught.value.hint
+    assert (await session.renew_now()).generation == 2
+    assert session.status().state == "living"
+
+
+async def test_a_renewed_session_is_kept_again_after_a_stop(session, issuer, time):
+    await session.revoke(stop=True)
+    await session.renew_now()
+    await time.advance(770)
+    assert issuer.names == ["issue", "revoke", "issue", "refresh"]
+
+
+async def test_a_late_refusal_does_not_wake_a_stopped_session(session, issuer):
+    await session.revoke(stop=True)
+    with pytest.raises(TokenUnavailable):
+        await session.renew(after=1)
+    session.refused(1)
+    await settle()
+    assert issuer.names == ["issue", "revoke"]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+async def test_a_revocation_that_was_not_confirmed_is_reported(session, issuer, events, stop):
+    issuer.failing = {"revoke": IssuerError("revoke: HTTP 500", reason="reply")}
+    assert await session.revoke(stop=stop) == "revoke: HTTP 500"
+    [told] = named(events, "token_revoked")
+    assert (told.fields["confirmed"], told.level) == (False, "warning")
+    assert (session.lend() is None) == stop
+
+
+@pytest.mark.parametrize("stop", [True, False])
+async def test_a_revocation_that_met_a_fault_is_reported_too(session, issuer, stop):
+    issuer.failing = {"revoke": RuntimeError("a bug")}
+    try:
+        told = await session.revoke(stop=stop)
+    except TokenUnavailable:
+        told = "no token"
+    assert told != ""
+
+
+async def test_revoke_waits_for_a_renewal_under_way_and_revokes_what_it_brought(
+    session, issuer, time
+):
+    gate = issuer.hold("refresh")
+    await time.advance(750)
+    revoking = asyncio.create_task(session.revoke(stop=True))
+    await settle()
+    gate.set()
+    await revoking
+    assert issuer.names == ["issue", "refresh", "revoke"]
+    assert issuer.revoked == ["token-2"]
+
+
+async def test_two_revocations_at_once_take_turns(session, issuer):
+    await ended(together(2, lambda: session.revoke(stop=False)))
+    assert issuer.names == ["issue", "revoke", "issue", "revoke", "issue"]
+    assert session.lend().generation == 3
+
+
+async def test_revoke_says_so_if_no_new_token_can_be_had(session, issuer, down):
+    issuer.failing = {"issue": down["issue"]}
+    with pytest.raises(TokenUnavailable):
+        await session.revoke(stop=False)
+    assert session.lend() is None
+
+
+async def test_revoking_without_a_token_just_obtains_one(without, issuer):
+    issuer.failing = {}
+    assert await without.revoke(stop=False) == ""
+    assert issuer.names == ["issue", "issue"]
+    assert without.lend().generation == 1
+
+
+# -- an operator's renewal --------------------------------------------------------------
+
+
+async def test_an_operator_renews_a_living_token_by_refresh(session, issuer):
+    assert (await session.renew_now()).generation == 2
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_an_operator_does_not_wait_for_back_off(refused, issuer):
+    issuer.failing = {}
+    assert (await refused.renew_now()).generation == 1
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_an_operator_ends_the_gap(gap):
+    assert (await gap.renew_now()).generation == 4
+    assert (await gap.renew(after=4)).generation == 5
+
+
+async def test_an_operator_is_told_of_a_failure_and_the_living_token_stays(session, issuer, down):
+    issuer.failing = down
+    with pytest.raises(TokenUnavailable, match="no connection"):
+        await session.renew_now()
+    assert session.lend().generation == 1
+
+
+async def test_operators_at_once_share_a_renewal(session, issuer):
+    await ended(together(5, session.renew_now))
+    assert issuer.names == ["issue", "refresh"]
+
+
+# -- faults, floods and ends ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyError, AssertionError, TimeoutError])
+async def test_an_unexpected_exception_backs_off_instead_of_spinning(
+    begin, issuer, time, events, fault
+):
+    issuer.failing = {"issue": fault("the-client-secret")}
+    session = await begin()
+    await time.advance(60)
+    assert issuer.count("issue") == 7
+    assert "the-client-secret" not in repr(events) + session.status().last_error
+    issuer.failing = {}
+    await time.advance(30)
+    assert session.lend().generation == 1
+
+
+async def test_an_unexpected_exception_of_refresh_does_not_cost_the_living_token(
+    session, issuer, time
+):
+    issuer.failing = {"refresh": ZeroDivisionError()}
+    await time.advance(760)
+    assert session.lend() is not None
+    assert issuer.count("refresh", "issue") < 8
+
+
+@pytest.mark.parametrize("life", [0.0, 0.001, 0.1, 1.0, 5.0])
+async def test_no_life_however_short_makes_the_background_spin(begin, issuer, time, life):
+    issuer.life = life
+    await begin()
+    await time.advance(10, step=0.01)
+    assert issuer.count("issue", "refresh") <= 21  # at most one in half a second
+
+
+@pytest.mark.parametrize("life", [0.0, 0.001, 0.01])
+async def test_a_borrower_of_tokens_that_are_dead_on_arrival_does_not_spin(
+    begin, issuer, time, life
+):
+    issuer.life, issuer.takes = life, 0.02
+    session = await begin(wait_limit=20)
+    borrowing = asyncio.create_task(session.borrow())
+    for _ in range(400):
+        await time.advance(0.1)
+        if borrowing.done():
+            break
+    await asyncio.wait([borrowing])
+    assert isinstance(borrowing.exception(), TokenUnavailable)
+    assert issuer.count("issue", "refresh") <= 100
+
+
+async def test_close_leaves_no_task_and_lends_nothing(begin):
+    before = asyncio.all_tasks()
+    session = await begin()
+    await session.close(revoke=False)
+    await settle()
+    assert asyncio.all_tasks() == before
+    assert session.lend() is None
+
+
+async def test_close_ends_a_renewal_under_way(begin, issuer, issuing):
+    before = asyncio.all_tasks()
+    session = await begin()
+    await session.close(revoke=False)
+    await settle()
+    assert asyncio.all_tasks() == before
+    assert issuer.names == ["issue"]
+
+
+async def test_close_right_after_start_leaves_no_task(issuer, time):
+    before = asyncio.all_tasks()
+    session = Session(
+        "nomba",
+        auth=issuer,
+        settings=TokenSettings(),
+        clocks=time.clocks,
+        emit=lambda event: None,
+    )
+    session.start()
+    await session.close(revoke=False)
+    await settle()
+    assert asyncio.all_tasks() == before
+
+
+async def test_close_starts_nothing_for_borrowers_who_still_wait(begin, issuer, issuing):
+    session = await begin()
+    borrowers = together(3, session.borrow)
+    await settle()
+    await session.close(revoke=False)
+    await settle()
+    started = issuer.names
+    issuing.set()
+    for borrower in borrowers:
+        borrower.cancel()
+    await asyncio.wait(borrowers)
+    await settle()
+    assert started == ["issue"]
+    assert session.lend() is None
+
+
+async def test_a_closed_session_starts_nothing_for_a_late_borrower(begin, issuer):
+    session = await begin()
+    await session.close(revoke=True)
+    with pytest.raises(TokenUnavailable):
+        await session.borrow()
+    assert issuer.names == ["issue", "revoke"]
+
+
+@pytest.mark.parametrize("revoke", [True, False])
+async def test_close_revokes_only_if_asked_to(begin, issuer, revoke):
+    session = await begin()
+    await session.close(revoke=revoke)
+    assert issuer.revoked == (["token-1"] if revoke else [])
+
+
+async def test_close_survives_a_revocation_that_fails(begin, issuer, down):
+    session = await begin()
+    issuer.failing = down
+    await session.close(revoke=True)
+    assert session.lend() is None
+
+
+# -- what is shown ----------------------------------------------------------------------
+
+
+async def test_the_status_shows_the_session_and_no_secret(session, time):
+    await time.advance(100)
+    status = session.status()
+    assert (status.state, status.generation, status.renewing) == ("living", 1, False)
+    assert (status.expires_in, status.renews_in) == (900, 650)
+    assert status.token == session.lend().access.digest()
+    assert "token-1" not in repr(status)
+
+
+async def test_the_status_of_a_failing_session_says_why_and_when(refused):
+    status = refused.status()
+    assert (status.state, status.failures, status.retry_in) == ("empty", 1, 30)
+    assert "HTTP 401" in status.last_error
+
+
+async def test_no_event_holds_a_secret(session, issuer, time, events, down):
+    await time.advance(760)
+    await session.renew(after=2)
+    await session.revoke(stop=False)
+    issuer.failing = down
+    await time.advance(800)
+    shown = repr(events) + repr(session.lend())
+    assert not any(f"token-{number}" in shown for number in range(1, 9))
+    assert "the-client-secret" not in shown
+
+
+@pytest.mark.parametrize(("account", "warnings"), [("account", 0), ("ACCOUNT", 0), ("other", 1)])
+async def test_a_token_of_another_account_is_warned_about(begin, issuer, events, account, warnings):
+    issuer.account_id = account
+    await begin()
+    assert len(named(events, "token_account_differs")) == warnings
+
+
+# -- over the wire ----------------------------------------------------------------------
+
+
+class Sleep:
+    """How far the clocks are ahead of the timers: a machine that slept."""
+
+    seconds = 0.0
+
+
+@pytest.fixture
+def sleep():
+    return Sleep()
+
+
+@pytest.fixture
+async def wired(auth, sleep):
+    """A session whose issuer is the simulator."""
+    loop = asyncio.get_running_loop()
+    clocks = Clocks(
+        alive=lambda: loop.time() + sleep.seconds,
+        wall=lambda: 1_780_000_000 + sleep.seconds,
+        random=random.Random(1).random,
+    )
+    session = Session(
+        "nomba", auth=auth, settings=TokenSettings(), clocks=clocks, emit=lambda event: None
+    )
+    session.start()
+    yield session
+    await session.close(revoke=False)
+
+
+async def test_two_hundred_first_requests_cost_one_issue_on_the_wire(wired, simulator):
+    tokens = await asyncio.gather(*(wired.borrow() for _ in range(200)))
+    assert {token.generation for token in tokens} == {1}
+    assert [request.path for request in simulator.received] == [ISSUE]
+
+
+async def test_two_hundred_refusals_cost_one_issue_on_the_wire(wired, simulator):
+    await wired.borrow()
+    simulator.revoke()
+    tokens = await asyncio.gather(*(wired.renew(after=1) for _ in range(200)))
+    assert {token.generation for token in tokens} == {2}
+    assert [request.path for request in simulator.received] == [ISSUE, ISSUE]
+
+
+REFRESH_FAILURES = {
+    "expired bearer": {"status": 400, "body": {"code": "400", "description": "JWT expired at x"}},
+    "unknown refresh token": {"status": 404, "body": {"code": "404", "description": "not found"}},
+    "401": {"status": 401},
+    "403 page": {"status": 403, "body": b"<html>"},
+    "429": {"status": 429},
+    "500": {"status": 500},
+    "200 with 02": {"body": {"code": "02", "description": "Token expired"}},
+    "200 with 401": {"body": {"code": "401", "description": "re-authenticate"}},
+    "200 without data": {"body": {"code": "00", "description": "Success"}},
+    "empty": {"body": b""},
+    "dropped before": {"drop": True},
+    "dropped after the work": {"drop": True, "before": False},
+    "lost reply": {"status": 502, "before": False},
+}
+
+
+@pytest.mark.parametrize("failure", REFRESH_FAILURES)
+async def test_each_documented_failure_of_refresh_ends_in_one_issue(wired, simulator, failure):
+    await wired.borrow()
+    simulator.fail(REFRESH, **REFRESH_FAILURES[failure])
+    assert (await wired.renew_now()).generation == 2
+    assert [request.path for request in simulator.received] == [ISSUE, REFRESH, ISSUE]
+
+
+async def test_a_session_revoked_behind_our_back_is_found_at_renewal(wired, simulator):
+    await wired.borrow()
+    simulator.revoke()
+    assert (await wired.renew_now()).generation == 2
+    assert [request.status for request in simulator.received] == [200, 401, 200]
+
+
+async def test_after_a_sleep_longer_than_its_life_no_dead_token_is_sent(wired, simulator, sleep):
+    await wired.borrow()
+    sleep.seconds += 3600
+    assert (await wired.borrow()).generation == 2
+    assert simulator.count(REFRESH) == 0
+
+
+@pytest.mark.parametrize("skew", [600, -600, 3600, -3600])
+async def test_the_issuers_clock_changes_no_life(wired, simulator, skew):
+    simulator.switches.clock_skew = skew
+    await wired.borrow()
+    assert 1790 < wired.status().expires_in <= 1800
+
+
+async def test_revocation_and_new_token_work_on_the_wire(wired, simulator):
+    await wired.borrow()
+    assert await wired.revoke(stop=False) == ""
+    assert [request.status for request in simulator.received] == [200, 200, 200]
+    assert wired.lend().generation == 2
