@@ -205,7 +205,7 @@ class Handler:
         if call is not None:
             await self._login(request, exchange, call, length)
             return self._login_answer(call, upstream, sent_accounts)
-        route = self._routes.classify(method, target.canonical)
+        route = self._routes.classify(method, target)
         exchange.route, exchange.kind = route.template, route.kind
         account = decide_account(upstream.account, sent=sent_accounts, kind=route.kind)
         exchange.account_replaced = account.replaced is not None

@@ -9,7 +9,10 @@ import pytest
 
 from proxy import __version__, errors
 from proxy.cli import _parser
-from proxy.settings import _CREDENTIALS, _PLAIN, SettingsModel, UpstreamSettings, _keys, load
+from proxy.settings import SettingsModel, UpstreamSettings, load
+from proxy.settings.credentials import CREDENTIAL_VARIABLES
+from proxy.settings.model import keys, variable
+from proxy.settings.sources import PLAIN_VARIABLES
 from proxy.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +23,7 @@ DOCS += sorted((ROOT / "docs").rglob("*.md"))
 
 def test_the_annotated_file_documents_every_key_with_its_default():
     text = (ROOT / "config/proxy.toml").read_text()
-    keys = re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text)
-    values = tomllib.loads(keys)
+    values = tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text))
     model = SettingsModel.model_validate(values)
     (entry,) = model.upstream
     documented = {f"upstream.0.{key}" for key in values.pop("upstream")[0]}
@@ -29,7 +31,7 @@ def test_the_annotated_file_documents_every_key_with_its_default():
         documented |= (
             {f"{section}.{key}" for key in value} if isinstance(value, dict) else {section}
         )
-    assert documented == set(_keys())
+    assert documented == set(keys())
     assert model.model_copy(update={"upstream": ()}) == SettingsModel()
     shown = {"environment": None, "base_url": None, "client_id": None}
     shown |= {"client_secret_file": None, "account_id": None, "ca_file": None}
@@ -65,8 +67,8 @@ def test_every_command_in_the_docs_exists():
 
 
 def test_every_variable_in_the_docs_exists():
-    known = {"NOMBA_PROXY_" + key.replace(".0.", ".").replace(".", "_").upper() for key in _keys()}
-    known |= {name for names in _CREDENTIALS.values() for name in names} | set(_PLAIN.values())
+    known = {variable(key) for key in keys()} | set(PLAIN_VARIABLES.values())
+    known |= {name for names in CREDENTIAL_VARIABLES.values() for name in names}
     known |= {f"{name}_FILE" for name in known} | {"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_UPSTREAM_"}
     texts = [path.read_text() for path in DOCS] + [(ROOT / "config/proxy.toml").read_text()]
     for text in texts:

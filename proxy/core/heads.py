@@ -158,6 +158,7 @@ class RequestHead:
                 lower in _REQUEST_DROPPED
                 or lower.startswith(_REQUEST_DROPPED_PREFIX)
                 or lower in named
+                or name.lower() in named
                 or _squash(lower) in _OWN
             ):
                 lines += (name, b": ", value, b"\r\n")
@@ -191,7 +192,8 @@ def reply_head(
         headers: raw fields of the upstream's reply.
         own: fields the proxy adds: request id, outcome, framing.
     """
-    named = named_by_connection(headers)
+    # The length stays whatever `Connection` says: without it the reply would have no end.
+    named = named_by_connection(headers) - {b"content-length"}
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
     for name, value in headers:
         lower = name.lower()

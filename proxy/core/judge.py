@@ -91,15 +91,15 @@ def judge(status: int, *, headers: Headers, body: bytes, complete: bool) -> Verd
         return Verdict.ANSWER
     if not isinstance(envelope, dict):
         return Verdict.ANSWER
-    text = " ".join(
+    texts = [
         value
         for key in ("detail", "description", "message")
         if isinstance(value := envelope.get(key), str)
-    )
+    ]
     if status != 200:
-        return Verdict.REFUSAL_UNPROVEN if _JWT_EXPIRED.search(text) else Verdict.ANSWER
+        return Verdict.REFUSAL_UNPROVEN if any(map(_JWT_EXPIRED.search, texts)) else Verdict.ANSWER
     code = str(envelope.get("code"))
-    if code == "401" or (code in {"01", "02"} and _TOKEN_TEXT.search(text)):
+    if code == "401" or (code in {"01", "02"} and any(map(_TOKEN_TEXT.search, texts))):
         return Verdict.REFUSAL_UNPROVEN
     return Verdict.ANSWER
 
@@ -126,7 +126,8 @@ def _brotli(body: bytes) -> bytes:
 
 
 def _zstd(body: bytes) -> bytes:
-    with zstandard.ZstdDecompressor(max_window_size=1 << 20).stream_reader(body) as reader:
+    # RFC 9659 section 3: a decoder has to support windows of 8 MB.
+    with zstandard.ZstdDecompressor(max_window_size=8 << 20).stream_reader(body) as reader:
         return reader.read(PEEK_LIMIT)
 
 

@@ -95,7 +95,7 @@ def token_life(data: Mapping[str, object], *, date: str | None) -> float:
     """
     expires, dated = parse_timestamp(data.get("expiresAt")), parse_http_date(date)
     token = data.get("access_token")
-    told = data.get("expires_in", data.get("expiresIn"))
+    told = data.get("expires_in") or data.get("expiresIn")
     candidates = (
         expires - dated if expires is not None and dated is not None else None,
         _jwt_life(token) if isinstance(token, str) else None,

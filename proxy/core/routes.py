@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from proxy.core.target import canonical_path
+from proxy.core.target import Target, canonical_path
 from proxy.data import operations
 from proxy.errors import TargetAmbiguous
 
@@ -23,7 +23,10 @@ LOGIN_PATHS = {
     "/v1/auth/token/refresh": "refresh",
     "/v1/auth/token/revoke": "revoke",
 }
-_LOGIN_REACH = re.compile(r"/v1/auth/token(?:[^a-z0-9_-]|$)")
+_LOGIN_REACH = re.compile(r"/v1/auth/token(?:/|$)")
+# Bytes that some servers trim and at which others cut: a path is judged both ways.
+_ODD = re.compile(r"[^a-z0-9/_-]+")
+_SLASHES = re.compile(r"/{2,}")
 
 
 class Kind(StrEnum):
@@ -83,18 +86,28 @@ class RouteTable:
     def __init__(self) -> None:
         self._root = _build()
 
-    def classify(self, method: str, canonical: str) -> Route:
+    def classify(self, method: str, target: Target) -> Route:
         """The route of a request; what is unknown and no read counts as money.
+
+        An upstream may know no path parameters, or tell cases apart: where the path as
+        sent is a money operation and its canonical form is none, money it is.
 
         Args:
             method: as sent, upper case.
-            canonical: `Target.canonical`.
+            target: the parsed target.
         """
         wanted = "GET" if method == "HEAD" else method
-        route = _find(self._root, canonical[1:].split("/"), 0, wanted)
+        route = self._lookup(wanted, target.canonical)
+        if route is not None and route.kind is Kind.WRITE:
+            as_sent = self._lookup(wanted, target.path.decode("ascii"))
+            if as_sent is not None and as_sent.kind is Kind.MONEY:
+                return as_sent
         if route is not None:
             return route
         return _UNKNOWN_READ if method in READ_METHODS else _UNKNOWN_MONEY
+
+    def _lookup(self, method: str, path: str) -> Route | None:
+        return _find(self._root, path[1:].split("/"), 0, method)
 
 
 def _find(node: _Node, segments: list[str], at: int, method: str) -> Route | None:
@@ -123,10 +136,10 @@ def login_call(decoded: str) -> str | None:
     Raises:
         TargetAmbiguous: the path lies in the login's reach but is none of the calls.
     """
-    if not _LOGIN_REACH.match(decoded):
-        return None
     call = LOGIN_PATHS.get(decoded)
-    if call is None:
+    if call is None and any(
+        _LOGIN_REACH.search(_SLASHES.sub("/", _ODD.sub(instead, decoded))) for instead in ("", "/")
+    ):
         raise TargetAmbiguous(
             "This path is too close to Nomba's login calls to be forwarded.",
             hint=f"The login calls are POST {', '.join(LOGIN_PATHS)}; the proxy answers them.",

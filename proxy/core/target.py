@@ -7,6 +7,7 @@ allows none of the raw ones). Everything else is forwarded byte for byte.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,8 @@ from proxy.errors import HostRefused, TargetAmbiguous
 
 _RAW_REFUSED = re.compile(rb"[^\x21-\x7e]|[#\\]")
 _DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?=[/\\]|$)")
+# A path parameter ends at the next slash: for some servers before decoding, for others after.
+_HIDDEN_SLASH = re.compile(rb";[^/]*%(?:2f|5c)", re.IGNORECASE)
 _SLASHES = re.compile(r"/{2,}")
 _PARAMS = re.compile(r";[^/]*")
 _UNRESERVED = re.compile(
@@ -71,6 +74,11 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
                     "The path contains a dot segment.",
                     hint="Resolve '.' and '..' before sending; they are never forwarded.",
                 )
+            if _HIDDEN_SLASH.search(decoded):
+                raise TargetAmbiguous(
+                    "A path parameter contains an encoded slash.",
+                    hint="Encode ';' as %3B if it is meant as part of the segment.",
+                )
             if b"%" not in decoded:
                 break
             before, decoded = decoded, unquote_to_bytes(decoded)
@@ -83,8 +91,13 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
         raw=raw,
         path=path,
         canonical=canonical,
-        decoded=canonical if decoded is path else canonical_path(decoded.replace(b"\\", b"/")),
+        decoded=canonical if decoded is path else _most_careless(decoded),
     )
+
+
+def _most_careless(decoded: bytes) -> str:
+    text = decoded.replace(b"\\", b"/").decode("utf-8", "replace")
+    return canonical_path(unicodedata.normalize("NFKC", text).casefold().encode())
 
 
 def canonical_path(path: bytes) -> str:
@@ -93,8 +106,10 @@ def canonical_path(path: bytes) -> str:
     >>> canonical_path(b"/V1//sandbox/%74ransfers;x=1/banks/")
     '/v1/transfers/banks'
     """
-    if b"%" in path:
-        path = _UNRESERVED.sub(lambda found: unquote_to_bytes(found[0]), path)
+    while b"%" in path:
+        before, path = path, _UNRESERVED.sub(lambda found: unquote_to_bytes(found[0]), path)
+        if path == before:
+            break
     text = path.decode("latin-1").lower()
     if ";" in text:
         text = _PARAMS.sub("", text)

@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
         """asyncio: the upstream finished sending."""
         self._end(clean=self._transport is not None and _said_goodbye(self._transport))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """asyncio: the connection is gone."""
         self._transport = None
         # What ends a body that only the close delimits is `eof_received`, nothing else.

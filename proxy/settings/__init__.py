@@ -1,0 +1,40 @@
+"""Load and validate the settings; report all problems at once.
+
+The only reader of the environment. A value comes from a flag, the environment, the file
+or its default, in this order, and keeps its origin.
+"""
+
+import os
+from collections.abc import Mapping
+
+from proxy.settings.addresses import Address, is_loopback, parse_address, parse_origin
+from proxy.settings.effective import (
+    Problem,
+    ReadyUpstream,
+    Settings,
+    SettingsError,
+    describe,
+)
+from proxy.settings.load import load
+from proxy.settings.model import SettingsModel, UpstreamSettings
+
+__all__ = (
+    "Address",
+    "Problem",
+    "ReadyUpstream",
+    "Settings",
+    "SettingsError",
+    "SettingsModel",
+    "UpstreamSettings",
+    "describe",
+    "environment",
+    "is_loopback",
+    "load",
+    "parse_address",
+    "parse_origin",
+)
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment; nothing else in the proxy reads it."""
+    return os.environ

@@ -1,0 +1,101 @@
+"""Credentials: from the environment, from files it names, or from `$CREDENTIALS_DIRECTORY`.
+
+Never from a flag, and the secret never from the settings file itself.
+"""
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from proxy.settings.sources import Report
+
+# Names that integrators already have (facts, section 5), by key of `[[upstream]]`.
+CREDENTIAL_VARIABLES = {
+    "client_id": ("NOMBA_CLIENT_ID",),
+    "client_secret": ("NOMBA_CLIENT_SECRET", "NOMBA_PRIVATE_KEY"),
+    "account_id": ("NOMBA_ACCOUNT_ID", "NOMBA_PARENT_ACCOUNT_ID"),
+}
+
+
+def any_credentials(environ: Mapping[str, str]) -> bool:
+    """Whether any credential is given outside the settings file, usable or not."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    return any(
+        environ.get(name)
+        or environ.get(f"{name}_FILE")
+        or (directory and (Path(directory) / name).exists())
+        for names in CREDENTIAL_VARIABLES.values()
+        for name in names
+    )
+
+
+def read_credentials(environ: Mapping[str, str], *, report: Report) -> dict[str, tuple[str, str]]:
+    """Value and origin of each credential that is given outside the settings file.
+
+    Args:
+        environ: the environment.
+        report: takes problems and warnings.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for key, names in CREDENTIAL_VARIABLES.items():
+        given = [one for one in (_one(name, environ, report=report) for name in names) if one]
+        if len({value for value, _ in given}) > 1:
+            report.problem(
+                names[0],
+                f"differs between {' and '.join(origin for _, origin in given)}",
+                hint="Set one of them.",
+                origin="environment",
+            )
+        if given:
+            found[key] = given[0]
+    return found
+
+
+def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str, str] | None:
+    plain, file = environ.get(name), environ.get(f"{name}_FILE")
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if plain and file:
+        report.problem(
+            name, f"is set together with {name}_FILE", hint="Set one.", origin="environment"
+        )
+    if plain:
+        return plain, f"environment {name}"
+    if file:
+        text = read_secret_file(
+            file, key=f"{name}_FILE", origin=f"environment {name}_FILE", report=report
+        )
+        return None if text is None else (text, f"file {file}")
+    if directory and (Path(directory) / name).exists():
+        path = str(Path(directory) / name)
+        text = read_secret_file(path, key=name, origin="$CREDENTIALS_DIRECTORY", report=report)
+        return None if text is None else (text, f"credential {name}")
+    return None
+
+
+def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str | None:
+    """The content of a file that holds one secret, without exactly one trailing newline.
+
+    Args:
+        path: of the file.
+        key: the setting that names it.
+        origin: where that setting came from.
+        report: takes problems, and a warning if every user can read the file.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        report.problem(key, f"{path} cannot be read: {error.strerror}", origin=origin)
+        return None
+    except UnicodeDecodeError:
+        report.problem(key, f"{path} cannot be read: it is no UTF-8 text", origin=origin)
+        return None
+    if mode & stat.S_IROTH:
+        report.warnings.append(f"{path} ({key}) can be read by every user: chmod 600 {path}")
+    text = text.removesuffix("\n")
+    if not text:
+        report.problem(key, f"{path} is empty", origin=origin)
+        return None
+    if text != text.strip():
+        report.warnings.append(f"the value in {path} ({key}) begins or ends with white space")
+    return text

@@ -1,0 +1,114 @@
+"""Settings that can be used, and what is said of those that cannot."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proxy.core.origin import Origin
+from proxy.core.secret import Secret, mask
+from proxy.settings.addresses import Address
+from proxy.settings.model import SettingsModel, UpstreamSettings, keys
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with the settings.
+
+    Attributes:
+        key: the setting or variable.
+        origin: where its value came from; empty if there is none.
+        text: what is wrong.
+        hint: what to do.
+    """
+
+    key: str
+    origin: str
+    text: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        hint = f"\n      {self.hint}" if self.hint else ""
+        origin = f" ({self.origin})" if self.origin else ""
+        return f"{self.key}{origin}: {self.text}{hint}"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used.
+
+    Attributes:
+        problems: all of them.
+    """
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(one) for one in problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyUpstream:
+    """One upstream, complete and checked.
+
+    Attributes:
+        anonymous: whether unknown callers may use it.
+        mount: path prefix without a trailing slash; empty for the root.
+    """
+
+    name: str
+    origin: Origin
+    mount: str
+    client_id: str
+    client_secret: Secret
+    account_id: str
+    anonymous: bool
+    options: UpstreamSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The effective settings.
+
+    Attributes:
+        model: every key.
+        listen, admin_listen: parsed addresses.
+        upstreams: complete entries; empty when simulating.
+        simulate: whether the built-in simulator is the upstream.
+        warnings: what is unwise but works.
+        origins: where each key's value came from; what is missing is a default.
+    """
+
+    model: SettingsModel
+    listen: Address
+    admin_listen: Address
+    upstreams: tuple[ReadyUpstream, ...]
+    simulate: bool
+    warnings: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe(settings: Settings) -> list[tuple[str, str, str]]:
+    """Every effective setting as (key, value, origin), secrets masked."""
+    rows: list[tuple[str, str, str]] = []
+
+    def row(key: str, value: object) -> None:
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        rows.append((key, shown, settings.origins.get(key, "default")))
+
+    for key in keys():
+        if key.startswith("upstream."):
+            continue
+        section, _, name = key.rpartition(".")
+        holder = getattr(settings.model, section) if section else settings.model
+        row(key, getattr(holder, name))
+    for at, one in enumerate(settings.upstreams):
+        prefix = f"upstream.{at}"
+        for name in UpstreamSettings.model_fields:
+            value = getattr(one.options, name)
+            if name == "base_url":
+                value = one.origin.text
+            elif name in {"client_id", "account_id"}:
+                value = mask(getattr(one, name))
+            elif isinstance(value, tuple):
+                value = ", ".join(mask(item) for item in value)
+            row(f"{prefix}.{name}", "" if value is None else value)
+        row(f"{prefix}.client_secret", "***" if one.client_secret else "")
+    return rows

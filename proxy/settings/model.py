@@ -1,0 +1,129 @@
+"""Every key that can be set, with its type, limits and default."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+PREFIX = "NOMBA_PROXY_"
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdminSettings(_Section):
+    """The admin listener."""
+
+    listen: str = "127.0.0.1:9091"
+
+
+class LogSettings(_Section):
+    """What is written to stdout."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class CallerSettings(_Section):
+    """Who may call."""
+
+    anonymous: Literal["auto"] | bool = "auto"
+    login_lifetime: Seconds = 3600.0
+    idle_timeout: Seconds = 75.0
+
+
+class BodySettings(_Section):
+    """Request bodies."""
+
+    # Bodies are held in memory, so there is a limit to the limit.
+    limit: Annotated[ByteSize, Field(gt=0, le=64 * 1024 * 1024)] = ByteSize(1024 * 1024)
+    stall_timeout: Seconds = 30.0
+    total_timeout: Seconds = 300.0
+
+
+class TokenSettings(_Section):
+    """Nomba's session."""
+
+    early: Seconds = 300.0
+    call_timeout: Seconds = 10.0
+    wait_limit: Seconds = 20.0
+    gap: Seconds = 10.0
+    revoke_at_shutdown: bool = False
+
+
+class TimeoutSettings(_Section):
+    """One attempt at the upstream."""
+
+    connect: Seconds = 5.0
+    tls: Seconds = 5.0
+    first_byte: Seconds = 60.0
+    between_bytes: Seconds = 30.0
+    total: Seconds = 90.0
+
+
+class DrainSettings(_Section):
+    """Shutting down."""
+
+    limit: Seconds = 25.0
+
+
+class UpstreamSettings(_Section):
+    """One entry of `[[upstream]]`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "nomba"
+    environment: Literal["production", "sandbox"] | None = None
+    base_url: str | None = None
+    mount: str = "/"
+    client_id: str | None = None
+    client_secret_file: str | None = None
+    account_id: str | None = None
+    account_policy: Literal["override", "fill", "allow"] = "override"
+    account_allow: tuple[str, ...] = ()
+    account_override_money: bool = False
+    ca_file: str | None = None
+
+
+class SettingsModel(_Section):
+    """Everything that can be set, with its default."""
+
+    listen: str = "127.0.0.1:8080"
+    simulate: Literal["auto"] | bool = False
+    admin: AdminSettings = AdminSettings()
+    log: LogSettings = LogSettings()
+    callers: CallerSettings = CallerSettings()
+    body: BodySettings = BodySettings()
+    token: TokenSettings = TokenSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    drain: DrainSettings = DrainSettings()
+    upstream: tuple[UpstreamSettings, ...] = ()
+
+
+# What a key with few values takes, in words.
+ALLOWED = {
+    "simulate": "true, false or auto",
+    "callers.anonymous": "true, false or auto",
+    "log.format": "auto, json or console",
+    "log.level": "debug, info, warning or error",
+    "upstream.0.environment": "production or sandbox",
+    "upstream.0.account_policy": "override, fill or allow",
+    "upstream.0.name": "a short lower-case name (letters, digits, - and _)",
+}
+
+
+def keys() -> list[str]:
+    """Every key that can be set, dotted; `upstream.0.` stands for the only entry."""
+    found = []
+    for name, info in SettingsModel.model_fields.items():
+        if name == "upstream":
+            found += [f"upstream.0.{one}" for one in UpstreamSettings.model_fields]
+        elif isinstance(info.default, BaseModel):
+            found += [f"{name}.{one}" for one in type(info.default).model_fields]
+        else:
+            found.append(name)
+    return found
+
+
+def variable(key: str) -> str:
+    """The environment variable of a key."""
+    return PREFIX + key.replace(".0.", ".").replace(".", "_").upper()

@@ -1,0 +1,932 @@
+"""Settings: where each value comes from, and every way to get them wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from proxy.core.secret import SecretMisuse
+from proxy.settings import SettingsError, describe, load, parse_address, parse_origin
+
+SECRET = "MARKED-SECRET-0123456789abcdef"
+CREDENTIALS = {
+    "NOMBA_CLIENT_ID": "client-0123456789",
+    "NOMBA_CLIENT_SECRET": SECRET,
+    "NOMBA_ACCOUNT_ID": "account-0123456789",
+}
+SANDBOX = {"NOMBA_ENVIRONMENT": "sandbox"}
+PRODUCTION = "https://api.nomba.com"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file that nobody else can read; its path as text."""
+
+    def begin(text, name="proxy.toml", mode=0o600):
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        path.chmod(mode)
+        return str(path)
+
+    return begin
+
+
+def settings(config=None, /, *, flags=None, **environ):
+    """Load with credentials; `None` takes a variable away."""
+    named = CREDENTIALS | environ
+    kept = {name: value for name, value in named.items() if value is not None}
+    return load(environ=kept, config=config, flags=flags)
+
+
+def bare(config=None, /, *, flags=None, credentials=True, **environ):
+    """Load without credentials."""
+    return load(environ=environ, config=config, flags=flags, credentials=credentials)
+
+
+def problems(begin, *args, **kwargs):
+    """The problems by key."""
+    with pytest.raises(SettingsError) as caught:
+        begin(*args, **kwargs)
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value.problems)
+    return {one.key: one for one in caught.value.problems}
+
+
+def problem(begin, *args, **kwargs):
+    """The only problem."""
+    (only,) = problems(begin, *args, **kwargs).values()
+    return only
+
+
+def shown(loaded):
+    """What `describe` says: key to (value, origin)."""
+    return {key: (value, origin) for key, value, origin in describe(loaded)}
+
+
+def upstream(loaded):
+    (only,) = loaded.upstreams
+    return only
+
+
+def reveal(loaded):
+    one = upstream(loaded)
+    return one.client_secret.reveal(to=one.origin.text)
+
+
+# -- precedence ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sources", "value", "origin"),
+    [
+        ("", "info", "default"),
+        ("file", "error", "file {}"),
+        ("file environment", "warning", "environment NOMBA_PROXY_LOG_LEVEL"),
+        ("file environment flag", "debug", "flag"),
+        ("file flag", "debug", "flag"),
+        ("environment flag", "debug", "flag"),
+        ("environment", "warning", "environment NOMBA_PROXY_LOG_LEVEL"),
+    ],
+)
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
+    write, sources, value, origin
+):
+    file = write('[log]\nlevel = "error"' if "file" in sources else "")
+    environ = {"NOMBA_PROXY_LOG_LEVEL": "warning"} if "environment" in sources else {}
+    loaded = settings(file, flags={"log.level": "debug"} if "flag" in sources else {}, **environ)
+    assert shown(loaded)["log.level"] == (value, origin.format(file))
+
+
+@pytest.mark.parametrize(
+    ("toml", "variable", "key", "value"),
+    [
+        ('listen = "{}"', "NOMBA_PROXY_LISTEN", "listen", "127.0.0.1:{}"),
+        ('[admin]\nlisten = "{}"', "NOMBA_PROXY_ADMIN_LISTEN", "admin.listen", "127.0.0.1:{}"),
+        (
+            '[[upstream]]\nbase_url = "{}"',
+            "NOMBA_BASE_URL",
+            "upstream.0.base_url",
+            "http://127.0.0.1:{}",
+        ),
+        ('[[upstream]]\nname = "{}"', "NOMBA_PROXY_UPSTREAM_NAME", "upstream.0.name", "n{}"),
+    ],
+)
+def test_every_kind_of_key_knows_the_same_order(write, toml, variable, key, value):
+    one, two, three = (value.format(number) for number in (1, 2, 3))
+    file = write(toml.format(one))
+    assert shown(settings(file))[key] == (one, f"file {file}")
+    assert shown(settings(file, **{variable: two}))[key] == (two, f"environment {variable}")
+    assert shown(settings(file, flags={key: three}, **{variable: two}))[key] == (three, "flag")
+
+
+@pytest.mark.parametrize("key", ["client_id", "account_id"])
+def test_an_identifier_given_as_a_flag_is_used_or_refused_but_not_ignored(key):
+    flags = {f"upstream.0.{key}": "another-0123456789"}
+    try:
+        loaded = settings(flags=flags)
+    except SettingsError:
+        return
+    assert getattr(upstream(loaded), key) == "another-0123456789"
+
+
+def test_the_named_config_beats_the_one_in_the_environment(write):
+    one, two = write('[log]\nlevel = "error"', "1.toml"), write('[log]\nlevel = "debug"', "2.toml")
+    assert settings(NOMBA_PROXY_CONFIG=one).model.log.level == "error"
+    assert settings(two, NOMBA_PROXY_CONFIG=one).model.log.level == "debug"
+
+
+def test_defaults_alone_serve_production_on_loopback():
+    loaded = settings()
+    assert (str(loaded.listen), str(loaded.admin_listen)) == ("127.0.0.1:8080", "127.0.0.1:9091")
+    assert upstream(loaded).origin.text == PRODUCTION
+    assert not loaded.simulate
+    assert not loaded.warnings
+
+
+def test_every_setting_is_described_with_its_origin():
+    rows = shown(settings())
+    assert {"listen", "simulate", "token.early", "body.limit", "upstream.0.mount"} <= set(rows)
+    assert rows["upstream.0.client_id"][1] == "environment NOMBA_CLIENT_ID"
+    assert rows["token.early"] == ("300.0", "default")
+
+
+def test_a_secret_from_a_file_that_the_settings_name_is_described_as_such(write):
+    file = write(f'[[upstream]]\nclient_secret_file = "{write(SECRET, "secret")}"')
+    value, origin = shown(settings(file, NOMBA_CLIENT_SECRET=None))["upstream.0.client_secret"]
+    assert value == "***"
+    assert origin != "default"
+
+
+# -- all problems at once --------------------------------------------------------------
+
+
+def test_all_problems_are_reported_at_once_with_key_origin_and_hint(write):
+    file = write('listen = "nonsense"\n[log]\nformat = "xml"\n[admin]\nlisten = "0.0.0.0:9091"')
+    found = problems(
+        bare,
+        file,
+        flags={"log.levle": "debug"},
+        NOMBA_PROXY_TOKEN_EARLY="-1",
+        NOMBA_BASE_URL="https://api.sandbox.nomba.com",
+    )
+    assert {key: one.origin for key, one in found.items()} == {
+        "listen": f"file {file}",
+        "log.format": f"file {file}",
+        "admin.listen": f"file {file}",
+        "log.levle": "flag",
+        "token.early": "environment NOMBA_PROXY_TOKEN_EARLY",
+        "upstream.0.base_url": "environment NOMBA_BASE_URL",
+        "NOMBA_CLIENT_ID": "",
+        "NOMBA_CLIENT_SECRET": "",
+        "NOMBA_ACCOUNT_ID": "",
+    }
+    assert "log.level" in found["log.levle"].hint
+    assert "json" in found["log.format"].text
+    assert found["admin.listen"].hint
+
+
+def test_the_error_prints_every_problem():
+    with pytest.raises(SettingsError) as caught:
+        settings(NOMBA_PROXY_LISTEN="x", NOMBA_PROXY_ADMIN_LISTEN="y")
+    assert "listen (environment NOMBA_PROXY_LISTEN): " in str(caught.value)
+    assert "admin.listen (environment NOMBA_PROXY_ADMIN_LISTEN): " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("NOMBA_PROXY_SIMULATE", "sometimes", "simulate"),
+        ("NOMBA_PROXY_LOG_FORMAT", "xml", "log.format"),
+        ("NOMBA_PROXY_LOG_LEVEL", "loud", "log.level"),
+        ("NOMBA_PROXY_CALLERS_ANONYMOUS", "maybe", "callers.anonymous"),
+        ("NOMBA_PROXY_CALLERS_IDLE_TIMEOUT", "0", "callers.idle_timeout"),
+        ("NOMBA_PROXY_BODY_LIMIT", "0", "body.limit"),
+        ("NOMBA_PROXY_BODY_LIMIT", "1GiB", "body.limit"),
+        ("NOMBA_PROXY_TOKEN_EARLY", "nan", "token.early"),
+        ("NOMBA_PROXY_TIMEOUTS_TOTAL", "inf", "timeouts.total"),
+        ("NOMBA_PROXY_DRAIN_LIMIT", "soon", "drain.limit"),
+        ("NOMBA_PROXY_UPSTREAM_ACCOUNT_POLICY", "any", "upstream.0.account_policy"),
+        ("NOMBA_PROXY_UPSTREAM_NAME", "Not A Name", "upstream.0.name"),
+        ("NOMBA_PROXY_UPSTREAM_MOUNT", "nomba", "upstream.0.mount"),
+        ("NOMBA_ENVIRONMENT", "staging", "upstream.0.environment"),
+        ("NOMBA_BASE_URL", "api.nomba.com", "upstream.0.base_url"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_key_and_variable(variable, value, key):
+    found = problem(settings, **{variable: value})
+    assert (found.key, found.origin) == (key, f"environment {variable}")
+
+
+@pytest.mark.parametrize(
+    ("environ", "key"),
+    [
+        ({"NOMBA_CLIENT_ID": "has space"}, "NOMBA_CLIENT_ID"),
+        ({"NOMBA_ACCOUNT_ID": "line\nbreak"}, "NOMBA_ACCOUNT_ID"),
+        (
+            {"NOMBA_CLIENT_SECRET": None, "NOMBA_CLIENT_SECRET_FILE": "/nowhere/at/all"},
+            "NOMBA_CLIENT_SECRET_FILE",
+        ),
+    ],
+)
+def test_a_wrong_credential_names_the_environment_as_its_origin(environ, key):
+    assert problems(settings, **environ)[key].origin.startswith("environment")
+
+
+def test_a_config_that_cannot_be_read_is_named():
+    for found in (
+        problem(settings, "/nowhere/proxy.toml"),
+        problem(settings, NOMBA_PROXY_CONFIG="/nowhere/proxy.toml"),
+    ):
+        assert (found.key, found.origin) == ("config", "/nowhere/proxy.toml")
+
+
+@pytest.mark.parametrize("content", ["listen =", "[log", "a = 1\na = 2"])
+def test_a_config_that_is_no_toml_is_named(write, content):
+    file = write(content)
+    found = problem(settings, file)
+    assert (found.key, found.origin) == ("config", file)
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    assert problem(settings, str(tmp_path / "x.toml")).key == "config"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'upstream = "x"',
+        "upstream = 1",
+        'upstream = ["x"]',
+        '[upstream]\nname = "x"',
+        'log = "json"',
+        "[log]\nlevel = [1]",
+        "admin = []",
+        "listen = 8080",
+    ],
+)
+def test_a_config_of_the_wrong_shape_is_a_problem_and_no_crash(write, content):
+    assert problems(settings, write(content), NOMBA_PROXY_LOG_FORMAT="json", **SANDBOX)
+
+
+def test_an_empty_list_of_upstreams_is_no_crash(write):
+    loaded = settings(write("upstream = []"), **SANDBOX)
+    assert upstream(loaded).origin.environment == "sandbox"
+
+
+# -- unknown keys ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "near"),
+    [
+        ('lisen = "127.0.0.1:1"', "lisen", "listen"),
+        ('[log]\nlevle = "info"', "log.levle", "log.level"),
+        ('[[upstream]]\nbase_ulr = "x"', "upstream.0.base_ulr", "upstream.base_url"),
+        ('[calers]\nanonymous = "auto"', "calers", "callers"),
+    ],
+)
+def test_an_unknown_key_in_the_file_is_an_error_with_the_nearest_key(write, content, key, near):
+    file = write(content)
+    found = problem(settings, file)
+    assert (found.key, found.origin) == (key, f"file {file}")
+    assert near in found.hint
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name():
+    (warning,) = settings(NOMBA_PROXY_LISTN="127.0.0.1:1").warnings
+    assert "NOMBA_PROXY_LISTN " in warning
+    assert "NOMBA_PROXY_LISTEN?" in warning
+
+
+def test_an_unknown_variable_does_not_print_its_value():
+    (warning,) = settings(NOMBA_PROXY_CLIENT_SECRET=SECRET).warnings
+    assert SECRET not in warning
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NOMBA_PROXY_PORT",
+        "NOMBA_PROXY_PORT_8080_TCP",
+        "NOMBA_PROXY_PORT_8080_TCP_ADDR",
+        "NOMBA_PROXY_SERVICE_HOST",
+        "NOMBA_PROXY_SERVICE_PORT",
+        "NOMBA_PROXY_SERVICE_PORT_HTTP",
+        "NOMBA_WEBHOOK_SECRET",
+        "NOMBA_SUB_ACCOUNT_ID",
+        "PATH",
+    ],
+)
+def test_names_that_kubernetes_or_others_set_are_ignored(name):
+    assert settings(**{name: "tcp://10.0.0.1:8080"}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["NOMBA_PROXY_PORTS", "NOMBA_PROXY_PORTABLE", "NOMBA_PROXY_SERVICES"]
+)
+def test_a_name_that_only_resembles_those_of_kubernetes_is_a_warning(name):
+    assert len(settings(**{name: "1"}).warnings) == 1
+
+
+def test_an_unknown_flag_is_an_error_with_the_nearest_key():
+    found = problem(settings, flags={"log.levl": "debug"})
+    assert (found.origin, found.hint) == ("flag", "Did you mean log.level?")
+
+
+# -- credentials -----------------------------------------------------------------------
+
+
+def test_missing_credentials_say_what_to_set_and_what_to_try():
+    text = "\n".join(map(str, problems(bare).values()))
+    for name in ("NOMBA_CLIENT_ID", "NOMBA_CLIENT_SECRET", "NOMBA_CLIENT_SECRET_FILE"):
+        assert name in text
+    assert "NOMBA_ACCOUNT_ID" in text
+    assert "--simulate" in text
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+@pytest.mark.parametrize("value", [None, ""])
+def test_one_missing_credential_is_the_one_that_is_named(name, value):
+    found = problem(settings, **{name: value})
+    assert found.key == name
+    assert found.hint
+
+
+def test_a_verb_that_needs_no_credentials_asks_for_none():
+    assert upstream(bare(credentials=False)).client_id == ""
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("NOMBA_PRIVATE_KEY", "NOMBA_CLIENT_SECRET"), ("NOMBA_PARENT_ACCOUNT_ID", "NOMBA_ACCOUNT_ID")],
+)
+def test_an_alias_stands_for_its_variable(write, alias, name):
+    value = CREDENTIALS[name]
+    key = {"NOMBA_CLIENT_SECRET": "client_secret", "NOMBA_ACCOUNT_ID": "account_id"}[name]
+    for environ in ({alias: value}, {f"{alias}_FILE": write(value, "value")}):
+        loaded = settings(**{name: None, **environ})
+        assert reveal(loaded) == SECRET
+        assert upstream(loaded).account_id == CREDENTIALS["NOMBA_ACCOUNT_ID"]
+    assert (
+        shown(settings(**{name: None, alias: value}))[f"upstream.0.{key}"][1]
+        == f"environment {alias}"
+    )
+
+
+def test_an_alias_that_differs_is_a_problem_and_one_that_agrees_is_none():
+    assert problem(settings, NOMBA_PRIVATE_KEY="other").key == "NOMBA_CLIENT_SECRET"
+    assert reveal(settings(NOMBA_PRIVATE_KEY=SECRET)) == SECRET
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_every_credential_can_come_from_a_file(write, name):
+    loaded = settings(**{name: None, f"{name}_FILE": write(CREDENTIALS[name] + "\n", "value")})
+    one = upstream(loaded)
+    assert [one.client_id, reveal(loaded), one.account_id] == list(CREDENTIALS.values())
+    assert not loaded.warnings
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_a_variable_together_with_its_file_is_an_error(write, name):
+    found = problem(settings, **{f"{name}_FILE": write(CREDENTIALS[name], "value")})
+    assert found.key == name
+    assert f"{name}_FILE" in found.text
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [("s", "s"), ("s\n", "s"), ("s\n\n", "s\n"), (" s", " s"), ("s \n", "s "), ("a\nb\n", "a\nb")],
+)
+def test_exactly_one_trailing_newline_is_stripped(write, content, value):
+    file = write(content, "secret")
+    assert reveal(settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=file)) == value
+
+
+@pytest.mark.parametrize("content", ["s\n\n", " s", "s \n"])
+def test_white_space_around_a_secret_is_kept_with_a_warning(write, content):
+    file = write(content, "secret")
+    (warning,) = settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=file).warnings
+    assert "white space" in warning
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, 0), (0o400, 0), (0o640, 0), (0o644, 1), (0o604, 1)]
+)
+def test_a_secret_file_that_everybody_can_read_is_a_warning(write, mode, warned):
+    file = write(SECRET, "secret", mode)
+    warnings = settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=file).warnings
+    assert len(warnings) == warned
+    assert all(f"chmod 600 {file}" in one for one in warnings)
+
+
+@pytest.mark.parametrize("content", ["", "\n", None, b"\xff\xfe"])
+def test_a_secret_file_that_holds_no_secret_is_a_problem(tmp_path, content):
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    found = problem(settings, NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=str(file))
+    assert str(file) in found.text
+
+
+def test_a_secret_file_can_be_a_symbolic_link(write, tmp_path):
+    (tmp_path / "link").symlink_to(write(SECRET, "target"))
+    loaded = settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=str(tmp_path / "link"))
+    assert reveal(loaded) == SECRET
+
+
+def test_credentials_can_come_from_the_credentials_directory(write, tmp_path):
+    for name, value in CREDENTIALS.items():
+        write(value + "\n", name)
+    loaded = bare(CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert reveal(loaded) == SECRET
+    assert shown(loaded)["upstream.0.client_id"][1] == "credential NOMBA_CLIENT_ID"
+
+
+def test_the_environment_beats_the_credentials_directory(write, tmp_path):
+    write("from-the-directory", "NOMBA_CLIENT_ID")
+    loaded = settings(CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert upstream(loaded).client_id == CREDENTIALS["NOMBA_CLIENT_ID"]
+
+
+def test_a_secret_is_pinned_to_its_upstreams_origin():
+    secret = upstream(settings(**SANDBOX)).client_secret
+    assert secret.reveal(to="https://sandbox.nomba.com") == SECRET
+    with pytest.raises(SecretMisuse):
+        secret.reveal(to=PRODUCTION)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "upstream.0.client_secret",
+        "client_secret",
+        "NOMBA_CLIENT_SECRET",
+        "upstream.0.private_key",
+        "upstream.client_secret",
+    ],
+)
+def test_a_secret_is_never_taken_from_a_flag(flag):
+    assert problem(settings, flags={flag: SECRET}, NOMBA_CLIENT_SECRET="x").origin == "flag"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'client_secret = "{}"',
+        '[[upstream]]\nclient_secret = "{}"',
+        '[[upstream]]\nname = "a"\nclient_secret = "{}"',
+    ],
+)
+def test_a_secret_is_never_taken_from_the_settings_file(write, content):
+    found = problem(settings, write(content.format(SECRET)), NOMBA_CLIENT_SECRET="x")
+    assert "secret" in found.text
+    assert "client_secret_file" in found.hint
+
+
+def test_no_output_holds_the_secret(write):
+    loaded = settings(write('[[upstream]]\naccount_allow = ["other-0123456789"]'), **SANDBOX)
+    rows = describe(loaded)
+    assert SECRET not in json.dumps(rows) + repr(loaded) + str(loaded) + repr(loaded.upstreams)
+    assert ("upstream.0.client_secret", "***", "environment NOMBA_CLIENT_SECRET") in rows
+
+
+def test_identifiers_are_described_masked(write):
+    loaded = settings(write('[[upstream]]\naccount_allow = ["other-0123456789"]'))
+    text = json.dumps(describe(loaded))
+    for one in (
+        CREDENTIALS["NOMBA_CLIENT_ID"],
+        CREDENTIALS["NOMBA_ACCOUNT_ID"],
+        "other-0123456789",
+    ):
+        assert one not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://user:{SECRET}@api.nomba.com",
+        f"https://user:{SECRET}@api.nomba.com:x",
+        f"https://user:{SECRET}@[api.nomba.com",
+        f"https://api.nomba.com/?key={SECRET}",
+        f"ftp://{SECRET}@api.nomba.com",
+    ],
+)
+def test_a_url_with_a_secret_in_it_is_refused_without_repeating_it(url):
+    assert (
+        problem(settings, NOMBA_BASE_URL=url, NOMBA_CLIENT_SECRET="x").key == "upstream.0.base_url"
+    )
+
+
+# -- where the upstream is -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "origin", "environment"),
+    [
+        ({}, PRODUCTION, "production"),
+        ({"NOMBA_ENVIRONMENT": "production"}, PRODUCTION, "production"),
+        ({"NOMBA_ENVIRONMENT": "sandbox"}, "https://sandbox.nomba.com", "sandbox"),
+        ({"NOMBA_BASE_URL": "https://API.nomba.com:443/"}, PRODUCTION, "production"),
+        ({"NOMBA_BASE_URL": "https://sandbox.nomba.com."}, "https://sandbox.nomba.com", "sandbox"),
+        ({"NOMBA_BASE_URL": "http://127.0.0.1:9000"}, "http://127.0.0.1:9000", "loopback"),
+        ({"NOMBA_BASE_URL": "http://[::1]:9000"}, "http://[::1]:9000", "loopback"),
+        ({"NOMBA_BASE_URL": "http://localhost"}, "http://localhost", "loopback"),
+        (
+            {"NOMBA_BASE_URL": "https://nomba.internal:8443"},
+            "https://nomba.internal:8443",
+            "custom",
+        ),
+        (
+            {"NOMBA_BASE_URL": PRODUCTION, "NOMBA_ENVIRONMENT": "production"},
+            PRODUCTION,
+            "production",
+        ),
+    ],
+)
+def test_an_origin_is_read_in_one_spelling(environ, origin, environment):
+    one = upstream(settings(**environ)).origin
+    assert (one.text, one.environment) == (origin, environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "authority", "port"),
+    [
+        ("https://api.nomba.com", "api.nomba.com", 443),
+        ("http://localhost:80", "localhost", 80),
+        ("https://x.example:444", "x.example:444", 444),
+        ("http://[::1]:81", "[::1]:81", 81),
+    ],
+)
+def test_the_authority_leaves_out_a_default_port(text, authority, port):
+    origin = parse_origin(text)
+    assert (origin.authority, origin.port) == (authority, port)
+
+
+@pytest.mark.parametrize(
+    "host", ["sandbox.api.nomba.com", "api.sandbox.nomba.com", "API.Sandbox.Nomba.com."]
+)
+@pytest.mark.parametrize("rest", ["", "/", "/v1", ":443"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_wrong_sandbox_hosts_are_refused_and_the_right_one_is_named(host, rest, scheme):
+    assert (
+        "https://sandbox.nomba.com"
+        in problem(settings, NOMBA_BASE_URL=f"{scheme}://{host}{rest}").text
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.nomba.com",
+        "http://sandbox.nomba.com",
+        "http://10.0.0.1",
+        "http://0.0.0.0:80",
+        "http://127.0.0.1.evil.example",
+        "http://localhost.evil.example",
+    ],
+)
+def test_plain_http_is_for_loopback_only(url):
+    assert "loopback" in problem(settings, NOMBA_BASE_URL=url).text
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "api.nomba.com", "//api.nomba.com", "https://", "ftp://api.nomba.com", "https://x:99999"],
+)
+def test_what_is_no_origin_is_refused(url):
+    with pytest.raises(ValueError):
+        parse_origin(url)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["a b", "a%20b", "a<b", "a\x00b", "*.nomba.com", "api.nomba.com%2fx"],
+)
+def test_a_host_that_is_no_host_name_is_refused(host):
+    with pytest.raises(ValueError):
+        parse_origin(f"https://{host}")
+
+
+def test_a_host_beyond_ascii_goes_out_as_ascii_or_not_at_all():
+    try:
+        origin = parse_origin("https://bücher.example")
+    except ValueError:
+        return
+    assert origin.authority.isascii()
+
+
+@pytest.mark.parametrize("tail", ["/v1", "/v1/", "?a=1", "#x", "/;x"])
+def test_an_origin_has_no_path(tail):
+    assert "origin only" in problem(settings, NOMBA_BASE_URL=PRODUCTION + tail).text
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ("sandbox", PRODUCTION),
+        ("production", "https://sandbox.nomba.com"),
+        ("production", "http://127.0.0.1:9000"),
+        ("sandbox", "https://nomba.internal"),
+    ],
+)
+def test_an_environment_that_contradicts_the_base_url_is_refused(environment, url):
+    found = problem(settings, NOMBA_ENVIRONMENT=environment, NOMBA_BASE_URL=url)
+    assert found.origin == "environment NOMBA_ENVIRONMENT"
+    assert url in found.text
+
+
+def test_an_empty_base_url_does_not_turn_a_sandbox_into_production(write):
+    file = write('[[upstream]]\nbase_url = "https://sandbox.nomba.com"')
+    try:
+        loaded = settings(file, NOMBA_BASE_URL="")
+    except SettingsError:
+        return
+    assert upstream(loaded).origin.environment == "sandbox"
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("127.0.0.1:8080", "http://localhost:8080"),
+        ("[::1]:8080", "http://localhost:8080"),
+        ("localhost:8080", "http://127.0.0.1:8080"),
+        ("localhost:8080", "http://[::1]:8080"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        ("127.0.0.1:80", "http://127.0.0.1"),
+    ],
+)
+def test_an_upstream_that_is_the_proxy_itself_is_refused(listen, url):
+    environ = {"NOMBA_PROXY_LISTEN": listen, "NOMBA_PROXY_CALLERS_ANONYMOUS": "false"}
+    assert "itself" in problem(settings, NOMBA_BASE_URL=url, **environ).text
+
+
+# -- who may call ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("anonymous", "url", "open_door"),
+    [
+        ("auto", "http://127.0.0.1:9000", True),
+        ("auto", "https://sandbox.nomba.com", True),
+        ("auto", PRODUCTION, False),
+        ("auto", "https://nomba.internal", False),
+        ("true", PRODUCTION, True),
+        ("true", "https://nomba.internal", True),
+        ("false", "https://sandbox.nomba.com", False),
+        ("false", "http://127.0.0.1:9000", False),
+    ],
+)
+def test_anonymous_callers_are_a_default_for_loopback_and_sandbox_only(anonymous, url, open_door):
+    loaded = settings(NOMBA_BASE_URL=url, NOMBA_PROXY_CALLERS_ANONYMOUS=anonymous)
+    assert upstream(loaded).anonymous is open_door
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [(PRODUCTION, True), ("https://nomba.internal", True), ("https://sandbox.nomba.com", False)],
+)
+def test_anonymous_production_is_a_warning_that_names_the_origin(url, warned):
+    warnings = settings(NOMBA_BASE_URL=url, NOMBA_PROXY_CALLERS_ANONYMOUS="true").warnings
+    assert [url in one for one in warnings] == [True] * warned
+
+
+NOT_LOOPBACK = ["0.0.0.0:8080", "[::]:8080", "192.168.1.5:8080", "proxy.internal:8080"]
+
+
+@pytest.mark.parametrize("listen", NOT_LOOPBACK)
+@pytest.mark.parametrize(
+    "environ",
+    [
+        SANDBOX,
+        {"NOMBA_BASE_URL": "http://127.0.0.1:9000"},
+        {"NOMBA_PROXY_CALLERS_ANONYMOUS": "true"},
+        {"NOMBA_PROXY_SIMULATE": "true"},
+        {"NOMBA_PROXY_SIMULATE": "true", "NOMBA_PROXY_CALLERS_ANONYMOUS": "true"},
+    ],
+)
+def test_an_open_door_to_other_machines_is_refused(listen, environ):
+    found = problem(settings, NOMBA_PROXY_LISTEN=listen, **environ)
+    assert found.key == "listen"
+    assert "callers.anonymous" in found.hint
+
+
+@pytest.mark.parametrize("listen", NOT_LOOPBACK)
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        SANDBOX | {"NOMBA_PROXY_CALLERS_ANONYMOUS": "false"},
+        {"NOMBA_PROXY_SIMULATE": "true", "NOMBA_PROXY_CALLERS_ANONYMOUS": "false"},
+    ],
+)
+def test_a_closed_door_may_face_other_machines(listen, environ):
+    assert str(settings(NOMBA_PROXY_LISTEN=listen, **environ).listen) == listen
+
+
+def test_one_open_upstream_among_several_closes_the_listener(write):
+    file = write(several(write, 'environment = "production"', 'environment = "sandbox"'))
+    assert problem(bare, file, NOMBA_PROXY_LISTEN="0.0.0.0:8080").key == "listen"
+
+
+@pytest.mark.parametrize(
+    "listen", ["0.0.0.0:9091", "[::]:9091", "10.0.0.1:9091", "admin.internal:9091"]
+)
+def test_an_admin_listener_for_other_machines_is_refused(listen):
+    found = problem(settings, NOMBA_PROXY_ADMIN_LISTEN=listen)
+    assert (found.key, found.origin) == ("admin.listen", "environment NOMBA_PROXY_ADMIN_LISTEN")
+
+
+def test_both_listeners_on_one_address_are_refused():
+    assert problem(settings, NOMBA_PROXY_ADMIN_LISTEN="127.0.0.1:8080").key == "admin.listen"
+
+
+def test_both_listeners_may_take_any_port():
+    loaded = settings(NOMBA_PROXY_LISTEN="127.0.0.1:0", NOMBA_PROXY_ADMIN_LISTEN="127.0.0.1:0")
+    assert loaded.listen == loaded.admin_listen
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "loopback"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1", 8080, True),
+        ("127.8.8.8:0", "127.8.8.8", 0, True),
+        ("localhost:65535", "localhost", 65535, True),
+        ("[::1]:80", "::1", 80, True),
+        ("0.0.0.0:80", "0.0.0.0", 80, False),
+        ("[::]:80", "::", 80, False),
+        ("localhost.evil.example:80", "localhost.evil.example", 80, False),
+    ],
+)
+def test_an_address_is_read_and_printed_alike(text, host, port, loopback):
+    address = parse_address(text)
+    assert (address.host, address.port, address.loopback) == (host, port, loopback)
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8080", ":8080", "a", "a:", "a:-1", "a:x", "a:65536", "::1:80", "a:1:2"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError):
+        parse_address(text)
+
+
+# -- several upstreams -----------------------------------------------------------------
+
+
+def several(write, *entries):
+    """One `[[upstream]]` for each entry, complete but for what the entry adds."""
+    secret = write(SECRET, "secret")
+    toml = ""
+    for at, entry in enumerate(entries):
+        keys = {
+            "name": f"n{at}",
+            "mount": f"/m{at}",
+            "client_id": f"client-{at}",
+            "account_id": f"account-{at}",
+            "client_secret_file": secret,
+        }
+        lines = [f'{key} = "{value}"' for key, value in keys.items() if f"{key} =" not in entry]
+        toml += "\n".join(["[[upstream]]", *lines, entry, ""])
+    return toml
+
+
+def test_several_upstreams_each_have_their_own_credentials(write):
+    loaded = bare(write(several(write, "", 'environment = "sandbox"')))
+    assert [(one.name, one.mount, one.client_id) for one in loaded.upstreams] == [
+        ("n0", "/m0", "client-0"),
+        ("n1", "/m1", "client-1"),
+    ]
+    assert [one.origin.environment for one in loaded.upstreams] == ["production", "sandbox"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ('name = "n0"', "name"),
+        ('mount = "/m0"', "mount"),
+        ('mount = "/m0/"', "mount"),
+        ('client_id = "client-0"', "client_id"),
+    ],
+)
+def test_two_upstreams_may_not_share_a_name_a_mount_or_a_session(write, entry, what):
+    found = problem(bare, write(several(write, "", entry)))
+    assert re.search(f"same .*{what}", found.text)
+
+
+def test_one_client_may_serve_two_origins(write):
+    loaded = bare(write(several(write, "", 'client_id = "client-0"\nenvironment = "sandbox"')))
+    assert len(loaded.upstreams) == 2
+
+
+def test_shared_credentials_for_several_upstreams_are_ambiguous(write):
+    found = problem(settings, write(several(write, "", "")))
+    assert "NOMBA_CLIENT_SECRET" in found.key
+    assert "[[upstream]]" in found.hint
+
+
+@pytest.mark.parametrize("flags", [{}, {"upstream.0.base_url": "https://sandbox.nomba.com"}])
+def test_one_base_url_for_several_upstreams_is_ambiguous(write, flags):
+    environ = {} if flags else {"NOMBA_BASE_URL": "https://sandbox.nomba.com"}
+    found = problem(bare, write(several(write, "", "")), flags=flags, **environ)
+    assert "ambiguous" in found.text
+
+
+def test_every_upstream_without_credentials_is_named(write):
+    secret = write(SECRET, "secret")
+    half = f'[[upstream]]\nname = "{{0}}"\nmount = "/{{0}}"\nclient_secret_file = "{secret}"\n'
+    ids = 'client_id = "client-{0}"\n'
+    file = write("".join((half + ids).format(one) for one in "ab"))
+    with pytest.raises(SettingsError) as caught:
+        bare(file)
+    text = str(caught.value)
+    assert "upstream.0.account_id" in text
+    assert "upstream.1.account_id" in text
+
+
+@pytest.mark.parametrize(
+    "mount", ["nomba", "/a b", "/a?b", "/a#b", "/a;b", "/%61", "/a//b", "/..", "/a/./b", "/é"]
+)
+def test_a_mount_is_a_plain_path_prefix(write, mount):
+    file = write(f'[[upstream]]\nmount = "{mount}"')
+    assert problem(settings, file).key == "upstream.0.mount"
+
+
+@pytest.mark.parametrize(
+    ("mount", "prefix"),
+    [("/", ""), ("", ""), ("/nomba", "/nomba"), ("/nomba/", "/nomba"), ("/a/b", "/a/b")],
+)
+def test_a_mount_is_kept_without_its_trailing_slash(write, mount, prefix):
+    assert upstream(settings(write(f'[[upstream]]\nmount = "{mount}"'))).mount == prefix
+
+
+def test_allowed_accounts_are_a_list_in_the_file_and_comma_separated_elsewhere(write):
+    file = write('[[upstream]]\naccount_allow = ["a", "b"]')
+    assert upstream(settings(file)).options.account_allow == ("a", "b")
+    loaded = settings(file, NOMBA_PROXY_UPSTREAM_ACCOUNT_ALLOW=" c, d ,,")
+    assert upstream(loaded).options.account_allow == ("c", "d")
+
+
+# -- the simulator ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["true", "auto"])
+def test_the_simulator_needs_no_credentials(value):
+    loaded = bare(flags={"simulate": value})
+    assert loaded.simulate
+    assert loaded.upstreams == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "simulated"), [("true", True), ("false", False), ("auto", False), (None, False)]
+)
+def test_with_credentials_only_true_simulates(value, simulated):
+    loaded = settings(flags={} if value is None else {"simulate": value})
+    assert loaded.simulate is simulated
+    assert bool(loaded.upstreams) is not simulated
+
+
+@pytest.mark.parametrize("value", ["false", None])
+def test_without_credentials_nothing_is_simulated_unless_it_is_asked_for(value):
+    assert len(problems(bare, flags={} if value is None else {"simulate": value})) == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NOMBA_CLIENT_ID", "NOMBA_PRIVATE_KEY", "NOMBA_PARENT_ACCOUNT_ID", "NOMBA_CLIENT_SECRET_FILE"],
+)
+def test_auto_does_not_simulate_over_half_a_set_of_credentials(name):
+    assert problems(bare, flags={"simulate": "auto"}, **{name: "/nowhere"})
+
+
+def test_auto_sees_credentials_in_the_credentials_directory(write, tmp_path):
+    write("client-0123456789", "NOMBA_CLIENT_ID")
+    found = problems(bare, flags={"simulate": "auto"}, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert set(found) == {"NOMBA_CLIENT_SECRET", "NOMBA_ACCOUNT_ID"}
+
+
+def test_auto_sees_credentials_in_the_settings_file(write):
+    file = write('[[upstream]]\nclient_id = "client-0123456789"')
+    assert "NOMBA_CLIENT_ID" not in problems(bare, file, flags={"simulate": "auto"})
+
+
+def test_describe_names_no_upstream_while_simulating():
+    rows = shown(settings(flags={"simulate": "true"}))
+    assert rows["simulate"] == ("true", "flag")
+    assert not [key for key in rows if key.startswith("upstream")]
+
+
+# -- the annotated file ----------------------------------------------------------------
+
+
+def test_the_annotated_settings_file_is_valid_and_changes_nothing():
+    file = Path(__file__).parents[1] / "config" / "proxy.toml"
+    if not file.exists():
+        pytest.skip("config/proxy.toml is not written yet")
+    annotated, plain = shown(settings(str(file))), shown(settings())
+    assert {key: row[0] for key, row in annotated.items()} == {
+        key: row[0] for key, row in plain.items()
+    }
