@@ -38,6 +38,7 @@ class ControlFailed(Exception):
 def build_admin(
     sessions: Mapping[str, SessionControls],
     *,
+    is_draining: Callable[[], bool],
     metrics: Callable[[], bytes],
     metrics_type: str,
     is_loopback: Callable[[str], bool],
@@ -46,6 +47,7 @@ def build_admin(
 
     Args:
         sessions: by upstream name.
+        is_draining: whether the proxy is shutting down.
         metrics: renders the exposition text.
         metrics_type: its content type.
         is_loopback: whether a host name is this machine's own.
@@ -56,8 +58,12 @@ def build_admin(
 
     async def ready(request: web.Request) -> web.Response:
         states = {name: one.ready() for name, one in sessions.items()}
-        good = all(states.values())
-        text = "ready\n" if good else "not ready: no token yet\n"
+        text = "ready\n"
+        if is_draining():
+            text = "not ready: draining\n"
+        elif not all(states.values()):
+            text = "not ready: no token yet\n"
+        good = text == "ready\n"
         if "verbose" in request.query:
             text += "".join(
                 f"{'ok ' if state else 'no '} token of {name}\n" for name, state in states.items()

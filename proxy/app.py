@@ -91,15 +91,16 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     controls: dict[str, SessionControls] = {}
     for one in upstreams:
         upstream = _wire(one, settings=settings, telemetry=telemetry)
-        upstream.session.start()
         revoke = settings.model.token.revoke_at_shutdown
         stack.push_async_callback(upstream.session.close, revoke=revoke)
         wired.append(upstream)
         controls[one.name] = _controls(upstream.session)
 
+    draining = asyncio.Event()
     admin = web.AppRunner(
         build_admin(
             controls,
+            is_draining=draining.is_set,
             metrics=telemetry.metrics.render,
             metrics_type=METRICS_TYPE,
             is_loopback=is_loopback,
@@ -133,6 +134,11 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit)
     listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
     authorities.update(_authorities(listen))
+    stack.callback(draining.set)
+    # Last: a proxy that cannot listen must not have logged in, which would end the
+    # session of the one that is running already.
+    for upstream in wired:
+        upstream.session.start()
     return Running(listen, admin_listen, upstreams, simulator)
 
 

@@ -28,7 +28,7 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

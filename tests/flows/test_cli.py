@@ -92,7 +92,9 @@ async def test_without_credentials_the_simulator_serves_the_printed_curl():
         assert "SIMULATOR" in proxy.banner
         assert "0000…0001" in proxy.banner
         assert "00000000-0000-4000-8000-acc000000001" not in proxy.banner
-        assert (await curl(proxy.curl))["code"] == "00"
+        readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+        assert json.dumps(await curl(proxy.curl), separators=(",", ":")) in readme
+        assert proxy.curl.replace(proxy.address, "127.0.0.1:8080") in readme
         proxy.process.terminate()
         out, _ = await asyncio.wait_for(proxy.process.communicate(), 30)
     assert proxy.process.returncode == 0

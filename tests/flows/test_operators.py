@@ -7,6 +7,8 @@ import re
 import aiohttp
 import pytest
 
+from proxy.app import CannotStart
+
 BALANCE = "/v1/accounts/balance"
 ISSUE = "/v1/auth/token/issue"
 REVOKE = "/v1/auth/token/revoke"
@@ -201,11 +203,34 @@ async def test_shutdown_finishes_what_is_under_way(start_proxy, simulator):
         await hold.caught(1)
         stop = asyncio.create_task(proxy.stack.aclose())
         await asyncio.sleep(0.1)
+        assert await fetch(f"{proxy.admin}/readyz") == (503, "not ready: draining\n")
+        assert (await fetch(f"{proxy.admin}/livez"))[0] == 200
         hold.release()
         assert (await call).status == 200
         await stop
     with pytest.raises(OSError):
         await proxy.get(BALANCE)
+
+
+async def test_a_proxy_that_cannot_listen_has_not_logged_in(start_proxy, proxy, simulator):
+    await proxy.get(BALANCE)
+    for key in ("listen", "admin__listen"):
+        with pytest.raises(CannotStart):
+            await start_proxy(**{key: f"{proxy.address[0]}:{proxy.address[1]}"})
+    assert simulator.count(ISSUE) == 1
+
+
+async def test_what_the_drain_limit_cuts_is_logged_as_unknown(start_proxy, simulator):
+    proxy = await start_proxy(drain__limit="0.2")
+    await proxy.get(BALANCE)
+    with simulator.hold("/v2/transfers/bank") as hold:
+        call = asyncio.create_task(proxy.transfer())
+        await hold.caught(1)
+        await proxy.stack.aclose()
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await call
+    line = (await proxy.exchanges(2))[-1]
+    assert (line["error"], line["outcome"], line["attempts"]) == ("cancelled", "unknown", 1)
 
 
 @pytest.mark.parametrize(
