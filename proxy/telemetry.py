@@ -129,11 +129,18 @@ class Telemetry:
         stream = stream or sys.stdout
         console = log_format == "console" or (log_format == "auto" and stream.isatty())
         self.metrics = Metrics(version=version)
+        self._console = console
         self._log = _logger(stream, console=console, level=level)
 
     def observe(self, exchange: Exchange) -> None:
         """Write the one canonical line of an exchange and count it."""
         self.metrics.observe(exchange)
+        log = self._log.info
+        if exchange.outcome is Outcome.UNKNOWN or exchange.status in {500, 502, 503, 504}:
+            log = self._log.warning
+        if self._console:
+            self._write(log, *_for_people(exchange))
+            return
         line: dict[str, Any] = {
             "request_id": exchange.request_id,
             "caller": exchange.caller,
@@ -156,9 +163,6 @@ class Telemetry:
         if exchange.error:
             line["error"] = exchange.error
             line["detail"] = exchange.detail
-        log = self._log.info
-        if exchange.outcome is Outcome.UNKNOWN or exchange.status in {500, 502, 503, 504}:
-            log = self._log.warning
         self._write(log, "exchange", line)
 
     def emit(self, event: Event) -> None:
@@ -176,15 +180,35 @@ class Telemetry:
             log(name, **line)
 
 
+def _for_people(exchange: Exchange) -> tuple[str, dict[str, Any]]:
+    """An exchange as a short sentence, and only what is unusual about it."""
+    sentence = (
+        f"{exchange.method} {exchange.route} {exchange.status} {exchange.outcome} "
+        f"in {exchange.seconds * 1000:.1f} ms"
+    )
+    unusual: dict[str, Any] = {"upstream": exchange.upstream, "request_id": exchange.request_id}
+    if exchange.kind == "money":
+        unusual["kind"] = "money"
+    if exchange.attempts > 1:
+        unusual["attempts"] = exchange.attempts
+    if exchange.account_replaced:
+        unusual["account_replaced"] = True
+    if exchange.error:
+        unusual |= {"error": exchange.error, "detail": exchange.detail}
+    return sentence, unusual
+
+
 def _logger(stream: TextIO, *, console: bool, level: str) -> Any:
     shared: list[Any] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     wrapper = structlog.make_filtering_bound_logger(level)
     if console:
         colors = stream.isatty()
-        shared.append(structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=16))
+        shared.append(
+            structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=56, sort_keys=False)
+        )
         return structlog.wrap_logger(
             structlog.PrintLogger(stream),
             processors=shared,
