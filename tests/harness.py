@@ -163,6 +163,7 @@ class ScriptedUpstream:
     def __init__(self) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
         self.issued = 0
+        self.gone_after_issue: int | None = None
         self.answer = self.reply_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         self._server: asyncio.Server | None = None
 
@@ -204,6 +205,8 @@ class ScriptedUpstream:
             writer.close()
 
     async def _grant(self, writer: asyncio.StreamWriter) -> None:
+        if self.issued == self.gone_after_issue:
+            self._server.close()
         data = {"access_token": f"token-{self.issued}", "refresh_token": "r", "expires_in": 1800}
         body = json.dumps({"code": "00", "data": data}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

@@ -126,6 +126,25 @@ async def test_a_replay_that_is_lost_is_unknown_and_never_the_old_401(proxy, sim
     assert simulator.count(path) == 2
 
 
+async def test_a_replay_that_was_not_sent_is_refused_not_unsent(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin)
+    await proxy.get("/v1/x")
+    upstream.answer = upstream.reply_with(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+    upstream.gone_after_issue = 2
+    reply = await proxy.send("POST", "/v2/transfers/bank", body=b"{}")
+    assert (reply.status, reply.outcome) == (502, "refused")
+    assert reply.json["proxy"]["error"] == "upstream_unreachable"
+    assert len(upstream.requests) == 2
+
+
+async def test_endless_401s_after_a_good_start_do_not_become_endless_renewals(proxy, simulator):
+    assert (await proxy.get("/v1/accounts/parent")).status == 200
+    simulator.fail(BALANCE, times=100, status=401, body={"code": "401"})
+    for _ in range(20):
+        assert (await proxy.get(BALANCE)).status == 401
+    assert simulator.count(ISSUE) <= 5
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "POST"])
 async def test_a_lost_reply_is_not_asked_for_again(proxy, simulator, method):
     simulator.fail("/v1/lost", drop=True)

@@ -1,0 +1,106 @@
+"""Faults of our own: answered, reported, and without what the caller sent."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+from harness import Log, read_reply
+
+from proxy.core.account import AccountRule
+from proxy.core.lifetime import Lifetime
+from proxy.core.secret import Secret
+from proxy.errors import Outcome
+from proxy.handler import Handler, Limits, Upstream
+from proxy.server import QuietServer
+from proxy.settings import parse_origin
+from proxy.telemetry import Telemetry
+from proxy.tokens.manager import Token
+
+ORIGIN = parse_origin("http://127.0.0.1:9")
+
+
+class Lender:
+    """A session that always has a token."""
+
+    def lend(self):
+        secret = Secret("t", origin=ORIGIN.text)
+        return Token(secret, secret, 1, Lifetime(1e9, 1e9, 1e18))
+
+    def accepted(self, generation):
+        pass
+
+
+class FaultyReply:
+    """A reply that breaks in a way nobody foresaw."""
+
+    status, reason, bodyless = 200, b"OK", False
+
+    def __init__(self, length):
+        self.length = length
+        self.headers = [(b"Content-Length", b"%d" % length)] if length else []
+
+    def ready(self):
+        return None
+
+    def close(self):
+        pass
+
+    async def parts(self):
+        yield b"abc"
+        raise RuntimeError("marked-secret")
+
+
+@pytest.fixture
+async def call():
+    """Send a request to a handler whose upstream does `send`."""
+    runners = []
+
+    async def begin(send, version=b"1.1"):
+        log = Log()
+        telemetry = Telemetry("json", level="info", version="x", stream=log)
+        dialler = SimpleNamespace(origin=ORIGIN, send=send)
+        upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"), anonymous=True)
+        watch = {"observe": telemetry.observe, "emit": telemetry.emit}
+        handler = Handler((upstream,), limits=Limits(), is_own_authority=lambda _: False, **watch)
+        runner = web.ServerRunner(QuietServer(handler, keepalive=75, **watch))
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+        writer.write(b"GET /marked-secret HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+        try:
+            return await read_reply(reader), log
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None, log
+        finally:
+            writer.close()
+
+    yield begin
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_an_unforeseen_fault_is_a_500_that_says_nothing_of_the_request(call):
+    async def send(*_, **__):
+        raise RuntimeError("marked-secret")
+
+    reply, log = await call(send)
+    assert (reply.status, reply.outcome) == (500, Outcome.UNKNOWN)
+    assert reply.json["proxy"]["error"] == "internal"
+    (event,) = log.lines("internal_fault")
+    assert event["type"] == "RuntimeError"
+    assert event["request_id"] == reply.get("X-Request-Id")
+    assert "marked-secret" not in reply.raw.decode() + log.text
+
+
+@pytest.mark.parametrize(("length", "version"), [(10, b"1.1"), (None, b"1.1"), (None, b"1.0")])
+async def test_a_fault_while_delivering_cuts_the_reply_visibly(call, length, version):
+    async def send(*_, **__):
+        return FaultyReply(length)
+
+    reply, log = await call(send, version)
+    assert reply is None
+    (line,) = log.lines("exchange")
+    assert (line["error"], line["outcome"], line["reply_bytes"]) == ("internal", "unknown", 3)
+    assert "marked-secret" not in log.text
