@@ -21,7 +21,6 @@ ENV PATH=/opt/nomba-proxy/bin:$PATH \
 # Nothing is written: run it with a read-only root file system.
 USER 10001:10001
 WORKDIR /
-EXPOSE 8080 9091
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9091/livez', timeout=2)"]
 STOPSIGNAL SIGTERM

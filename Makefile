@@ -7,7 +7,7 @@ ARGS   ?=
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types bench docker-lint lock build clean
+.PHONY: help run test check format bench lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -131,7 +131,8 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         emit=telemetry.emit,
         keepalive=model.callers.idle_timeout,
     )
-    traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit)
+    # aiohttp waits twice as long as it is told: for the handler, then for its connection.
+    traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit / 2)
     listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
     authorities.update(_authorities(listen))
     stack.callback(draining.set)
@@ -143,26 +144,32 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM; a second signal ends at once.
+    """Run until SIGINT or SIGTERM; a second signal cuts what is under way.
 
     Raises:
         CannotStart: as `start`.
+        asyncio.CancelledError: after a second signal.
     """
     model = settings.model
     telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
+    stopping, aborting = asyncio.Event(), asyncio.Event()
+    main = asyncio.current_task()
+    assert main is not None  # noqa: S101 - a coroutine runs in a task
 
     def on_signal() -> None:
-        if stopping.is_set():
+        if aborting.is_set():
             os._exit(1)
+        if stopping.is_set():
+            aborting.set()
+            main.cancel()  # what is cut is still logged, as unknown
         stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     async with AsyncExitStack() as stack:
         running = await start(settings, stack=stack, telemetry=telemetry)
-        print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201
+        print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
         await stopping.wait()
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 
@@ -200,19 +207,24 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry) -> Up
 
 
 def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
+    """The simulator as an upstream, with the policies that are set for the real one."""
     origin = parse_origin(simulator.origin)
     switches = simulator.switches
+    entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
+    options = entry.model_copy(update={"name": "simulator", "ca_file": None})
+    if "upstream.0.account_override_money" not in settings.origins:
+        # No money is real there, and an app that is configured with its own account
+        # should work at once.
+        options = options.model_copy(update={"account_override_money": True})
     return ReadyUpstream(
         name="simulator",
         origin=origin,
-        mount="",
+        mount=options.mount.rstrip("/"),
         client_id=switches.client_id,
         client_secret=Secret(switches.client_secret, origin=origin.text),
         account_id=switches.account_id,
         anonymous=settings.model.callers.anonymous is not False,
-        # No money is real there, and an app that is configured with its own account
-        # should work at once.
-        options=UpstreamSettings(name="simulator", account_override_money=True),
+        options=options,
     )
 
 
@@ -273,15 +285,15 @@ def banner(running: Running, *, settings: Settings) -> str:
         if one.anonymous:
             lines.append("  callers    anybody on this machine (callers.anonymous)")
         else:
-            lines.append("  callers    nobody yet: anonymous callers are refused here")
-            lines.append("             allow them explicitly: callers.anonymous = true")
+            lines.append("  callers    nobody yet: anonymous callers are refused here;")
+            lines.append("             allow them explicitly: NOMBA_PROXY_CALLERS_ANONYMOUS=true")
     lines += [f"  warning    {one}" for one in settings.warnings]
     url = f"http://{running.listen}"
     first = running.upstreams[0]
     lines += [
         f"  listening  {url}  (admin http://{running.admin_listen})",
         "",
-        "  try it:",
+        "  try it:" if first.anonymous else "  try it (it answers 401 until callers are allowed):",
         f"    curl -s {url}{first.mount}/v1/accounts/balance",
         "",
     ]

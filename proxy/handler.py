@@ -14,6 +14,7 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -285,10 +286,13 @@ class Handler:
         )
 
     def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
-        try:
-            business = decide_account(upstream.account, sent=sent, kind=Kind.MONEY).account
-        except AccountMismatch:
-            business = upstream.account.account
+        # Some apps compare `businessId` with their own account id (facts, section 5): they
+        # are told theirs if it may be used for everything, else the one they will get.
+        business = upstream.account.account
+        if len(sent) == 1:
+            with contextlib.suppress(AccountMismatch):
+                decide_account(upstream.account, sent=sent, kind=Kind.MONEY)
+                business = sent[0]
         lifetime = self._limits.login_lifetime
         return _Local(
             answer_login(call, business_id=business, wall=self._wall(), lifetime=lifetime)

@@ -206,7 +206,7 @@ class QuietProtocol(RequestHandler):
         else:
             error = HeadInvalid(
                 "The request is not valid HTTP/1.1, or its method is unknown.",
-                hint="Check the request line, header syntax, Host and duplicated headers.",
+                hint="Check the request line (ASCII only), header syntax, Host and duplicates.",
                 close=True,
             )
         exchange = Exchange(new_request_id(), started=time.monotonic())

@@ -107,6 +107,8 @@ class Metrics:
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()
+        elif event.name in {"token_refused", "token_revoked"}:
+            self._expiry.labels(event.upstream).set(0)
 
     def render(self) -> bytes:
         """The exposition text (`METRICS_TYPE`)."""
@@ -168,9 +170,7 @@ class Telemetry:
     def emit(self, event: Event) -> None:
         """Write an event and count it."""
         self.metrics.emit(event)
-        line = dict(event.fields)
-        if event.upstream:
-            line["upstream"] = event.upstream
+        line = event.fields | {"upstream": event.upstream or "-"}
         self._write(getattr(self._log, event.level), event.name, line)
 
     @staticmethod

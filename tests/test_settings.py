@@ -930,3 +930,19 @@ def test_the_annotated_settings_file_is_valid_and_changes_nothing():
     assert {key: row[0] for key, row in annotated.items()} == {
         key: row[0] for key, row in plain.items()
     }
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_ca_file_without_certificates_is_a_problem(tmp_path, content):
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    found = problem(settings, NOMBA_PROXY_UPSTREAM_CA_FILE=str(file))
+    assert found.key == "upstream.0.ca_file"
+    assert str(file) in found.text
+
+
+@pytest.mark.parametrize("name", ["Sandbox", "SANDBOX", "sandbox"])
+def test_the_environment_is_named_in_any_case(name):
+    found = upstream(settings(NOMBA_ENVIRONMENT=name, NOMBA_BASE_URL=None))
+    assert found.origin.environment == "sandbox"

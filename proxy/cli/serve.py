@@ -15,4 +15,6 @@ def serve(settings: Settings) -> int:
     except CannotStart as error:
         print(f"nomba-proxy: cannot start: {error}", file=sys.stderr)
         return 1
+    except asyncio.CancelledError:  # a second signal
+        return 1
     return 0

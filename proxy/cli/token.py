@@ -44,6 +44,9 @@ def token(
         )
         return 1
     problem = answer.pop("error", None)
+    if problem is None and upstream is not None and upstream not in answer:
+        problem = f"there is no upstream {upstream}; there are: {', '.join(answer)}"
+        answer = {}
     if as_json:
         print(json.dumps(answer if problem is None else {"error": problem, **answer}, indent=2))
     else:

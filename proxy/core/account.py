@@ -62,7 +62,7 @@ def decide_account(rule: AccountRule, *, sent: tuple[str, ...], kind: Kind) -> A
     if len(sent) > 1:
         raise _mismatch(rule, differing, "several different ids were sent")
     if rule.policy == "allow" and differing[0] not in rule.allowed:
-        raise _mismatch(rule, differing, "it is not in account.allow")
+        raise _mismatch(rule, differing, "it is not in upstream.account_allow")
     return AccountDecision(differing[0])
 
 
@@ -72,6 +72,6 @@ def _mismatch(rule: AccountRule, differing: tuple[str, ...], why: str) -> Accoun
         f"{mask(rule.account)}, and {why}.",
         hint=(
             "Remove the accountId header (the proxy adds its own; a sub-account belongs into "
-            "the path or body), or change account.policy or account.override_money."
+            "the path or body), or change upstream.account_policy or upstream.account_override_money."
         ),
     )

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,8 @@ def load(
     upstreams: tuple[ReadyUpstream, ...] = ()
     if not simulate:
         upstreams = _upstreams(model, environ=environ, required=credentials, report=report)
+    elif model.upstream:  # the simulator is mounted where the upstream would be
+        _mount("upstream.0", model.upstream[0], report=report)
     open_door = any(one.anonymous for one in upstreams)
     if simulate:
         open_door = model.callers.anonymous is not False
@@ -156,6 +159,7 @@ def _upstreams(
         outside = {}
     ready = []
     for at, entry in enumerate(entries):
+        _check_ca_file(f"upstream.{at}.ca_file", entry.ca_file, report=report)
         origin = _origin(f"upstream.{at}", entry, report=report)
         mount = _mount(f"upstream.{at}", entry, report=report)
         found = _credentials(
@@ -225,10 +229,11 @@ def _credentials(
     told = {one.key for one in report.problems if one.origin}
     for key, names in CREDENTIAL_VARIABLES.items():
         name = f"upstream.{at}.{key}"
+        settable = f"{name}_file" if key == "client_secret" else name
         related = {name, f"{name}_file", *names, *(f"{one}_FILE" for one in names)}
         if required and not found[key] and not told & related:
             report.problem(
-                names[0] if alone else name,
+                names[0] if alone else settable,
                 "is not set" if alone else f"is not set (upstream {entry.name})",
                 hint=_MISSING_HINT if alone and len(report.problems) == before else "",
                 origin="",
@@ -250,6 +255,17 @@ def _origin(prefix: str, entry: UpstreamSettings, *, report: Report) -> Origin |
             hint="Set one of the two.",
         )
     return origin
+
+
+def _check_ca_file(key: str, path: str | None, *, report: Report) -> None:
+    if path is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        report.problem(key, f"{path} holds no certificates in PEM format")
+    except OSError as error:
+        report.problem(key, f"{path} cannot be read: {error.strerror}")
 
 
 def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | None:

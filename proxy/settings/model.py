@@ -103,6 +103,7 @@ class SettingsModel(_Section):
 ALLOWED = {
     "simulate": "true, false or auto",
     "callers.anonymous": "true, false or auto",
+    "body.limit": "a size such as 1MiB, more than nothing and at most 64MiB",
     "log.format": "auto, json or console",
     "log.level": "debug, info, warning or error",
     "upstream.0.environment": "production or sandbox",

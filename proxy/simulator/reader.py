@@ -56,7 +56,7 @@ class Reader:
             at = end
 
     def _piece_end(self, data: bytes, *, at: int) -> int:
-        if self._body_left:
+        if self._head_done and self._body_left:
             return min(len(data), at + self._body_left)
         return data.find(b"\n", at) + 1 or len(data)
 

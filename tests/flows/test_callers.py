@@ -201,6 +201,7 @@ async def test_a_login_names_the_account_the_caller_may_use(start_proxy):
     for settings, expected in (
         ({}, OURS),
         ({"upstream__account_policy": "fill"}, OTHER),
+        ({"upstream__account_override_money": "true"}, OTHER),
         ({"upstream__account_policy": "allow", "upstream__account_allow": OTHER}, OTHER),
     ):
         proxy = await start_proxy(**settings)

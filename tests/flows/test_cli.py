@@ -202,9 +202,10 @@ async def test_the_token_verbs_speak_to_the_running_proxy():
         assert "stopped" in out
         code, out, _ = await run("token", "renew", admin, "--upstream=simulator")
         assert "living, generation 4" in out
-        code, _, err = await run("token", "renew", admin, "--upstream=other")
-        assert code == 1
-        assert "simulator" in err
+        for action in ("show", "renew", "revoke"):
+            code, out, err = await run("token", action, admin, "--upstream=other")
+            assert (code, out) == (1, "")
+            assert "simulator" in err
 
 
 async def test_a_token_verb_without_a_running_proxy_says_what_to_do():
@@ -243,10 +244,28 @@ async def test_a_second_signal_ends_at_once(simulator):
             await asyncio.sleep(0.3)
             assert proxy.process.returncode is None  # draining
             proxy.process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(proxy.process.communicate(), 5)
+            out, _ = await asyncio.wait_for(proxy.process.communicate(), 10)
             with pytest.raises(aiohttp.ClientError):
                 await call
     assert proxy.process.returncode == 1
+    lines = [json.loads(line) for line in out.splitlines()]
+    (cut,) = [line for line in lines if line["event"] == "exchange"]
+    assert (cut["outcome"], cut["attempts"]) == ("unknown", 1)
+
+
+async def test_a_simulated_upstream_keeps_the_policies_that_are_set():
+    other = "accountId: 99999999-0000-4000-8000-acc000000009"
+    for more, status in ((), 404), (("--set", "upstream.account_override_money=false"), 403):
+        async with (
+            served("--simulate", *more) as proxy,
+            aiohttp.ClientSession(headers=dict([other.split(": ")])) as http,
+        ):
+            base = f"http://{proxy.address}/v1"
+            async with http.post(f"{base}/no/such/payout", data=b"{}") as reply:
+                assert reply.status == status
+            async with http.post(f"{base}/auth/token/issue", data=b"{}") as reply:
+                told = (await reply.json())["data"]["businessId"]
+            assert (told == other.partition(" ")[2]) == (status == 404)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +302,8 @@ async def test_a_secret_is_never_taken_as_a_flag():
 async def test_the_version_is_the_packages():
     from proxy import __version__
 
-    assert (await run("version"))[1] == f"nomba-proxy {__version__}\n"
+    for arguments in ("version", "--version"):
+        assert (await run(arguments))[1] == f"nomba-proxy {__version__}\n"
 
 
 async def test_a_terminal_gets_lines_for_people():

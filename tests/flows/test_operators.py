@@ -59,6 +59,14 @@ async def test_one_line_per_exchange_with_everything_but_data(proxy, simulator):
     assert "marked" not in proxy.log.text
 
 
+async def test_a_password_in_a_url_is_not_repeated(proxy):
+    reply = await proxy.get("http://marked-user:marked-secret@api.nomba.com/v1/x")
+    assert reply.json["proxy"]["error"] == "host_refused"
+    assert "api.nomba.com" in reply.json["description"]
+    await proxy.exchanges()
+    assert "marked" not in reply.raw.decode() + proxy.log.text
+
+
 async def test_every_reply_carries_a_request_id_and_an_outcome(proxy):
     for method, target in (
         ("GET", BALANCE),
@@ -169,6 +177,8 @@ async def test_revoke_holds_requests_and_goes_on_with_a_new_token(proxy, simulat
 async def test_revoke_stop_stays_without_a_token_until_renew(proxy, simulator):
     await proxy.get(BALANCE)
     assert (await fetch(f"{proxy.admin}/token/revoke?stop=1", "POST"))[0] == 200
+    metrics = (await fetch(f"{proxy.admin}/metrics"))[1]
+    assert 'nomba_proxy_token_expiry_timestamp_seconds{upstream="nomba"} 0.0' in metrics
     reply = await proxy.get(BALANCE)
     assert (reply.status, reply.outcome) == (503, "not_sent")
     assert "token renew" in reply.json["proxy"]["hint"]

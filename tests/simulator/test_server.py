@@ -257,3 +257,17 @@ async def test_a_request_right_behind_a_body_of_known_length_is_the_next_one(sim
     await read_reply(reader)
     await read_reply(reader)
     assert [(one.raw_head, one.body) for one in sim.received] == [(head, b"abc"), (GET, b"")]
+
+
+async def test_a_head_ends_at_its_blank_line_wherever_the_length_stood(simulator):
+    heads = [
+        b"POST /v1/x HTTP/1.1\r\nContent-Length: 7\r\nHost: x\r\nX-Last: y\r\n\r\n",
+        b"POST /v1/y HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nX-Last: yyyyyyyyyy\r\n\r\n",
+    ]
+    host, port = simulator.origin.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(heads[0] + b"abcdefg" + heads[1] + b"xyz")
+    await asyncio.wait_for(simulator.wait_for("/v1/y"), 5)
+    writer.close()
+    assert [one.raw_head for one in simulator.received] == heads
+    assert [one.body for one in simulator.received] == [b"abcdefg", b"xyz"]
