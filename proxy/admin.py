@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import orjson
 from aiohttp import web
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,10 @@ class ControlFailed(Exception):
     """An operator's command failed; the text says why."""
 
 
+class UnknownUpstream(Exception):
+    """An operator named no upstream that there is."""
+
+
 def build_admin(
     sessions: Mapping[str, SessionControls],
     *,
@@ -42,8 +46,8 @@ def build_admin(
     metrics: Callable[[], bytes],
     metrics_type: str,
     is_loopback: Callable[[str], bool],
-) -> web.Application:
-    """The admin application.
+) -> Answer:
+    """What answers every request on the admin listener.
 
     Args:
         sessions: by upstream name.
@@ -53,10 +57,10 @@ def build_admin(
         is_loopback: whether a host name is this machine's own.
     """
 
-    async def live(_: web.Request) -> web.Response:
+    async def live(_: web.BaseRequest) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def ready(request: web.Request) -> web.Response:
+    async def ready(request: web.BaseRequest) -> web.Response:
         states = {name: one.ready() for name, one in sessions.items()}
         text = "ready\n"
         if is_draining():
@@ -70,62 +74,70 @@ def build_admin(
             )
         return web.Response(text=text, status=200 if good else 503)
 
-    async def show_metrics(_: web.Request) -> web.Response:
+    async def show_metrics(_: web.BaseRequest) -> web.Response:
         return web.Response(body=metrics(), headers={"Content-Type": metrics_type})
 
-    async def show(_: web.Request) -> web.Response:
+    async def show(_: web.BaseRequest) -> web.Response:
         return _json({name: dict(one.status()) for name, one in sessions.items()})
 
-    async def renew(request: web.Request) -> web.Response:
+    async def renew(request: web.BaseRequest) -> web.Response:
         name, session = _chosen(request, sessions)
-        try:
-            await session.renew()
-        except ControlFailed as error:
-            return _json({"error": str(error)}, status=502)
+        await session.renew()
         return _json({name: dict(session.status())})
 
-    async def revoke(request: web.Request) -> web.Response:
+    async def revoke(request: web.BaseRequest) -> web.Response:
         name, session = _chosen(request, sessions)
-        try:
-            problem = await session.revoke(request.query.get("stop") == "1")
-        except ControlFailed as error:
-            return _json({"error": str(error)}, status=502)
+        problem = await session.revoke(request.query.get("stop") == "1")
         if problem:
             text = f"the issuer did not confirm the revocation: {problem}"
             return _json({"error": text, name: dict(session.status())}, status=502)
         return _json({name: dict(session.status())})
 
-    @web.middleware
-    async def local_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.url.host or ""
-        page = (
-            "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
-        )
-        if not is_loopback(host) or (page and request.method != "GET"):
-            return _json({"error": "the admin listener answers this machine only"}, status=403)
-        return await handler(request)
+    routes: dict[str, tuple[str, Answer]] = {
+        **dict.fromkeys(("/livez", "/healthz", "/-/healthy"), ("GET", live)),
+        **dict.fromkeys(("/readyz", "/-/ready"), ("GET", ready)),
+        "/metrics": ("GET", show_metrics),
+        "/token": ("GET", show),
+        "/token/renew": ("POST", renew),
+        "/token/revoke": ("POST", revoke),
+    }
 
-    app = web.Application(middlewares=[local_only])
-    for path in ("/livez", "/healthz", "/-/healthy"):
-        app.router.add_get(path, live)
-    for path in ("/readyz", "/-/ready"):
-        app.router.add_get(path, ready)
-    app.router.add_get("/metrics", show_metrics)
-    app.router.add_get("/token", show)
-    app.router.add_post("/token/renew", renew)
-    app.router.add_post("/token/revoke", revoke)
-    return app
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if not _from_here(request, is_loopback):
+            return _json({"error": "the admin listener answers this machine only"}, status=403)
+        method, route = routes.get(request.path, ("", live))
+        if not method:
+            return _json({"error": "no such path", "paths": list(routes)}, status=404)
+        if request.method not in {method, "HEAD" if method == "GET" else method}:
+            return _json({"error": f"only {method} is answered here"}, status=405)
+        try:
+            return await route(request)
+        except UnknownUpstream as error:
+            return _json({"error": str(error)}, status=400)
+        except ControlFailed as error:
+            return _json({"error": str(error)}, status=502)
+
+    return answer
+
+
+def _from_here(request: web.BaseRequest, is_loopback: Callable[[str], bool]) -> bool:
+    """Whether a request comes from a program on this machine, and not from a web page."""
+    try:
+        host = request.url.host or ""
+    except ValueError:
+        return False
+    if not is_loopback(host):
+        return False
+    page = "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
+    return not page or request.method == "GET"
 
 
 def _chosen(
-    request: web.Request, sessions: Mapping[str, SessionControls]
+    request: web.BaseRequest, sessions: Mapping[str, SessionControls]
 ) -> tuple[str, SessionControls]:
     name = request.query.get("upstream") or (next(iter(sessions)) if len(sessions) == 1 else "")
     if name not in sessions:
-        raise web.HTTPBadRequest(
-            text=orjson.dumps({"error": f"name an upstream: {', '.join(sessions)}"}).decode(),
-            content_type="application/json",
-        )
+        raise UnknownUpstream(f"name an upstream: {', '.join(sessions)}")
     return name, sessions[name]
 
 

@@ -97,15 +97,19 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         controls[one.name] = _controls(upstream.session)
 
     draining = asyncio.Event()
-    admin = web.AppRunner(
-        build_admin(
-            controls,
-            is_draining=draining.is_set,
-            metrics=telemetry.metrics.render,
-            metrics_type=METRICS_TYPE,
-            is_loopback=is_loopback,
-        ),
-        access_log=None,
+    admin = web.ServerRunner(
+        QuietServer(
+            build_admin(
+                controls,
+                is_draining=draining.is_set,
+                metrics=telemetry.metrics.render,
+                metrics_type=METRICS_TYPE,
+                is_loopback=is_loopback,
+            ),
+            observe=lambda _: None,  # probes are no exchanges
+            emit=telemetry.emit,
+            keepalive=settings.model.callers.idle_timeout,
+        )
     )
     admin_listen = await _listen(admin, settings.admin_listen, stack=stack, key="admin.listen")
 

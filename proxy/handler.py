@@ -252,12 +252,15 @@ class Handler:
             reply.close()
             raise
         reply.close()
+        exchange.outcome = Outcome.UNKNOWN  # should it be cut while the replay is under way
         try:
-            reply, _ = await self._attempt(exchange, attempt, token)
+            reply, verdict = await self._attempt(exchange, attempt, token)
         except UpstreamError as error:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
+        if verdict is Verdict.REFUSAL_UNPROVEN and route.kind is not Kind.READ:
+            return _Answer(reply, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.ANSWERED
         return _Answer(reply)
 
@@ -445,8 +448,8 @@ class _Attempt:
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:
-    wanted = request.headers.get("Upgrade")
-    if wanted is None or wanted.strip().lower() == "h2c":  # h2c may be ignored, and is
+    wanted = request.headers.getall("Upgrade", ())
+    if all(one.strip().lower() == "h2c" for one in wanted):  # h2c may be ignored, and is
         return
     raise UpgradeUnsupported(
         "Protocol upgrades are not forwarded.",

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpVersion10
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
@@ -152,7 +153,7 @@ async def read_body(
 async def _continue(request: web.BaseRequest) -> None:
     """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
     expect = request.headers.get("Expect")
-    if expect is not None and expect.lower() == "100-continue":
+    if expect is not None and expect.lower() == "100-continue" and request.version > HttpVersion10:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

@@ -946,3 +946,34 @@ def test_a_ca_file_without_certificates_is_a_problem(tmp_path, content):
 def test_the_environment_is_named_in_any_case(name):
     found = upstream(settings(NOMBA_ENVIRONMENT=name, NOMBA_BASE_URL=None))
     assert found.origin.environment == "sandbox"
+
+
+@pytest.mark.parametrize("mount", ["//[", "//x:99999", "/["])
+def test_a_mount_that_is_no_path_is_a_problem_and_no_crash(write, mount):
+    assert problem(settings, write(f'[[upstream]]\nmount = "{mount}"')).key == "upstream.0.mount"
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "a b", "a/b"])
+def test_a_host_that_cannot_be_resolved_is_a_problem(host):
+    assert problem(settings, NOMBA_PROXY_LISTEN=f"{host}:8080").key == "listen"
+    assert problem(settings, NOMBA_BASE_URL=f"https://{host}").key == "upstream.0.base_url"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 20_000, "a = " + "9" * 5000, "a = \x00"])
+def test_an_absurd_file_is_a_problem_and_no_crash(tmp_path, text):
+    file = tmp_path / "proxy.toml"
+    file.write_text(text)
+    assert "TOML" in problem(settings, str(file)).text
+
+
+def test_paths_that_no_file_can_have_are_problems_and_no_crash(write):
+    file = write('[[upstream]]\nclient_secret_file = "a\\u0000b"\nca_file = "a\\u0000b"')
+    keys = set(problems(settings, file, NOMBA_CLIENT_SECRET=None))
+    assert keys == {"upstream.0.client_secret_file", "upstream.0.ca_file"}
+    with pytest.raises(SettingsError, match="NOMBA_CLIENT_ID"):
+        load(environ={"CREDENTIALS_DIRECTORY": "/" + "x" * 5000})
+
+
+def test_a_secret_that_is_no_text_is_a_problem():
+    found = problem(settings, NOMBA_CLIENT_SECRET="a\udcff")
+    assert (found.key, "UTF-8" in found.text) == ("NOMBA_CLIENT_SECRET", True)

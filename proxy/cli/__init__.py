@@ -4,6 +4,8 @@ Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be u
 """
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments without the program's name; the process's by default.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.verb == "version":
@@ -47,9 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  - {problem}", file=sys.stderr)
         sys.exit(2)
     try:
-        sys.exit(_run(arguments, settings))
+        code = _run(arguments, settings)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output left, as `head` does; keep the interpreter from
+        # complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
 
 def _run(arguments: argparse.Namespace, settings: Settings) -> int:

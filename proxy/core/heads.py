@@ -28,12 +28,15 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # Never forwarded: `expect` is answered by us; the rest would tell the upstream
-# another method than the one we judged, or addresses of our network.
+# another method or path than the one we judged, or addresses of our network.
 _REQUEST_DROPPED = _HOP_BY_HOP | {
     b"expect",
     b"x-http-method-override",
     b"x-http-method",
     b"x-method-override",
+    b"x-original-url",
+    b"x-original-uri",
+    b"x-rewrite-url",
     b"forwarded",
     b"x-real-ip",
 }
@@ -41,15 +44,16 @@ _REQUEST_DROPPED_PREFIX = b"x-forwarded-"
 # Headers a reply carries in our name: an upstream must not be able to fake them.
 _REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
 _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
-# Ours, compared without `-` and `_`: servers that map names to variables take
-# `account_id` and `Account-Id` for `accountId`.
+# Ours, compared by letters and digits only: servers that map names to variables take
+# `account_id`, `Account-Id` or `account.id` for `accountId`.
 _OWN = frozenset({b"authorization", b"accountid"})
 
+_PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
 _CONNECTION_TOKENS = re.compile(rb"[^\s,]+")
 
 
 def _squash(name: bytes) -> bytes:
-    return name.translate(None, b"-_")
+    return name.translate(None, _PUNCTUATION)
 
 
 def named_by_connection(headers: Headers) -> frozenset[bytes]:
@@ -100,7 +104,10 @@ def check_head(headers: Headers, *, target_length: int, limit: int) -> int | Non
         if lower not in {b"transfer-encoding", b"content-length"}:
             continue
         chunked = lower == b"transfer-encoding"
-        sound = value.lower() == b"chunked" if chunked else value.isdigit()
+        # 19 digits hold any length there is; Python refuses to read 5,000 of them.
+        sound = value.isdigit() and len(value) <= 19
+        if chunked:
+            sound = value.lower() == b"chunked"
         if length is not None or b"_" in name or not sound:
             raise HeadInvalid(
                 "The request is framed in a way the proxy does not pass on.",

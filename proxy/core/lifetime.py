@@ -141,9 +141,9 @@ class Lifetime:
             now: by the clock that runs during sleep.
             wall: the wall clock at the same moment.
             early: seconds before the end at which to renew, at most a quarter of the life.
-            jitter: 0 to 1; moves the renewal earlier by up to a tenth of the margin more.
+            jitter: 0 to 1; moves the renewal earlier by up to a tenth of `early`.
         """
-        margin = min(early, life / 4) * (1 + jitter / 10)
+        margin = min(early * (1 + jitter / 10), life / 4)
         return cls(
             renew_at=now + life - margin,
             dies_at=now + life,

@@ -128,11 +128,9 @@ def _from_absolute(raw: bytes, is_own_authority: Callable[[str], bool]) -> bytes
         raise TargetAmbiguous("The request target is neither a path nor an http URL.")
     split = re.search(rb"[/?]", rest)
     at = split.start() if split else len(rest)
-    user, _, host = rest[:at].decode("ascii").lower().rpartition("@")
-    authority = host if not user else f"…@{host}"  # a password in a URL is not repeated
-    if not is_own_authority(authority):
-        raise HostRefused(
-            f"This proxy does not forward to {authority or 'an empty host'}.",
+    if not is_own_authority(rest[:at].decode("ascii").lower()):
+        raise HostRefused(  # not named: a URL may hold a password
+            "This proxy does not forward to the host that the request target names.",
             hint="Use it as a base URL, not as an HTTP proxy (unset http_proxy / HTTPS_PROXY).",
         )
     tail = rest[at:]

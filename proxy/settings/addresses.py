@@ -49,7 +49,17 @@ def parse_address(text: str) -> Address:
         raise ValueError("write an IPv6 address in brackets: [::1]:8080")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("expected host:port, for example 127.0.0.1:8080")
+    _check_host(host)
     return Address(host, int(port))
+
+
+def _check_host(host: str) -> None:
+    try:
+        host.encode("idna")  # what resolving it will do
+    except UnicodeError:
+        raise ValueError("the host is no host name") from None
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
+        raise ValueError("the host is no host name")
 
 
 def parse_origin(text: str) -> Origin:
@@ -63,8 +73,8 @@ def parse_origin(text: str) -> Origin:
     except ValueError as error:
         raise ValueError(f"not a URL: {error}") from None
     host = (url.raw_host or "").rstrip(".").lower()
-    if host and not re.fullmatch(r"[a-z0-9._:-]+", host):
-        raise ValueError("the host is no host name")
+    if host:
+        _check_host(host)
     if url.scheme not in {"http", "https"} or not host or url.port is None:
         raise ValueError(f"expected an origin such as {PRODUCTION}")
     if host in WRONG_SANDBOX_HOSTS:

@@ -23,7 +23,7 @@ def any_credentials(environ: Mapping[str, str]) -> bool:
     return any(
         environ.get(name)
         or environ.get(f"{name}_FILE")
-        or (directory and (Path(directory) / name).exists())
+        or (directory and _exists(Path(directory) / name))
         for names in CREDENTIAL_VARIABLES.values()
         for name in names
     )
@@ -65,11 +65,18 @@ def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str,
             file, key=f"{name}_FILE", origin=f"environment {name}_FILE", report=report
         )
         return None if text is None else (text, f"file {file}")
-    if directory and (Path(directory) / name).exists():
+    if directory and _exists(Path(directory) / name):
         path = str(Path(directory) / name)
         text = read_secret_file(path, key=name, origin="$CREDENTIALS_DIRECTORY", report=report)
         return None if text is None else (text, f"credential {name}")
     return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, a folder closed to us, a NUL
+        return False
 
 
 def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str | None:
@@ -89,6 +96,9 @@ def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str
         return None
     except UnicodeDecodeError:
         report.problem(key, f"{path} cannot be read: it is no UTF-8 text", origin=origin)
+        return None
+    except ValueError:  # a NUL in it
+        report.problem(key, f"{path!r} is no file name", origin=origin)
         return None
     if mode & stat.S_IROTH:
         report.warnings.append(f"{path} ({key}) can be read by every user: chmod 600 {path}")

@@ -223,6 +223,9 @@ def _credentials(
             found[key], origins[name] = outside[key]
         else:
             found[key] = own or ""
+        if key == "client_secret" and not _is_utf8(found[key]):
+            text = "is no UTF-8 text"
+            report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
         if key != "client_secret" and found[key] and not _IDENTIFIER.fullmatch(found[key]):
             text = "contains a space or a control character"
             report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
@@ -239,6 +242,14 @@ def _credentials(
                 origin="",
             )
     return found
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _origin(prefix: str, entry: UpstreamSettings, *, report: Report) -> Origin | None:
@@ -262,18 +273,21 @@ def _check_ca_file(key: str, path: str | None, *, report: Report) -> None:
         return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:
+    except ssl.SSLError:  # an OSError and a ValueError, so it comes first
         report.problem(key, f"{path} holds no certificates in PEM format")
     except OSError as error:
         report.problem(key, f"{path} cannot be read: {error.strerror}")
+    except ValueError:  # a NUL in it
+        report.problem(key, f"{path!r} is no file name")
 
 
 def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | None:
     mount = entry.mount.rstrip("/")
-    plain = mount == "" or (
-        mount.startswith("/") and URL(mount).raw_path == mount and "//" not in mount
-    )
-    if not plain or re.search(r"[?#;%\s]|/\.{1,2}(/|$)", mount):
+    try:
+        plain = mount == "" or (mount[0] == "/" and URL(mount).raw_path == mount)
+    except ValueError:
+        plain = False
+    if not plain or re.search(r"[?#;%\s]|//|/\.{1,2}(/|$)", mount):
         report.problem(f"{prefix}.mount", f"{entry.mount!r} is no plain path prefix such as /nomba")
         return None
     return mount
@@ -315,8 +329,8 @@ def _check_upstreams(
             report.problem(key, "is the proxy itself", hint="Check NOMBA_BASE_URL and listen.")
         if one.anonymous and origin.environment in {"production", "custom"}:
             report.warnings.append(
-                f"anybody on this machine may use {origin.text} through the proxy "
-                "(callers.anonymous = true)"
+                f"anybody on this machine, web pages included, may use {origin.text} "
+                "through the proxy (callers.anonymous = true)"
             )
         if one.name in names:
             report.problem(key, "has the same name as another upstream")

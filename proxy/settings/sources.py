@@ -88,7 +88,7 @@ def _file(path: str, *, report: Report) -> dict[str, Any]:
     except OSError as error:
         report.problem("config", f"cannot be read: {error.strerror}", origin=path)
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or absurd
         report.problem("config", f"is no valid TOML: {error}", origin=path)
         return {}
     for key, value in values.items():

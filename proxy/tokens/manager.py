@@ -8,6 +8,7 @@ of an old token never costs a new one; a token is lent only while it lives.
 import asyncio
 import contextlib
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,9 @@ _MIN_GAP = 0.5
 _UNREACHABLE = Backoff(first=0.5, cap=30.0)
 # A refused secret does not get better by asking: slow from the start.
 _CREDENTIALS = Backoff(first=30.0, cap=600.0)
+
+# Digests of tokens held before: none of them is taken for a new one.
+_REMEMBERED = 64
 
 State = Literal["empty", "living", "stopped"]
 
@@ -135,7 +139,7 @@ class Session:
         self._failures = 0
         self._retry_at = 0.0
         self._last_error: IssuerError | None = None
-        self._last_access: Secret | None = None
+        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
         self._started_at = -math.inf
         self._accepted = False  # whether the present generation was ever accepted
         self._unaccepted = 0  # generations in a row that were refused and never accepted
@@ -243,7 +247,8 @@ class Session:
         """Revoke the token at the issuer; requests are held meanwhile.
 
         Args:
-            stop: stay without a token until `renew_now`; else a new one is issued.
+            stop: stay without a token until `renew_now`; else a new one is issued,
+                unless the session is stopped already.
 
         Returns:
             Why the issuer did not confirm the revocation, or "".
@@ -254,7 +259,7 @@ class Session:
         while self._flight is not None:
             await self._settled(self._flight)
         token, self._token = self._token, None
-        self._stopped = stop
+        stop = self._stopped = stop or self._stopped
         problem = ""
 
         async def revoke_and_issue() -> None:
@@ -374,8 +379,8 @@ class Session:
         self._take(grant, sent=sent, grant_type="issue")
 
     def _check_different(self, grant: Grant) -> None:
-        if grant.access_token == self._last_access:
-            raise IssuerError("the issuer brought the same token again", reason="reply")
+        if grant.access_token.digest() in self._seen:
+            raise IssuerError("the issuer brought an old token again", reason="reply")
 
     def _take(self, grant: Grant, *, sent: tuple[float, float], grant_type: str) -> None:
         now, wall = sent
@@ -388,7 +393,7 @@ class Session:
         )
         self._generation += 1
         self._token = Token(grant.access_token, grant.refresh_token, self._generation, lifetime)
-        self._last_access = grant.access_token
+        self._seen.append(grant.access_token.digest())
         self._had_token = True
         self._accepted = False
         self._failures = 0

@@ -6,6 +6,7 @@ whether a byte of the request may have reached the upstream.
 """
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnrea
 # Parts of a body waiting for a slow caller; beyond it the upstream is told to wait.
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODYLESS = frozenset({204, 304})
 
 
@@ -228,6 +230,9 @@ class Connection(asyncio.Protocol):
             if status == 101:
                 self._problem = "switched protocols without being asked"
             return  # interim replies concern this hop only
+        if _CONTROL.search(self.reason):
+            self._problem = "sent a reason phrase with control characters"
+            return
         if not 200 <= status < 600 or self._parser.get_http_version() not in {"1.1", "1.0"}:
             self._problem = "sent a status or version that HTTP/1.1 does not have"
             return

@@ -125,7 +125,7 @@ class Dialler:
                 f"No connection to {origin.authority} in time; nothing was sent.",
                 hint="The request may be repeated. Check the network, the firewall and DNS.",
             ) from None
-        except OSError as error:  # ssl.SSLError and socket.gaierror are OSErrors
+        except (OSError, UnicodeError) as error:  # TLS and DNS errors are OSErrors
             raise UpstreamUnreachable(
                 f"No connection to {origin.authority} ({_why(error)}); nothing was sent.",
                 hint="The request may be repeated. Check the base URL, DNS, firewall and TLS.",
@@ -133,7 +133,9 @@ class Dialler:
         return connection
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "the host is no host name"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

@@ -52,7 +52,7 @@ def test_allow_passes_a_listed_id_on(kind):
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_allow_refuses_an_id_that_is_not_listed(kind):
-    with pytest.raises(AccountMismatch, match=r"account\.allow"):
+    with pytest.raises(AccountMismatch, match=r"upstream\.account_allow"):
         decide("allow", OTHER, kind=kind, allowed=[THIRD])
 
 

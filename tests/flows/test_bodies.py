@@ -260,3 +260,27 @@ async def test_malformed_requests_are_answered_without_repeating_them(
     seen = reply.raw.decode() + through.log.text + caplog.text + "".join(capfd.readouterr())
     assert "marked-secret" not in seen
     assert upstream.requests == []
+
+
+async def test_a_length_of_five_thousand_digits_is_a_bad_head(through, upstream):
+    length = "0" * 5000 + "2"
+    reply = await through.raw(
+        f"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{}}".encode()
+    )
+    assert (reply.status, reply.json["proxy"]["error"]) == (400, "head_invalid")
+    assert upstream.requests == []
+
+
+async def test_a_caller_on_http_1_0_gets_no_interim_reply(through):
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"POST /v1/x HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    await asyncio.sleep(0.1)
+    writer.write(b"{}")
+    assert (await read_reply(reader)).status == 200
+    writer.close()
+
+
+async def test_a_reason_with_control_characters_is_no_reply(through, upstream):
+    upstream.answer = upstream.reply_with(b"HTTP/1.1 200 O\x00K\r\nContent-Length: 0\r\n\r\n")
+    reply = await through.get("/v1/x")
+    assert (reply.status, reply.outcome) == (502, "unknown")

@@ -131,6 +131,8 @@ async def test_every_spelling_of_our_headers_is_replaced_by_ours(through, upstre
         "AUTHORIZATION: Basic eA==",
         "Authori_zation: x",
         "Authorization_: x",
+        "Authorization.: x",
+        f"account.Id: {account}",
         f"ACCOUNTID: {account}",
         f"account_id: {account}",
         f"Account-Id: {account}",
@@ -154,6 +156,8 @@ async def test_hop_by_hop_and_rewriting_headers_stay_here(through, upstream):
         "Forwarded: for=10.0.0.1",
         "X-Forwarded-For: 10.0.0.1",
         "X-HTTP-Method-Override: DELETE",
+        "X-Original-URL: /v1/auth/token/issue",
+        "X-Rewrite-URL: /v1/auth/token/issue",
         "X_Forwarded_Host: evil",
         "X-Kept: 1",
     )
@@ -257,6 +261,8 @@ async def test_upgrades_are_refused_and_h2c_is_ignored(through, upstream):
     reply = await through.get("/v1/x", "Connection: Upgrade", "Upgrade: websocket")
     assert (reply.status, reply.json["proxy"]["error"]) == (501, "upgrade_unsupported")
     assert reply.get("Connection") == "close"
+    both = ("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket")
+    assert (await through.get("/v1/x", *both)).status == 501
     assert (await through.get("/v1/x", "Connection: Upgrade", "Upgrade: h2c")).status == 200
     assert len(upstream.requests) == 1
 

@@ -137,6 +137,16 @@ async def test_a_replay_that_was_not_sent_is_refused_not_unsent(start_proxy, ups
     assert len(upstream.requests) == 2
 
 
+@pytest.mark.parametrize(("status", "body"), UNPROVEN)
+async def test_a_replay_that_may_have_moved_money_is_unknown(proxy, simulator, status, body):
+    simulator.fail(TRANSFER, status=401, body={"code": "401"})
+    simulator.fail(TRANSFER, status=status, body=body)
+    reply = await proxy.send("POST", TRANSFER, body=b"{}")
+    assert (reply.status, reply.json, reply.outcome) == (status, body, "unknown")
+    assert "merchantTxRef" in reply.get("Nomba-Proxy-Hint")
+    assert simulator.count(TRANSFER) == 2
+
+
 async def test_endless_401s_after_a_good_start_do_not_become_endless_renewals(proxy, simulator):
     assert (await proxy.get("/v1/accounts/parent")).status == 200
     simulator.fail(BALANCE, times=100, status=401, body={"code": "401"})

@@ -1,0 +1,92 @@
+"""The admin listener by itself, with sessions that only say what they were asked."""
+
+import pytest
+
+from proxy.admin import ControlFailed, SessionControls, build_admin
+
+
+class Asked:
+    """Controls of one session, and what was done with them."""
+
+    def __init__(self, *, ready: bool = True, failing: str = "") -> None:
+        self.calls: list[str] = []
+        self.failing = failing
+        self.controls = SessionControls(
+            ready=lambda: ready,
+            status=lambda: {"state": "living"},
+            renew=self.renew,
+            revoke=self.revoke,
+        )
+
+    async def renew(self):
+        self.calls.append("renew")
+        if self.failing:
+            raise ControlFailed(self.failing)
+
+    async def revoke(self, stop):
+        self.calls.append(f"revoke {stop}")
+        return self.failing
+
+
+@pytest.fixture
+async def admin(aiohttp_raw_server, aiohttp_client):
+    async def begin(*, draining: bool = False, **sessions: Asked):
+        answer = build_admin(
+            {name: one.controls for name, one in sessions.items()},
+            is_draining=lambda: draining,
+            metrics=lambda: b"# metrics\n",
+            metrics_type="text/plain; version=0.0.4",
+            is_loopback=lambda host: host in {"127.0.0.1", "localhost"},
+        )
+        return await aiohttp_client(await aiohttp_raw_server(answer))
+
+    return begin
+
+
+async def test_with_several_upstreams_one_is_named(admin):
+    live, sandbox = Asked(), Asked()
+    http = await admin(live=live, sandbox=sandbox)
+    assert set(await (await http.get("/token")).json()) == {"live", "sandbox"}
+    refused = await http.post("/token/renew")
+    assert (refused.status, "live, sandbox" in (await refused.json())["error"]) == (400, True)
+    assert (await http.post("/token/renew?upstream=sandbox")).status == 200
+    assert (await http.post("/token/revoke?upstream=live&stop=1")).status == 200
+    assert (live.calls, sandbox.calls) == (["revoke True"], ["renew"])
+
+
+async def test_readiness_names_every_session(admin):
+    http = await admin(live=Asked(), sandbox=Asked(ready=False))
+    reply = await http.get("/readyz?verbose")
+    assert reply.status == 503
+    assert (
+        await reply.text() == "not ready: no token yet\nok  token of live\nno  token of sandbox\n"
+    )
+
+
+async def test_a_draining_proxy_is_alive_and_not_ready(admin):
+    http = await admin(draining=True, live=Asked())
+    assert (await http.get("/readyz")).status == 503
+    assert (await http.get("/livez")).status == 200
+
+
+async def test_what_fails_says_why(admin):
+    http = await admin(live=Asked(failing="nomba is down"))
+    for path in ("/token/renew", "/token/revoke"):
+        reply = await http.post(path)
+        assert reply.status == 502
+        assert "nomba is down" in (await reply.json())["error"]
+
+
+async def test_unknown_paths_name_the_known_ones(admin):
+    http = await admin(live=Asked())
+    reply = await http.get("/nothing")
+    assert reply.status == 404
+    assert "/readyz" in (await reply.json())["paths"]
+    assert (await http.post("/metrics")).status == 405
+    assert (await http.head("/metrics")).status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost:abc", "[::1", ""])
+async def test_a_host_that_is_not_this_machine_is_refused(admin, host):
+    http = await admin(live=Asked())
+    assert (await http.get("/token", headers={"Host": host})).status in {400, 403}
