@@ -124,7 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("--json", action="store_true", help="print JSON")
 
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("serve", parents=[serving], help="run the proxy")
+    raw = argparse.RawDescriptionHelpFormatter
+    verbs.add_parser(
+        "serve",
+        parents=[serving],
+        help="run the proxy",
+        description="Run the proxy until SIGINT or SIGTERM; a second signal ends it at once.",
+        epilog=_EPILOG,
+        formatter_class=raw,
+    )
     check = verbs.add_parser(
         "check", parents=[serving], help="validate the settings, start nothing"
     )
