@@ -30,7 +30,7 @@ from proxy.settings import (
     is_loopback,
     parse_origin,
 )
-from proxy.simulator import Simulator
+from proxy.simulator import Simulator, Switches
 from proxy.telemetry import METRICS_TYPE, Telemetry
 from proxy.tokens.manager import Clocks, Session, TokenSettings
 from proxy.tokens.nomba import Credentials, NombaAuth
@@ -82,7 +82,10 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     simulator = None
     upstreams = settings.upstreams
     if settings.simulate:
-        simulator = Simulator()
+        switches = Switches()
+        if settings.simulated_account:
+            switches.account_id = settings.simulated_account
+        simulator = Simulator(switches)
         await simulator.start()
         stack.push_async_callback(simulator.stop)
         upstreams = (_simulated(settings, simulator),)
@@ -216,10 +219,6 @@ def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
     switches = simulator.switches
     entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
     options = entry.model_copy(update={"name": "simulator", "ca_file": None})
-    if "upstream.0.account_override_money" not in settings.origins:
-        # No money is real there, and an app that is configured with its own account
-        # should work at once.
-        options = options.model_copy(update={"account_override_money": True})
     return ReadyUpstream(
         name="simulator",
         origin=origin,

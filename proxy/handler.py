@@ -14,7 +14,6 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +32,6 @@ from proxy.core.refusal import local_reply
 from proxy.core.routes import Kind, RouteTable, login_call
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
-    AccountMismatch,
     CallerUnknown,
     Internal,
     MethodNotAllowed,
@@ -289,13 +287,9 @@ class Handler:
         )
 
     def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
-        # Some apps compare `businessId` with their own account id (facts, section 5): they
-        # are told theirs if it may be used for everything, else the one they will get.
-        business = upstream.account.account
-        if len(sent) == 1:
-            with contextlib.suppress(AccountMismatch):
-                decide_account(upstream.account, sent=sent, kind=Kind.MONEY)
-                business = sent[0]
+        # Some apps compare `businessId` with their own account id (facts, section 5), so it
+        # is told back; which account a request is made for is decided per request.
+        business = sent[0] if len(sent) == 1 else upstream.account.account
         lifetime = self._limits.login_lifetime
         return _Local(
             answer_login(call, business_id=business, wall=self._wall(), lifetime=lifetime)

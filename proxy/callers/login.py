@@ -2,7 +2,7 @@
 
 Legacy apps log in by themselves, and a login that reached Nomba would end the session
 that everybody shares (facts, section 1). What they get is a stand-in: it looks like
-Nomba's answer, names the account they work with, and is worth nothing anywhere.
+Nomba's answer, names the account they asked for, and is worth nothing anywhere.
 
 The fields are those that public integrations read (facts, section 5): `access_token`,
 `refresh_token`, `expiresAt` in strict RFC 3339, `expires_in`, `expiresIn`, `businessId`.

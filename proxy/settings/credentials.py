@@ -4,7 +4,7 @@ Never from a flag, and the secret never from the settings file itself.
 """
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from proxy.settings.sources import Report
@@ -29,15 +29,19 @@ def any_credentials(environ: Mapping[str, str]) -> bool:
     )
 
 
-def read_credentials(environ: Mapping[str, str], *, report: Report) -> dict[str, tuple[str, str]]:
+def read_credentials(
+    environ: Mapping[str, str], *, report: Report, only: Iterable[str] = CREDENTIAL_VARIABLES
+) -> dict[str, tuple[str, str]]:
     """Value and origin of each credential that is given outside the settings file.
 
     Args:
         environ: the environment.
         report: takes problems and warnings.
+        only: the keys to look for.
     """
     found: dict[str, tuple[str, str]] = {}
-    for key, names in CREDENTIAL_VARIABLES.items():
+    for key in only:
+        names = CREDENTIAL_VARIABLES[key]
         given = [one for one in (_one(name, environ, report=report) for name in names) if one]
         if len({value for value, _ in given}) > 1:
             report.problem(

@@ -72,6 +72,7 @@ class Settings:
         listen, admin_listen: parsed addresses.
         upstreams: complete entries; empty when simulating.
         simulate: whether the built-in simulator is the upstream.
+        simulated_account: the account it stands in for, or "" for one of its own.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
     """
@@ -81,6 +82,7 @@ class Settings:
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     simulate: bool
+    simulated_account: str = ""
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 

@@ -60,8 +60,9 @@ def load(
     upstreams: tuple[ReadyUpstream, ...] = ()
     if not simulate:
         upstreams = _upstreams(model, environ=environ, required=credentials, report=report)
-    elif model.upstream:  # the simulator is mounted where the upstream would be
-        _mount("upstream.0", model.upstream[0], report=report)
+    account = ""
+    if simulate:
+        account = _simulated(model, environ=environ, report=report)
     open_door = any(one.anonymous for one in upstreams)
     if simulate:
         open_door = model.callers.anonymous is not False
@@ -75,6 +76,7 @@ def load(
         admin_listen=admin,
         upstreams=upstreams,
         simulate=simulate,
+        simulated_account=account,
         warnings=tuple(report.warnings),
         origins=report.origins,
     )
@@ -187,6 +189,20 @@ def _upstreams(
         )
         ready.append(one)
     return tuple(ready)
+
+
+def _simulated(model: SettingsModel, *, environ: Mapping[str, str], report: Report) -> str:
+    """The account of the simulator: the one that is set, so that an app can keep its own.
+
+    It stands where the first upstream would, under the same policies.
+    """
+    entry = model.upstream[0] if model.upstream else UpstreamSettings()
+    _mount("upstream.0", entry, report=report)
+    outside = read_credentials(environ, report=report, only=["account_id"])
+    account, _ = outside.get("account_id", (entry.account_id, ""))
+    if account and not _IDENTIFIER.fullmatch(account):
+        report.problem("NOMBA_ACCOUNT_ID", "contains a space or a control character")
+    return account or ""
 
 
 def _credentials(

@@ -197,13 +197,11 @@ async def test_an_account_id_in_query_or_body_is_never_touched(proxy, simulator)
     assert call.target == f"{BALANCE}?accountId={OTHER}".encode()
 
 
-async def test_a_login_names_the_account_the_caller_may_use(start_proxy):
-    for settings, expected in (
-        ({}, OURS),
-        ({"upstream__account_policy": "fill"}, OTHER),
-        ({"upstream__account_override_money": "true"}, OTHER),
-        ({"upstream__account_policy": "allow", "upstream__account_allow": OTHER}, OTHER),
+async def test_a_login_tells_the_caller_the_account_it_asked_for(proxy):
+    for headers, expected in (
+        ((), OURS),
+        ((f"Accountid: {OTHER}",), OTHER),
+        ((f"accountId: {OTHER}", f"account_id: {OURS}"), OURS),
     ):
-        proxy = await start_proxy(**settings)
-        reply = await proxy.send("POST", "/v1/auth/token/issue", f"accountId: {OTHER}", body=b"{}")
+        reply = await proxy.send("POST", "/v1/auth/token/issue", *headers, body=b"{}")
         assert reply.json["data"]["businessId"] == expected
