@@ -109,7 +109,9 @@ def build_admin(
         if not method:
             return _json({"error": "no such path", "paths": list(routes)}, status=404)
         if request.method not in {method, "HEAD" if method == "GET" else method}:
-            return _json({"error": f"only {method} is answered here"}, status=405)
+            refused = _json({"error": f"only {method} is answered here"}, status=405)
+            refused.headers["Allow"] = "GET, HEAD" if method == "GET" else method
+            return refused
         try:
             return await route(request)
         except UnknownUpstream as error:
@@ -129,7 +131,7 @@ def _from_here(request: web.BaseRequest, is_loopback: Callable[[str], bool]) -> 
     if not is_loopback(host):
         return False
     page = "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
-    return not page or request.method == "GET"
+    return not page or request.method in {"GET", "HEAD"}
 
 
 def _chosen(

@@ -112,7 +112,8 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             observe=lambda _: None,  # probes are no exchanges
             emit=telemetry.emit,
             keepalive=settings.model.callers.idle_timeout,
-        )
+        ),
+        shutdown_timeout=1.0,  # an operator's request must not hold the drain up
     )
     admin_listen = await _listen(admin, settings.admin_listen, stack=stack, key="admin.listen")
 

@@ -16,9 +16,9 @@
     ├── TokenUnavailable                503  not_sent (refused after a first try)
     │   └── RenewalNotAllowed           (never sent: the original reply is delivered)
     └── UpstreamError
-        ├── UpstreamUnreachable         502  not_sent
+        ├── UpstreamUnreachable         502  not_sent (refused after a first try)
         ├── UpstreamBroken              502  unknown
-        └── UpstreamTimeout             504  unknown (not_sent while connecting)
+        └── UpstreamTimeout             504  unknown (while connecting as unreachable)
 
 `Outcome` is the answer to the one question a payments team has after an error:
 did the request reach Nomba, and may it have done something?
@@ -112,10 +112,20 @@ class MountUnknown(ProxyError):
 
 
 class MethodNotAllowed(ProxyError):
-    """CONNECT, TRACE, or anything but POST on the login paths."""
+    """CONNECT, TRACE, or anything but POST on the login paths.
+
+    Attributes:
+        allow: value of `Allow` (RFC 9110 section 15.5.6).
+    """
 
     code = "method_not_allowed"
     status = 405
+
+    def __init__(
+        self, description: str, *, allow: str, hint: str = "", close: bool = False
+    ) -> None:
+        super().__init__(description, hint=hint, close=close)
+        self.allow = allow
 
 
 class BodyTimeout(ProxyError):

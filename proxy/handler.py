@@ -181,7 +181,11 @@ class Handler:
         raw = request.raw_path.encode("utf-8", "surrogateescape")
         length = check_head(headers, target_length=len(raw), limit=self._limits.head)
         if method in {"CONNECT", "TRACE"}:
-            raise MethodNotAllowed(f"{method} is not forwarded.", close=True)
+            raise MethodNotAllowed(
+                f"{method} is not forwarded.",
+                allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+                close=True,
+            )
         if raw == b"*" and method == "OPTIONS":
             return _Local({})
         target = parse_target(raw, is_own_authority=self._is_own_authority)
@@ -280,6 +284,7 @@ class Handler:
         if request.method != "POST":
             raise MethodNotAllowed(
                 "The login calls are answered by the proxy, and only to POST.",
+                allow="POST",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
         exchange.body_bytes = len(

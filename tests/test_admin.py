@@ -82,7 +82,9 @@ async def test_unknown_paths_name_the_known_ones(admin):
     reply = await http.get("/nothing")
     assert reply.status == 404
     assert "/readyz" in (await reply.json())["paths"]
-    assert (await http.post("/metrics")).status == 405
+    refused = await http.post("/metrics")
+    assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
+    assert (await http.head("/livez", headers={"Origin": "http://x"})).status == 200
     assert (await http.head("/metrics")).status == 200
 
 

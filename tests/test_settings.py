@@ -896,7 +896,7 @@ def test_without_credentials_nothing_is_simulated_unless_it_is_asked_for(value):
 
 @pytest.mark.parametrize(
     "name",
-    ["NOMBA_CLIENT_ID", "NOMBA_PRIVATE_KEY", "NOMBA_PARENT_ACCOUNT_ID", "NOMBA_CLIENT_SECRET_FILE"],
+    ["NOMBA_CLIENT_ID", "NOMBA_PRIVATE_KEY", "NOMBA_CLIENT_SECRET_FILE"],
 )
 def test_auto_does_not_simulate_over_half_a_set_of_credentials(name):
     assert problems(bare, flags={"simulate": "auto"}, **{name: "/nowhere"})
@@ -913,10 +913,40 @@ def test_auto_sees_credentials_in_the_settings_file(write):
     assert "NOMBA_CLIENT_ID" not in problems(bare, file, flags={"simulate": "auto"})
 
 
-def test_describe_names_no_upstream_while_simulating():
-    rows = shown(settings(flags={"simulate": "true"}))
+def test_describe_names_what_acts_on_the_simulator():
+    flags = {"simulate": "true", "upstream.0.account_policy": "fill"}
+    rows = shown(settings(flags=flags))
     assert rows["simulate"] == ("true", "flag")
-    assert not [key for key in rows if key.startswith("upstream")]
+    assert rows["upstream.0.account_policy"] == ("fill", "flag")
+    assert rows["upstream.0.account_id"][1] == "environment NOMBA_ACCOUNT_ID"
+    assert CREDENTIALS["NOMBA_ACCOUNT_ID"] not in str(rows)
+    assert "upstream.0.base_url" not in rows
+
+
+def test_the_simulator_stands_in_for_the_account_that_is_set(write):
+    file = write('[[upstream]]\naccount_id = "from-file"')
+    auto = {"simulate": "auto"}
+    assert bare(flags=auto).simulated_account == ""
+    assert bare(file, flags=auto).simulated_account == "from-file"
+    assert bare(file, flags=auto, NOMBA_ACCOUNT_ID="from-env").simulated_account == "from-env"
+    flags = auto | {"upstream.0.account_id": "from-flag"}
+    assert bare(file, flags=flags, NOMBA_ACCOUNT_ID="e").simulated_account == "from-flag"
+    found = problem(bare, write('[[upstream]]\naccount_id = "a b"'), flags=auto)
+    assert (found.key, found.origin.startswith("file")) == ("upstream.0.account_id", True)
+
+
+@pytest.mark.parametrize("key", ["base_url", "client_secret_file", "ca_file"])
+def test_an_empty_text_is_no_value(write, key):
+    assert getattr(upstream(settings(write(f'[[upstream]]\n{key} = ""'))).options, key) is None
+
+
+@pytest.mark.parametrize("name", ["NOMBA_ENVIRONMENT", "NOMBA_PROXY_UPSTREAM_ENVIRONMENT"])
+def test_an_environment_is_folded_wherever_it_is_named(name):
+    assert upstream(settings(**{name: "Sandbox"})).origin.environment == "sandbox"
+
+
+def test_a_listener_on_localhost_is_loopback_in_any_case():
+    assert settings(NOMBA_PROXY_LISTEN="LOCALHOST:8080").listen.loopback
 
 
 # -- the annotated file ----------------------------------------------------------------

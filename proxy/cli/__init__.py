@@ -52,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         code = _run(arguments, settings)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output left, as `head` does; keep the interpreter from
-        # complaining when it flushes.
+    except OSError as error:
+        # Whoever read our output left, as `head` does, or its disk is full; keep the
+        # interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"nomba-proxy: {error.strerror or error}", file=sys.stderr)
         code = 1
     sys.exit(code)
 

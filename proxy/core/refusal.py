@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import orjson
 
-from proxy.errors import Outcome, ProxyError
+from proxy.errors import MethodNotAllowed, Outcome, ProxyError
 
 
 def local_reply(
@@ -70,8 +70,8 @@ def refusal_parts(
     if error.retry_after is not None:
         extra.append(("Retry-After", str(error.retry_after)))
         proxy["retry_after"] = error.retry_after
-    if error.status == 405:
-        extra.append(("Allow", "POST"))
+    if isinstance(error, MethodNotAllowed):
+        extra.append(("Allow", error.allow))
     envelope: dict[str, object] = {
         "code": str(error.status),
         "description": error.description,

@@ -42,7 +42,7 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: it is none.
     """
-    host, colon, port = text.rpartition(":")
+    host, colon, port = text.lower().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

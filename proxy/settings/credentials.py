@@ -18,14 +18,17 @@ CREDENTIAL_VARIABLES = {
 
 
 def any_credentials(environ: Mapping[str, str]) -> bool:
-    """Whether any credential is given outside the settings file, usable or not."""
+    """Whether a client id or secret is given outside the settings file, usable or not.
+
+    An account id alone opens nothing: the simulator can stand in for it.
+    """
     directory = environ.get("CREDENTIALS_DIRECTORY")
     return any(
         environ.get(name)
         or environ.get(f"{name}_FILE")
         or (directory and _exists(Path(directory) / name))
-        for names in CREDENTIAL_VARIABLES.values()
-        for name in names
+        for key in ("client_id", "client_secret")
+        for name in CREDENTIAL_VARIABLES[key]
     )
 
 

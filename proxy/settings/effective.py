@@ -101,6 +101,12 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         section, _, name = key.rpartition(".")
         holder = getattr(settings.model, section) if section else settings.model
         row(key, getattr(holder, name))
+    if settings.simulate:  # what acts on the simulator
+        entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
+        row("upstream.0.account_id", mask(settings.simulated_account))
+        for name in ("mount", "account_policy", "account_override_money"):
+            row(f"upstream.0.{name}", getattr(entry, name))
+        row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
     for at, one in enumerate(settings.upstreams):
         prefix = f"upstream.{at}"
         for name in UpstreamSettings.model_fields:

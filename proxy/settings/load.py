@@ -198,11 +198,14 @@ def _simulated(model: SettingsModel, *, environ: Mapping[str, str], report: Repo
     """
     entry = model.upstream[0] if model.upstream else UpstreamSettings()
     _mount("upstream.0", entry, report=report)
+    key = "upstream.0.account_id"
+    account = entry.account_id or ""
     outside = read_credentials(environ, report=report, only=["account_id"])
-    account, _ = outside.get("account_id", (entry.account_id, ""))
+    if outside and not (account and report.origins.get(key) == "flag"):
+        account, report.origins[key] = outside["account_id"]
     if account and not _IDENTIFIER.fullmatch(account):
-        report.problem("NOMBA_ACCOUNT_ID", "contains a space or a control character")
-    return account or ""
+        report.problem(key, "contains a space or a control character")
+    return account
 
 
 def _credentials(

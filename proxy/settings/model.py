@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 PREFIX = "NOMBA_PROXY_"
+# An empty text is no value.
+Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -72,16 +74,20 @@ class UpstreamSettings(_Section):
     """One entry of `[[upstream]]`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "nomba"
-    environment: Literal["production", "sandbox"] | None = None
-    base_url: str | None = None
+    # People write Sandbox and PRODUCTION.
+    environment: Annotated[
+        Literal["production", "sandbox"] | None,
+        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    ] = None
+    base_url: Text = None
     mount: str = "/"
-    client_id: str | None = None
-    client_secret_file: str | None = None
-    account_id: str | None = None
+    client_id: Text = None
+    client_secret_file: Text = None
+    account_id: Text = None
     account_policy: Literal["override", "fill", "allow"] = "override"
     account_allow: tuple[str, ...] = ()
     account_override_money: bool = False
-    ca_file: str | None = None
+    ca_file: Text = None
 
 
 class SettingsModel(_Section):

@@ -66,9 +66,7 @@ def read_sources(
     for key, name in PLAIN_VARIABLES.items():
         if environ.get(name):
             origin = f"environment {name}"
-            # People write Sandbox and PRODUCTION; an origin is folded when it is parsed.
-            value = environ[name].lower() if key == "environment" else environ[name]
-            _put(values, f"upstream.0.{key}", value, origin=origin, report=report)
+            _put(values, f"upstream.0.{key}", environ[name], origin=origin, report=report)
     for key, value in flags.items():
         if key in keys():
             _put(values, key, value, origin="flag", report=report)

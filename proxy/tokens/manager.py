@@ -185,9 +185,9 @@ class Session:
             return
         if self._flight is None:
             self._count_refused()
-            self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
             self._start(self._issue, reason="refused")
         self._token = None
+        self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
 
     def _count_refused(self) -> None:
         if self._accepted:
@@ -286,7 +286,12 @@ class Session:
         flight = self._start(revoke_and_issue, reason="revoke")
         await self._settled(flight)
         if not stop:
-            await self._wait(after=before)
+            try:
+                await self._wait(after=before)
+            except TokenUnavailable as error:
+                if problem:  # both went wrong, and the old token may still be living
+                    error.description += f" Nor was the revocation confirmed: {problem}."
+                raise
         return problem
 
     # -- the background ----------------------------------------------------------------

@@ -299,6 +299,18 @@ async def test_wrong_usage_is_exit_code_2(arguments):
     assert "usage: nomba-proxy" in err
 
 
+@pytest.mark.parametrize("where", [">&-", "| head -0", ">/dev/full"])
+async def test_an_output_that_nobody_takes_is_no_traceback(where):
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m proxy check --show --simulate {where}",
+        env=environ(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert b"Traceback" not in err
+
+
 async def test_a_secret_is_never_taken_as_a_flag():
     code, _, err = await run("check", "--set", "upstream.client_secret=marked", **CREDENTIALS)
     assert code == 2

@@ -253,6 +253,7 @@ async def test_connect_and_trace_are_refused_and_options_star_is_ours(through, u
     for method, target in (("CONNECT", "api.nomba.com:443"), ("TRACE", "/v1/x")):
         reply = await through.send(method, target)
         assert (reply.status, reply.json["proxy"]["error"]) == (405, "method_not_allowed")
+        assert reply.get("Allow") == "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
     assert (await through.send("OPTIONS", "*")).status == 200
     assert upstream.requests == []
 

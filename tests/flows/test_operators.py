@@ -194,6 +194,12 @@ async def test_a_revocation_that_nomba_did_not_confirm_is_reported(proxy, simula
     status, text = await fetch(f"{proxy.admin}/token/revoke", "POST")
     assert status == 502
     assert "did not confirm" in json.loads(text)["error"]
+    simulator.fail(REVOKE, status=500, body=b"")
+    simulator.fail(ISSUE, times=9, status=500, body=b"")
+    status, text = await fetch(f"{proxy.admin}/token/revoke", "POST")
+    assert (status, "Nor was the revocation confirmed" in text) == (502, True)
+    simulator.reset()
+    assert (await fetch(f"{proxy.admin}/token/renew", "POST"))[0] == 200
     assert (await proxy.get(BALANCE)).status == 200
 
 
