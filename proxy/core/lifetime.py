@@ -150,9 +150,9 @@ class Lifetime:
             renew_wall=wall + life - margin,
         )
 
-    def due(self, *, now: float, wall: float) -> bool:
-        """Whether it is time to renew in the background."""
-        return now >= self.renew_at or wall >= self.renew_wall
+    def due_in(self, *, now: float, wall: float) -> float:
+        """Seconds until it is time to renew in the background; 0 or less if it is."""
+        return min(self.renew_at - now, self.renew_wall - wall)
 
     def dead(self, *, now: float) -> bool:
         """Whether the token may not be used any more."""

@@ -335,7 +335,7 @@ class Session:
         token = self._token
         if token is None:
             return gap
-        return max(gap, min(token.lifetime.renew_at - now, token.lifetime.renew_wall - wall))
+        return max(gap, token.lifetime.due_in(now=now, wall=wall))
 
     # -- one renewal at a time ---------------------------------------------------------
 

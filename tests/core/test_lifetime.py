@@ -265,14 +265,14 @@ def test_jitter_only_makes_a_renewal_earlier(life, early, jitter):
     ],
 )
 def test_a_jump_of_the_wall_clock_can_only_renew_earlier(now, wall, due):
-    assert begin(3600).due(now=now, wall=wall) is due
+    assert (begin(3600).due_in(now=now, wall=wall) <= 0) is due
 
 
 @given(lives, st.floats(0, 2 * MAX_LIFE), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_the_wall_clock_never_puts_a_renewal_off(life, now, wall, jump):
     times = begin(life)
-    if times.due(now=now, wall=min(wall, wall + jump)):
-        assert times.due(now=now, wall=max(wall, wall + jump))
+    if times.due_in(now=now, wall=min(wall, wall + jump)) <= 0:
+        assert times.due_in(now=now, wall=max(wall, wall + jump)) <= 0
 
 
 @pytest.mark.parametrize(("now", "dead"), [(0, False), (59.999, False), (60, True), (61, True)])
@@ -284,7 +284,7 @@ def test_a_token_is_dead_from_the_end_of_its_life_on(now, dead):
 def test_a_fresh_token_is_neither_dead_nor_due(life, now, early, jitter):
     times = begin(life, now=now, wall=now, early=early, jitter=jitter)
     assert not times.dead(now=now)
-    assert not times.due(now=now, wall=now)
+    assert times.due_in(now=now, wall=now) > 0
 
 
 # -- after failures --------------------------------------------------------------------
