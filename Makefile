@@ -47,7 +47,7 @@ lock: ## compile the locks anew, with hashes and without addresses (needs uv)
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-  --no-emit-index-url --no-emit-find-links --no-annotate $(2) -o requirements/$(1).txt $(ARGS)
+  --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate $(2) -o requirements/$(1).txt $(ARGS)
 
 build: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python -m flit_core.wheel --outdir dist .
