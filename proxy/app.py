@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -30,13 +31,23 @@ from proxy.settings import (
     is_loopback,
     parse_origin,
 )
-from proxy.simulator import Simulator, Switches
+from proxy.simulator import (
+    Received,
+    Reply,
+    Simulator,
+    StateUnusable,
+    Switches,
+    parse_fault,
+)
+from proxy.simulator.control import Control
 from proxy.telemetry import METRICS_TYPE, Telemetry
 from proxy.tokens.manager import Clocks, Session, TokenSettings
 from proxy.tokens.nomba import Credentials, NombaAuth
 from proxy.upstream.dialler import Dialler, Timeouts
 
 _Result = TypeVar("_Result")
+_ANY_PORT = Address("127.0.0.1", 0)
+_SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 
 
 class CannotStart(Exception):
@@ -50,13 +61,13 @@ class Running:
     Attributes:
         listen, admin_listen: the addresses it got.
         upstreams: what it forwards to.
-        simulator: the built-in one, if it is the upstream.
+        simulator: the control API of the built-in one, if it is the upstream.
     """
 
     listen: Address
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
-    simulator: Simulator | None
+    simulator: Control | None
 
 
 def alive_clock() -> Callable[[], float]:
@@ -79,15 +90,10 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             "aiohttp runs on its pure-Python parser, which reads requests differently.\n"
             "Install a wheel of aiohttp with extensions, and unset AIOHTTP_NO_EXTENSIONS."
         )
-    simulator = None
+    control = None
     upstreams = settings.upstreams
     if settings.simulate:
-        switches = Switches()
-        if settings.simulated_account:
-            switches.account_id = settings.simulated_account
-        simulator = Simulator(switches)
-        await simulator.start()
-        stack.push_async_callback(simulator.stop)
+        simulator, control = await start_simulator(settings, stack=stack)
         upstreams = (_simulated(settings, simulator),)
 
     wired = []
@@ -148,7 +154,61 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     # session of the one that is running already.
     for upstream in wired:
         upstream.session.start()
-    return Running(listen, admin_listen, upstreams, simulator)
+    return Running(listen, admin_listen, upstreams, control)
+
+
+async def start_simulator(
+    settings: Settings,
+    *,
+    stack: AsyncExitStack,
+    listen: Address = _ANY_PORT,
+    control_listen: Address = _ANY_PORT,
+    observe: Callable[[Received, Reply | None], object] = lambda *_: None,
+) -> tuple[Simulator, Control]:
+    """Bring a simulator up, with its control API; leaving `stack` brings it down.
+
+    Args:
+        settings: with a section for the simulator.
+        stack: takes what has to be undone.
+        listen: where it listens unless `simulator.listen` says so.
+        control_listen: the same for its control API.
+        observe: told of each request and its reply.
+
+    Raises:
+        CannotStart: an address cannot be had, or the state file cannot be used.
+    """
+    options = settings.model.simulator
+    switches = Switches(**options.switches())
+    if settings.simulated_account:
+        switches.account_id = settings.simulated_account
+    path = Path(options.state_file) if options.state_file else None
+    try:
+        simulator = Simulator(
+            switches,
+            seed=options.seed,
+            state_file=path,
+            memory=_SIMULATOR_MEMORY,
+            observe=observe,
+        )
+        if path is not None:
+            simulator.save()
+    except StateUnusable as error:
+        raise CannotStart(f"simulator.state_file: {error}") from None
+    except OSError as error:
+        raise CannotStart(f"simulator.state_file = {path}: {error.strerror}") from None
+    for text in options.faults:
+        simulator.inject(parse_fault(text))
+    control = Control(simulator)
+    for key, server, address in (
+        ("simulator.listen", simulator, settings.simulator_listen or listen),
+        ("simulator.control_listen", control, settings.simulator_control_listen or control_listen),
+    ):
+        try:
+            await server.start(host=address.host, port=address.port)
+        except OSError as error:
+            raise _taken(key, address=address, error=error) from None
+        stack.push_async_callback(server.stop)
+    return simulator, control
 
 
 async def serve(settings: Settings) -> None:
@@ -261,12 +321,16 @@ async def _listen(
     try:
         await web.TCPSite(runner, address.host, address.port).start()
     except OSError as error:
-        raise CannotStart(
-            f"{key} = {address}: {error.strerror}.\n"
-            f"Another process may be listening there; choose another address for {key}."
-        ) from None
+        raise _taken(key, address=address, error=error) from None
     host, port = runner.addresses[0][:2]
     return Address(host, port)
+
+
+def _taken(key: str, *, address: Address, error: OSError) -> CannotStart:
+    return CannotStart(
+        f"{key} = {address}: {error.strerror}.\n"
+        f"Another process may be listening there; choose another address for {key}."
+    )
 
 
 def _authorities(listen: Address) -> set[str]:
@@ -291,6 +355,8 @@ def banner(running: Running, *, settings: Settings) -> str:
         else:
             lines.append("  callers    nobody yet: anonymous callers are refused here;")
             lines.append("             allow them explicitly: NOMBA_PROXY_CALLERS_ANONYMOUS=true")
+    if running.simulator is not None:
+        lines.append(f"  faults     {running.simulator.origin}  (docs/simulator.md)")
     lines += [f"  warning    {one}" for one in settings.warnings]
     url = f"http://{running.listen}"
     first = running.upstreams[0]

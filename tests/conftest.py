@@ -8,13 +8,13 @@ from harness import Log, Proxy, ScriptedUpstream
 
 from proxy.app import start
 from proxy.settings import load
-from proxy.simulator import Simulator
+from proxy.simulator import Simulator, Switches
 from proxy.telemetry import Telemetry
 
 
 @pytest.fixture
 async def simulator():
-    async with Simulator() as running:
+    async with Simulator(Switches(rate_limit=0, recipient_limit=0)) as running:
         yield running
 
 

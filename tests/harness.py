@@ -3,11 +3,34 @@
 import asyncio
 import io
 import json
+import os
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from proxy.app import Running
 from proxy.telemetry import Telemetry
+
+
+def environ(**more: str) -> dict[str, str]:
+    """The environment of a process that is tested: little, and nothing of Nomba's."""
+    kept = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "LANG")
+    return {key: os.environ[key] for key in kept if key in os.environ} | more
+
+
+async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
+    """Run the command line to its end: exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        *arguments,
+        env=environ(**env),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, out.decode(), err.decode()
 
 
 class Log(io.TextIOWrapper):

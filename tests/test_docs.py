@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from proxy.settings import SettingsModel, UpstreamSettings, load
 from proxy.settings.credentials import CREDENTIAL_VARIABLES
 from proxy.settings.model import keys, variable
 from proxy.settings.sources import PLAIN_VARIABLES
+from proxy.simulator import KINDS, Simulator, Switches
+from proxy.simulator.control import Control
 from proxy.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +107,16 @@ def test_the_map_is_short_and_knows_every_module():
         name = path.relative_to(ROOT / "proxy")
         if name.name not in {"__init__.py", "__main__.py"}:
             assert f"`{name.name}`" in text or f"`{name}`" in text, name
+
+
+def test_the_manual_of_the_simulator_knows_every_fault_switch_and_route():
+    text = (ROOT / "docs/simulator.md").read_text()
+    rows = re.findall(r"(?m)^\| (`.+?`) \|", text)
+    listed = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    switches = {one.name for one in fields(Switches)} - {"account_id"}
+    assert listed == set(KINDS) | switches
+    for route in Control(Simulator()).routes:
+        assert route.partition(" ")[2] in text, route
 
 
 def test_the_changelog_knows_this_version():

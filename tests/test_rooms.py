@@ -18,7 +18,12 @@ PROXY = Path(__file__).parents[1] / "proxy"
 # A room is a package or module directly under proxy/. It may import itself and:
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "proxy"},  # `proxy` itself holds the version, nothing else
+    "cli": {
+        "app",
+        "settings",
+        "simulator",
+        "proxy",
+    },  # `proxy` itself holds the version, nothing else
     "app": {
         *("handler", "server", "tokens", "upstream", "callers", "core", "errors"),
         *("settings", "admin", "telemetry", "simulator", "proxy"),
@@ -28,7 +33,7 @@ MAY_IMPORT = {
     "tokens": {"core", "errors"},
     "upstream": {"core", "errors"},
     "callers": {"core", "errors"},
-    "settings": {"core", "errors"},
+    "settings": {"core", "errors", "simulator"},
     "admin": {"core", "errors"},
     "telemetry": {"core", "errors"},
     "simulator": {"data"},
@@ -76,7 +81,7 @@ OPENS_CONNECTIONS = {
 }
 # Beside upstream/, `nomba-proxy token` asks the admin listener of this machine. The
 # simulator may talk to its own side: it is nobody's way to Nomba.
-CONNECTORS = ("upstream/", "simulator/server.py", "cli/token.py")
+CONNECTORS = ("upstream/", "simulator/client.py", "cli/token.py")
 
 
 @dataclass(frozen=True)

@@ -935,6 +935,51 @@ def test_the_simulator_stands_in_for_the_account_that_is_set(write):
     assert (found.key, found.origin.startswith("file")) == ("upstream.0.account_id", True)
 
 
+def test_the_simulator_is_told_by_flag_environment_and_file(write):
+    file = write('[simulator]\nlifetime = 60\nexpired_as = "500"\nfaults = ["stall", "delay"]')
+    env = {
+        "NOMBA_PROXY_SIMULATOR_LIFETIME": "90",
+        "NOMBA_PROXY_SIMULATOR_OTHER_CLIENTS": "a:b, c:d",
+    }
+    env["NOMBA_PROXY_SIMULATOR_CLIENT_SECRET"] = "marked-secret"
+    flags = {"simulate": "true", "simulator.seed": "7", "simulator.listen": "127.0.0.1:1"}
+    loaded = bare(file, flags=flags, **env)
+    options = loaded.model.simulator
+    switches = options.switches()
+    assert (switches["lifetime"], switches["expired_as"], options.seed) == (90, "500", 7)
+    assert switches["other_clients"] == ("a:b", "c:d")
+    assert options.faults == ("stall", "delay")
+    assert str(loaded.simulator_listen) == "127.0.0.1:1"
+    assert loaded.simulator_control_listen is None
+    rows = shown(loaded)
+    assert rows["simulator.faults"] == ("stall; delay", f"file {file}")
+    assert rows["simulator.state_file"] == ("", "default")
+    assert rows["simulator.client_secret"][0] == rows["simulator.other_clients"][0] == "***"
+    assert "marked" not in str(rows)
+
+
+def test_faults_in_the_environment_stand_one_a_line():
+    env = {"NOMBA_PROXY_SIMULATOR_FAULTS": "stall path=/a\n\n  reply body='{\"a\": [1, 2]}'\n"}
+    faults = bare(flags={"simulate": "true"}, **env).model.simulator.faults
+    assert faults == ("stall path=/a", "reply body='{\"a\": [1, 2]}'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("simulator.faults", "stal", "'stal' is no fault"),
+        ("simulator.expired_as", "7", "input should be '401', '500' or '200'"),
+        ("simulator.listen", "x", "'x'"),
+        ("simulator.control_listen", "x:y", "'x:y'"),
+        ("simulator.account_id", "x", "is no setting"),
+    ],
+)
+def test_what_the_simulator_cannot_be_told_is_a_problem(key, value, says):
+    found = problem(bare, flags={"simulate": "true", key: value})
+    assert (found.key, found.origin) == (key, "flag")
+    assert says in found.text
+
+
 @pytest.mark.parametrize("key", ["base_url", "client_secret_file", "ca_file"])
 def test_an_empty_text_is_no_value(write, key):
     assert getattr(upstream(settings(write(f'[[upstream]]\n{key} = ""'))).options, key) is None

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `token`, `version`.
+"""The command line: `serve`, `check`, `token`, `simulate`, `version`.
 
 Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be used).
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from proxy import __version__
+from proxy.cli.simulate import epilog
 from proxy.settings import Settings, SettingsError, environment, load
 
 _EPILOG = """\
@@ -23,6 +24,21 @@ credentials come from the environment, never from a flag:
 
 exit codes: 0 ok, 1 failure, 2 usage or settings that cannot be used
 """
+
+
+# Flags of `simulate`: name, key, placeholder, help.
+_SIMULATE = (
+    ("--listen", "simulator.listen", "ADDR", "where it listens (default 127.0.0.1:8090)"),
+    (
+        "--control-listen",
+        "simulator.control_listen",
+        "ADDR",
+        "where its control API listens (default 127.0.0.1:8091)",
+    ),
+    ("--seed", "simulator.seed", "N", "the same seed, the same identifiers (default 1)"),
+    ("--state", "simulator.state_file", "FILE", "keep the state in a file and go on from it"),
+    ("--fault", "simulator.faults", "FAULT", "misbehave, see below (repeatable)"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,6 +87,10 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         from proxy.cli.serve import serve
 
         return serve(settings)
+    if arguments.verb == "simulate":
+        from proxy.cli.simulate import simulate
+
+        return simulate(settings)
     if arguments.verb == "check":
         from proxy.cli.check import check
 
@@ -94,21 +114,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nomba-proxy {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    general = argparse.ArgumentParser(add_help=False)
+    general.add_argument(
         "--config", metavar="FILE", help="settings file (TOML) [NOMBA_PROXY_CONFIG]"
     )
-    common.add_argument(
-        "--admin-listen",
-        metavar="ADDR",
-        help="admin listener, host:port [NOMBA_PROXY_ADMIN_LISTEN] (default 127.0.0.1:9091)",
-    )
-    common.add_argument(
+    general.add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         default=[],
         help="set any key of the settings file, e.g. --set log.level=debug (repeatable)",
+    )
+    common = argparse.ArgumentParser(add_help=False, parents=[general])
+    common.add_argument(
+        "--admin-listen",
+        metavar="ADDR",
+        help="admin listener, host:port [NOMBA_PROXY_ADMIN_LISTEN] (default 127.0.0.1:9091)",
     )
     serving = argparse.ArgumentParser(add_help=False, parents=[common])
     serving.add_argument(
@@ -154,23 +175,39 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument(
                 "--stop", action="store_true", help="stay without a token until `token renew`"
             )
+    simulate = verbs.add_parser(
+        "simulate",
+        parents=[general],
+        help="run the simulator alone: a Nomba to build against",
+        description="Run a simulated Nomba until SIGINT or SIGTERM; no credentials needed.",
+        epilog=epilog(),
+        formatter_class=raw,
+    )
+    for flag, key, metavar, text in _SIMULATE:
+        how = "append" if flag == "--fault" else "store"
+        simulate.add_argument(flag, dest=key, metavar=metavar, help=text, action=how)
     verbs.add_parser("version", help="print the version")
     return parser
 
 
-def _flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:
-    flags: dict[str, str] = {}
+def _flags(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> dict[str, str | list[str]]:
+    flags: dict[str, str | list[str]] = {}
     for pair in arguments.set:
         key, equals, value = pair.partition("=")
         if not equals:
             parser.error(f"--set wants KEY=VALUE, not {pair!r}")
         flags[f"upstream.0.{key[9:]}" if key.startswith("upstream.") else key] = value
+    if arguments.verb == "simulate":
+        flags["simulate"] = "true"
     for key, name in (
         ("listen", "listen"),
         ("admin.listen", "admin_listen"),
         ("simulate", "simulate"),
+        *((key, key) for _, key, _, _ in _SIMULATE),
     ):
         value = getattr(arguments, name, None)
-        if value is not None:
+        if value not in (None, []):
             flags[key] = value
     return flags

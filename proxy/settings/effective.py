@@ -73,6 +73,7 @@ class Settings:
         upstreams: complete entries; empty when simulating.
         simulate: whether the built-in simulator is the upstream.
         simulated_account: the account it stands in for, or "" for one of its own.
+        simulator_listen, simulator_control_listen: where it listens, if that is set.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
     """
@@ -83,8 +84,14 @@ class Settings:
     upstreams: tuple[ReadyUpstream, ...]
     simulate: bool
     simulated_account: str = ""
+    simulator_listen: Address | None = None
+    simulator_control_listen: Address | None = None
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+
+# The simulator's secrets guard nothing, but somebody may give it real ones.
+_HIDDEN = {"simulator.client_secret", "simulator.other_clients"}
 
 
 def describe(settings: Settings) -> list[tuple[str, str, str]]:
@@ -93,6 +100,8 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
 
     def row(key: str, value: object) -> None:
         shown = str(value).lower() if isinstance(value, bool) else str(value)
+        if value is None or isinstance(value, tuple):
+            shown = "; ".join(value or ())
         rows.append((key, shown, settings.origins.get(key, "default")))
 
     for key in keys():
@@ -100,7 +109,8 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             continue
         section, _, name = key.rpartition(".")
         holder = getattr(settings.model, section) if section else settings.model
-        row(key, getattr(holder, name))
+        value = getattr(holder, name)
+        row(key, "***" if key in _HIDDEN and value else value)
     if settings.simulate:  # what acts on the simulator
         entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
         row("upstream.0.account_id", mask(settings.simulated_account))

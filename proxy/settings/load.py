@@ -34,7 +34,7 @@ def load(
     *,
     environ: Mapping[str, str],
     config: str | None = None,
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, str | list[str]] | None = None,
     credentials: bool = True,
 ) -> Settings:
     """The effective settings.
@@ -54,6 +54,13 @@ def load(
     model = _validate(values, report=report)
     listen = _address("listen", model.listen, report=report)
     admin = _address("admin.listen", model.admin.listen, report=report)
+    simulator_listen, simulator_control_listen = (
+        _address(f"simulator.{key}", text, report=report) if text else None
+        for key, text in (
+            ("listen", model.simulator.listen),
+            ("control_listen", model.simulator.control_listen),
+        )
+    )
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
     given = in_file or any_credentials(environ)
     simulate = model.simulate is True or (model.simulate == "auto" and not given)
@@ -77,6 +84,8 @@ def load(
         upstreams=upstreams,
         simulate=simulate,
         simulated_account=account,
+        simulator_listen=simulator_listen,
+        simulator_control_listen=simulator_control_listen,
         warnings=tuple(report.warnings),
         origins=report.origins,
     )
@@ -120,6 +129,7 @@ def _explain(loc: tuple[int | str, ...], *, kind: str, message: str, report: Rep
         report.problem(key, "is no setting", hint=hint)
     else:
         allowed = ALLOWED.get(generic)
+        message = message.removeprefix("Value error, ")
         report.problem(key, f"must be {allowed}" if allowed else message[:1].lower() + message[1:])
 
 

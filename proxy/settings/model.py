@@ -1,13 +1,35 @@
 """Every key that can be set, with its type, limits and default."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
+
+from proxy.simulator import Switches, parse_fault
 
 PREFIX = "NOMBA_PROXY_"
 # An empty text is no value.
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
+# From the environment or a flag, a list is one text.
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at=","))]
+Lines = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at="\n"))]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+def _split(value: object, *, at: str) -> object:
+    if not isinstance(value, str):
+        return value
+    return [one.strip() for one in value.split(at) if one.strip()]
 
 
 class _Section(BaseModel):
@@ -70,6 +92,45 @@ class DrainSettings(_Section):
     limit: Seconds = 25.0
 
 
+def _check_faults(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        parse_fault(text)
+    return texts
+
+
+class _SimulatorSettings(_Section):
+    """The built-in simulator, and `nomba-proxy simulate`."""
+
+    listen: Text = None
+    control_listen: Text = None
+    seed: int = 1
+    state_file: Text = None
+    faults: Annotated[Lines, AfterValidator(_check_faults)] = ()
+
+    def switches(self) -> Mapping[str, Any]:
+        """The switches that can be set here, with their values."""
+        return {name: getattr(self, name) for name in _SWITCHES}
+
+    @model_validator(mode="after")
+    def _check(self) -> "_SimulatorSettings":
+        Switches().change(self.switches())
+        return self
+
+
+# What the simulator can be told, it knows best itself; the account is the upstream's.
+_SWITCHES: Mapping[str, Any] = {
+    field.name: (Texts if field.name == "other_clients" else field.type, field.default)
+    for field in fields(Switches)
+    if field.name != "account_id"
+}
+if TYPE_CHECKING:
+    SimulatorSettings = _SimulatorSettings
+else:
+    SimulatorSettings = create_model(
+        "SimulatorSettings", __base__=_SimulatorSettings, __module__=__name__, **_SWITCHES
+    )
+
+
 class UpstreamSettings(_Section):
     """One entry of `[[upstream]]`."""
 
@@ -85,7 +146,7 @@ class UpstreamSettings(_Section):
     client_secret_file: Text = None
     account_id: Text = None
     account_policy: Literal["override", "fill", "allow"] = "override"
-    account_allow: tuple[str, ...] = ()
+    account_allow: Texts = ()
     account_override_money: bool = False
     ca_file: Text = None
 
@@ -102,6 +163,7 @@ class SettingsModel(_Section):
     token: TokenSettings = TokenSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     drain: DrainSettings = DrainSettings()
+    simulator: SimulatorSettings = SimulatorSettings()
     upstream: tuple[UpstreamSettings, ...] = ()
 
 

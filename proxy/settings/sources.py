@@ -42,7 +42,11 @@ class Report:
 
 
 def read_sources(
-    *, environ: Mapping[str, str], config: str | None, flags: Mapping[str, str], report: Report
+    *,
+    environ: Mapping[str, str],
+    config: str | None,
+    flags: Mapping[str, str | list[str]],
+    report: Report,
 ) -> dict[str, Any]:
     """The values of all sources, merged and not yet validated.
 
@@ -67,9 +71,9 @@ def read_sources(
         if environ.get(name):
             origin = f"environment {name}"
             _put(values, f"upstream.0.{key}", environ[name], origin=origin, report=report)
-    for key, value in flags.items():
+    for key, given in flags.items():
         if key in keys():
-            _put(values, key, value, origin="flag", report=report)
+            _put(values, key, given, origin="flag", report=report)
         else:
             near = difflib.get_close_matches(key, keys(), n=1)
             shown = near[0].replace(".0.", ".") if near else ""
@@ -117,8 +121,6 @@ def _put(values: dict[str, Any], key: str, value: object, *, origin: str, report
             return
         if not entries:
             entries.append({})
-        if path[2] == "account_allow" and isinstance(value, str):
-            value = [one.strip() for one in value.split(",") if one.strip()]
         entries[0][path[2]] = value
     elif len(path) == 1:
         values[path[0]] = value

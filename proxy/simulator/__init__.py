@@ -5,7 +5,7 @@ can be told to misbehave. Each belief about Nomba that is not documented is a
 switch (`switches.py`).
 
     async with Simulator() as sim:
-        sim.fail("/v2/transfers/bank", drop=True, before=False)
+        sim.inject(parse_fault("lose-reply path=/v2/transfers/*"))
         ...  # talk to sim.origin
         assert sim.count("/v1/auth/token/issue") == 1
 """
@@ -14,21 +14,41 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from decimal import Decimal
 from email.utils import formatdate
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from proxy.simulator.api import Api
-from proxy.simulator.bank import Bank, Movement
-from proxy.simulator.messages import Headers, Received, Reply, phrase, reply_json
-from proxy.simulator.script import Failure, Hold, Script
+from proxy.simulator.book import PARENT, Book, Movement
+from proxy.simulator.faults import KINDS, Fault, Kind, parse_fault, reply_with
+from proxy.simulator.limits import Limits
+from proxy.simulator.messages import Headers, Received, Reply
+from proxy.simulator.script import Hold, Script, Waiting
 from proxy.simulator.server import Server, Site
 from proxy.simulator.sessions import Sessions
-from proxy.simulator.switches import ExpiresAtForm, Switches
+from proxy.simulator.state import StateUnusable, read_state, write_state
+from proxy.simulator.switches import Switches, choices
+from proxy.simulator.times import TimeForm
 
-__all__ = ["ExpiresAtForm", "Hold", "Movement", "Received", "Simulator", "Switches"]
+__all__ = [
+    "KINDS",
+    "Fault",
+    "Hold",
+    "Kind",
+    "Movement",
+    "Received",
+    "Reply",
+    "Simulator",
+    "StateUnusable",
+    "Switches",
+    "TimeForm",
+    "choices",
+    "parse_fault",
+]
 
-_RATE_LIMIT = 40  # requests per window of one second (D); announced, not enforced
+_SAVE_AFTER = 1.0  # seconds from a change until the state file has it
 
 
 class Simulator:
@@ -37,13 +57,19 @@ class Simulator:
     Args:
         switches: how it behaves; the same object may be changed while it runs.
         clock: unix seconds.
-        seed: tokens are the same for the same seed.
-        sleep: how `fail(delay=…)` waits, given seconds.
+        seed: identifiers, tokens and the dice of faults are the same for the same seed.
+        sleep: how delays wait, given seconds.
+        state_file: where its state is kept, at most a second behind; None for nowhere.
+        memory: bytes of received requests that are remembered, the newest; None for all.
+        observe: told of each request that was answered, and the reply (None for none).
 
     Attributes:
         switches: as given.
         received: every request whose head was complete, in order of arrival.
         origin: `http://host:port` once started, else empty.
+
+    Raises:
+        StateUnusable: the state file is something else.
     """
 
     def __init__(
@@ -53,26 +79,41 @@ class Simulator:
         clock: Callable[[], float] = time.time,
         seed: int = 1,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        state_file: Path | None = None,
+        memory: int | None = None,
+        observe: Callable[[Received, Reply | None], object] = lambda *_: None,
     ) -> None:
         self.switches = switches or Switches()
         self.received: list[Received] = []
         self.origin = ""
         self._clock = clock
         self._sleep = sleep
-        self._bank = Bank()
-        self._sessions = Sessions(
-            self.switches,
-            clock=clock,
-            rng=random.Random(seed),  # noqa: S311 - these tokens guard nothing
+        self._memory = memory
+        self._observe = observe
+        self._book = Book(clock=clock, seed=seed)
+        self._sessions = Sessions(self.switches, clock=clock, seed=seed)
+        self._limits = Limits(self.switches, clock=clock)
+        self._api = Api(
+            self.switches, sessions=self._sessions, book=self._book, limits=self._limits
         )
-        self._api = Api(self.switches, sessions=self._sessions, bank=self._bank)
-        self._script = Script()
+        self._script = Script(random.Random(seed))  # noqa: S311 - these dice guard nothing
         self._arrival = asyncio.Event()
-        self._window = (0, 0)  # a second of the clock, replies given in it
+        self._numbered = 0
+        self._held = 0  # bytes of the requests in `received`
         site = Site(
-            head=self.received.append, whole=self._arrived, answer=self._answer, stamp=self._stamp
+            accept=self._script.take_connection,
+            head=self._begun,
+            whole=self._arrived,
+            answer=self._answer,
+            stamp=self._stamp,
+            sleep=sleep,
         )
         self._server = Server(site)
+        self._state_file = state_file
+        self._saving: asyncio.TimerHandle | None = None
+        if state_file is not None:
+            self._load(state_file)
+        self._saved = self._changes
 
     async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; after `stop` it may be started again, its state kept.
@@ -84,12 +125,19 @@ class Simulator:
         Raises:
             OSError: the address cannot be bound.
         """
-        bound = await self._server.start(host, port=port)
-        self.origin = f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
+        self.origin = await self._server.start(host, port=port)
 
     async def stop(self) -> None:
-        """Stop listening and cut every connection; harmless when not started."""
+        """Stop listening and cut every connection; harmless when not started.
+
+        Raises:
+            OSError: the state file cannot be written.
+        """
         await self._server.stop()
+        if self._saving is not None:
+            self._saving.cancel()
+        if self._saved != self._changes:
+            self.save()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -101,12 +149,12 @@ class Simulator:
     @property
     def balance(self) -> Decimal:
         """Naira in the parent account."""
-        return self._bank.balance
+        return self._book.balances[PARENT]
 
     @property
     def ledger(self) -> list[Movement]:
         """Every movement of money, oldest first."""
-        return self._bank.ledger
+        return self._book.ledger
 
     def calls(self, path: str) -> list[Received]:
         """The requests received for a path (without query), in order."""
@@ -130,11 +178,37 @@ class Simulator:
         self._sessions.clear()
 
     def reset(self) -> None:
-        """Forget requests, sessions, money, failures and holds; the switches stay."""
-        self.received.clear()
+        """Forget requests, sessions, money, limits, faults and holds; the switches stay."""
+        self.forget_received()
         self._sessions.clear()
-        self._bank.reset()
+        self._book.reset()
+        self._limits.clear()
         self._script.clear()
+
+    def forget_received(self) -> None:
+        """Forget the requests received; their numbers go on."""
+        self.received.clear()
+        self._held = 0
+
+    def pay(self, body: bytes) -> Reply:
+        """A customer pays an order, or into a virtual account: JSON as the control API takes it."""
+        return self._api.pay(body)
+
+    def show_ledger(self) -> dict[str, Any]:
+        """Balances by account and every movement, as JSON can hold them."""
+        return {
+            "balances": {name: str(amount) for name, amount in self._book.balances.items()},
+            "movements": [{**asdict(one), "amount": str(one.amount)} for one in self.ledger],
+        }
+
+    @property
+    def faults(self) -> list[Waiting]:
+        """The faults that are still due; clear it to forget them."""
+        return self._script.waiting
+
+    def inject(self, fault: Fault) -> None:
+        """Misbehave as asked; of several faults that match a request the oldest is taken."""
+        self._script.add(fault)
 
     def fail(
         self,
@@ -151,7 +225,7 @@ class Simulator:
         """Misbehave for the next requests to a path.
 
         Args:
-            path: without query; compared exactly.
+            path: without query; `*` stands for any characters.
             times: how many requests.
             status: HTTP status of a scripted reply; 200 if only a body or headers are given.
             body: its body, a mapping is sent as JSON; by default the status in an envelope.
@@ -161,16 +235,16 @@ class Simulator:
             drop: reset the connection, no reply.
         """
         scripted = status is not None or body is not None or headers
-        self._script.fail(
-            path,
-            failure=Failure(
-                reply=_reply(status or 200, body=body, headers=headers) if scripted else None,
-                drop=drop,
-                before=before,
-                delay=delay,
-            ),
+        fault = Fault(
+            name="scripted",
+            path=path,
             times=times,
+            work=not before,
+            reply=reply_with(status or 200, body=body, headers=headers) if scripted else None,
+            drop="after" if drop else "",
+            delay=delay,
         )
+        self.inject(fault)
 
     def hold(self, path: str, *, before: bool = True) -> Hold:
         """Keep requests to a path unanswered until released.
@@ -184,48 +258,87 @@ class Simulator:
         """
         return self._script.hold(path, before=before)
 
-    def _arrived(self, _: Received) -> None:
+    def _begun(self, request: Received) -> Fault | None:
+        self._numbered += 1
+        request.number = self._numbered
+        self.received.append(request)
+        self._held += _size(request)
+        return self._script.take(request.method, request.path)
+
+    def _arrived(self, request: Received) -> None:
+        if self.received and self.received[0].number <= request.number:
+            self._held += len(request.body)
+        while self._memory is not None and self._held > self._memory and len(self.received) > 1:
+            oldest = self.received.pop(0)
+            self._held -= _size(oldest)
         self._arrival.set()
         self._arrival.clear()  # wakes everyone who waits now, and only those
 
-    async def _answer(self, request: Received) -> Reply | None:
-        """What a request gets; None for a reset."""
-        scripted = self._script.take(request.path)
+    async def _answer(self, request: Received, fault: Fault | None) -> Reply | None:
+        """What a request gets; None for nothing."""
         await self._script.pause(request.path, before=True)
-        reply: Reply | None = None
-        if scripted is None:
-            reply = self._api.answer(request)
+        if fault is None:
+            reply: Reply | None = self._api.answer(request)
         else:
-            if not scripted.before:
-                reply = self._api.answer(request)
-            if scripted.delay:
-                await self._sleep(scripted.delay)
-            if scripted.drop:
-                reply = None
-            elif scripted.reply is not None:
-                reply = scripted.reply
-            elif scripted.before:
-                reply = self._api.answer(request)
+            reply = await self._misbehave(request, fault)
+        self._remember()
         await self._script.pause(request.path, before=False)
+        self._observe(request, reply)
         return reply
+
+    async def _misbehave(self, request: Received, fault: Fault) -> Reply | None:
+        if fault.session == "expire":
+            self.expire()
+        elif fault.session == "revoke":
+            self.revoke()
+        reply = self._api.answer(request) if fault.work else None
+        if fault.delay:
+            await self._sleep(fault.delay)
+        if fault.stall or fault.drop:
+            return None
+        return fault.reply or reply or self._api.answer(request)
 
     def _stamp(self) -> Headers:
         """The headers of every reply: `Date` and the rate headers (D)."""
-        now = self._clock()
-        second, used = self._window
-        used = used + 1 if second == int(now) else 1
-        self._window = (int(now), used)
-        return (
-            ("Date", formatdate(now + self.switches.clock_skew, usegmt=True)),
-            ("X-Rate-Limit-Limit", str(_RATE_LIMIT)),
-            ("X-Rate-Limit-Remaining", str(max(0, _RATE_LIMIT - used))),
-            ("X-Rate-Limit-Window", "1s"),
-        )
+        date = formatdate(self._clock() + self.switches.clock_skew, usegmt=True)
+        return (("Date", date), *self._limits.headers())
+
+    # -- the state file ----------------------------------------------------------------
+
+    @property
+    def _changes(self) -> int:
+        return self._book.changes + self._sessions.changes
+
+    def _load(self, path: Path) -> None:
+        state = read_state(path)
+        if state is None:
+            return
+        try:
+            self._book.load(state["book"])
+            self._sessions.load(state["sessions"])
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise StateUnusable(f"{path} is damaged ({error!r}); move it away") from None
+
+    def _remember(self) -> None:
+        """Write the state soon, if there is anything new and nothing is planned yet."""
+        if self._state_file is None or self._saving is not None or self._saved == self._changes:
+            return
+        self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER, self.save)
+
+    def save(self) -> None:
+        """Write the state file now, if there is one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._saving = None
+        if self._state_file is None:
+            return
+        state = {"book": self._book.dump(), "sessions": self._sessions.dump()}
+        write_state(self._state_file, state)
+        self._saved = self._changes
 
 
-def _reply(status: int, *, body: bytes | Mapping[str, object] | None, headers: Headers) -> Reply:
-    if isinstance(body, bytes):
-        return Reply(status=status, body=body, headers=headers)
-    if body is None:
-        body = {"code": str(status), "description": phrase(status)}
-    return reply_json(status, content=dict(body), headers=headers)
+def _size(request: Received) -> int:
+    """Bytes that a request takes, roughly."""
+    return len(request.raw_head) + len(request.body)

@@ -1,46 +1,116 @@
 """Which call a request is, whether it may, and what it gets: pure but for the state it moves."""
 
-from proxy.data import operations
-from proxy.simulator.bank import Bank
-from proxy.simulator.messages import Received, Reply, failure, reply_json
-from proxy.simulator.sessions import Sessions, Standing, jwt_expired
-from proxy.simulator.switches import Switches
+import contextlib
+from collections.abc import Callable
 
-_AUTH = "/v1/auth/token/"
-_TRANSFER_CODES = {"/v2/transfers/bank": "200", "/v1/transfers/bank": "00"}
+from proxy.data import operations
+from proxy.simulator.abroad import Abroad
+from proxy.simulator.accounts import Accounts
+from proxy.simulator.bills import Bills
+from proxy.simulator.book import Book
+from proxy.simulator.call import Call, Handler, Refused, Router
+from proxy.simulator.checkout import Checkout
+from proxy.simulator.debits import Debits
+from proxy.simulator.limits import Limits, too_many
+from proxy.simulator.messages import Received, Reply, failure, reply_json
+from proxy.simulator.payments import Payments
+from proxy.simulator.sessions import Sessions, Standing
+from proxy.simulator.switches import Switches
+from proxy.simulator.terminals import Terminals
+from proxy.simulator.times import jwt_expired
+from proxy.simulator.transfers import Transfers
+
+_AUTH = "/v1/auth/token"
+_CALLS = ("issue", "refresh", "revoke")
+_VARIANTS = (_AUTH, f"{_AUTH}/", f"{_AUTH}/issue/")  # of the issue call, as callers spell it (O)
+_MONEY = frozenset(f"{op.method} {op.template}" for op in operations() if op.money)
 
 
 class Api:
-    """Nomba's API as far as the simulator has it.
+    """Nomba's API.
 
     Args:
         switches: the behaviour wanted, read anew at each call.
         sessions: the auth state.
-        bank: the business state.
+        book: the business state.
+        limits: how much is taken.
     """
 
-    def __init__(self, switches: Switches, *, sessions: Sessions, bank: Bank) -> None:
+    def __init__(
+        self, switches: Switches, *, sessions: Sessions, book: Book, limits: Limits
+    ) -> None:
         self._switches = switches
         self._sessions = sessions
-        self._bank = bank
+        self._book = book
+        self._limits = limits
+        payments = Payments(switches, book=book)
+        self._accounts = Accounts(book, payments=payments)
+        self._checkout = Checkout(switches, book=book, payments=payments)
+        handlers: dict[str, Handler] = {
+            **self._accounts.handlers(),
+            **self._checkout.handlers(),
+            **Transfers(book, payments=payments, limits=limits).handlers(),
+            **Terminals(book, payments=payments).handlers(),
+            **Bills(payments).handlers(),
+            **Debits(book, payments=payments).handlers(),
+            **Abroad(book, payments=payments).handlers(),
+        }
+        self._router = Router(handlers)
 
     def answer(self, request: Received) -> Reply:
         """Do what the request asks.
 
-        A documented operation is refused before it is told to be missing here;
-        an undocumented path or method is 404 or 405 whoever asks.
+        A documented operation is refused before it is told to be wrong in its
+        particulars; an undocumented path or method is 404 or 405 whoever asks.
         """
-        methods = {op.method for op in operations() if _matches(op.template, path=request.path)}
-        if not methods:
-            return failure(404, description="Not found")
-        if request.method not in methods:
-            return failure(405, description="Method not allowed")
-        if request.path.startswith(_AUTH):
-            return self._authenticate(request)
-        return self._refuse(request) or self._work(request)
+        within = self._limits.take()
+        call = self._auth_call(request.path)
+        if call is not None:
+            if request.method != "POST":
+                return failure(405, description="Method not allowed")
+            return self._authenticate(call, request)
+        if not within:
+            return too_many()
+        try:
+            found = self._router.find(request.method, request.path)
+            if found is None:
+                return failure(404, description="Not found")
+            route, params = found
 
-    def _authenticate(self, request: Received) -> Reply:
-        call = request.path.removeprefix(_AUTH)
+            def work() -> Reply:
+                return route.handler(Call(request, operation=route.operation, params=params))
+
+            return self._refuse(request, money=route.operation in _MONEY, work=work) or work()
+        except Refused as error:
+            return error.reply
+
+    def pay(self, body: bytes) -> Reply:
+        """A customer pays: the world outside, no operation of Nomba's.
+
+        Args:
+            body: JSON with the `orderReference` of an order, or with `accountNumber` and
+                `amount` for a virtual account.
+        """
+        request = Received(method="", target=b"", raw_head=b"", headers=(), connection=0, body=body)
+        try:
+            call = Call(request, operation="payment", params={})
+            by_order = call.field("orderReference") is not None
+            moved = self._checkout.pay(call) if by_order else self._accounts.deposit(call)
+        except Refused as error:
+            return error.reply
+        return reply_json(200, content={"id": moved["id"], "amount": moved["amount"]})
+
+    # -- auth --------------------------------------------------------------------------
+
+    def _auth_call(self, path: str) -> str | None:
+        """Which of the auth calls a path is."""
+        if not path.startswith(_AUTH):
+            return None
+        if self._switches.login_variants and path in _VARIANTS:
+            return "issue"
+        return next((name for name in _CALLS if path == f"{_AUTH}/{name}"), None)
+
+    def _authenticate(self, call: str, request: Received) -> Reply:
         # Revoke: the guide shows accountId, the OpenAPI file declares no header (D).
         undeclared = call == "revoke" and not request.header("accountId")
         if not undeclared and not self._is_parent(request):
@@ -56,16 +126,18 @@ class Api:
     def _is_parent(self, request: Received) -> bool:
         return request.header("accountId") == self._switches.account_id
 
-    def _refuse(self, request: Received) -> Reply | None:
+    def _refuse(self, request: Received, *, money: bool, work: Callable[[], Reply]) -> Reply | None:
         """The refusal a business call earns, or None."""
         unauthorized = failure(401, description="Unauthorized")
-        if not self._is_parent(request) or request.bearer is None:
+        is_sub = request.header("accountId") in self._book.table("accounts")
+        if request.bearer is None or not (is_sub or self._is_parent(request)):
             return unauthorized
         standing = self._sessions.standing(request.bearer)
-        if standing.state == "living":
-            return None
-        if self._switches.debit_before_auth_error and _is_transfer(request):
-            self._work(request)
+        if standing.state == "living":  # a sub-account does not belong into the header (O)
+            return failure(403, description="Forbidden") if is_sub else None
+        if self._switches.debit_before_auth_error and money and not is_sub:
+            with contextlib.suppress(Refused):
+                work()
             return self._expired(standing)
         return self._expired(standing) if standing.state == "expired" else unauthorized
 
@@ -78,34 +150,3 @@ class Api:
                 return reply_json(500, content={"detail": detail})
             case "200":
                 return reply_json(200, content={"code": "02", "description": "Token expired"})
-
-    def _work(self, request: Received) -> Reply:
-        bank = self._bank
-        match request.method, request.path:
-            case "GET", "/v1/accounts/balance":
-                return bank.show_balance()
-            case "GET", "/v1/accounts/parent":
-                return bank.show_parent(self._switches.account_id)
-            case "GET", "/v1/transfers/banks":
-                return bank.list_banks()
-            case "POST", "/v1/transfers/bank/lookup":
-                return bank.look_up(request.body)
-            case "POST", ("/v2/transfers/bank" | "/v1/transfers/bank") as path:
-                return bank.transfer(request.body, code=_TRANSFER_CODES[path])
-            case "GET", "/v1/transactions/accounts/single":
-                return bank.requery(request.query)
-            case _:
-                return failure(404, description="Not found")
-
-
-def _is_transfer(request: Received) -> bool:
-    return request.method == "POST" and request.path in _TRANSFER_CODES
-
-
-def _matches(template: str, *, path: str) -> bool:
-    """Whether a path is exactly the template's, a `{name}` standing for one segment."""
-    wanted, given = template.split("/"), path.split("/")
-    return len(wanted) == len(given) and all(
-        bool(have) if want.startswith("{") else want == have
-        for want, have in zip(wanted, given, strict=True)
-    )

@@ -17,6 +17,7 @@ class Received:
         raw_head: the bytes from the request line to the blank line, inclusive.
         headers: names and values in order, names in the sender's case.
         connection: number of the connection it came on, counted from 1.
+        number: its place among all requests, counted from 1.
         body: the body with chunk framing removed; empty until `whole`.
         whole: whether the body has arrived completely too.
         keep_alive: whether the sender lets the connection carry another request.
@@ -28,6 +29,7 @@ class Received:
     raw_head: bytes
     headers: Headers
     connection: int
+    number: int = 0
     body: bytes = b""
     whole: bool = False
     keep_alive: bool = False
@@ -81,11 +83,6 @@ def reply_json(status: int, *, content: object, headers: Headers = ()) -> Reply:
     return Reply(
         status=status, body=json.dumps(content, separators=(",", ":")).encode(), headers=headers
     )
-
-
-def success(code: str, *, data: object) -> Reply:
-    """HTTP 200 in Nomba's envelope (D): `00` on v1, `200` on v2 transfers."""
-    return reply_json(200, content={"code": code, "description": "Success", "data": data})
 
 
 def failure(status: int, *, description: str) -> Reply:

@@ -19,10 +19,15 @@ class Reader:
 
     Args:
         connection: the connection's number, written into each request.
+
+    Attributes:
+        unfinished: the request whose head is complete and whose body is not, if any.
+        unread: how many of the bytes fed last have not been looked at yet.
     """
 
     def __init__(self, connection: int) -> None:
         self._connection = connection
+        self.unread = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -52,6 +57,7 @@ class Reader:
         at = 0
         while at < len(data):
             end = self._piece_end(data, at=at)
+            self.unread = len(data) - end
             yield from self._feed_piece(data[at:end])
             at = end
 

@@ -1,28 +1,12 @@
-"""Scripted misbehaviour: what the next requests to a path get instead, and requests held back."""
+"""What was asked for: the faults that wait for their requests, and requests held back."""
 
 import asyncio
-from collections import deque
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from proxy.simulator.messages import Reply
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """What one request gets.
-
-    Attributes:
-        reply: given instead of the real reply; None keeps the real one.
-        drop: reset the connection instead of any reply.
-        before: misbehave instead of doing the work; False does the work first.
-        delay: seconds to wait; with `before` the work waits too, else only the reply.
-    """
-
-    reply: Reply | None
-    drop: bool
-    before: bool
-    delay: float
+from proxy.simulator.faults import Fault
 
 
 class Hold:
@@ -69,21 +53,57 @@ class Hold:
         self.release()
 
 
-class Script:
-    """The failures and holds asked for, by path."""
+@dataclass(slots=True)
+class Waiting:
+    """A fault that waits.
 
-    def __init__(self) -> None:
-        self._failures: dict[str, deque[Failure]] = {}
+    Attributes:
+        fault: as asked for.
+        left: how often it is still due; None for always.
+    """
+
+    fault: Fault
+    left: int | None
+
+
+class Script:
+    """The faults and holds asked for.
+
+    Args:
+        rng: throws the dice of faults with a probability.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.waiting: list[Waiting] = []
         self._holds: list[Hold] = []
 
-    def fail(self, path: str, *, failure: Failure, times: int) -> None:
-        """Append a failure for the next `times` requests to a path."""
-        self._failures.setdefault(path, deque()).extend([failure] * times)
+    def add(self, fault: Fault) -> None:
+        """Append a fault; of several that match a request the oldest is taken."""
+        self.waiting.append(Waiting(fault, fault.times))
 
-    def take(self, path: str) -> Failure | None:
-        """The failure the next request to a path gets, used up by asking."""
-        waiting = self._failures.get(path)
-        return waiting.popleft() if waiting else None
+    def take(self, method: str, path: str) -> Fault | None:
+        """The fault that a request gets, used up by asking."""
+        if not self.waiting:
+            return None
+        return self._take(lambda one: one.drop != "accept" and one.matches(method, path))
+
+    def take_connection(self) -> bool:
+        """Whether a new connection is to be reset, used up by asking."""
+        return self._take(lambda one: one.drop == "accept") is not None
+
+    def _take(self, wanted: Callable[[Fault], bool]) -> Fault | None:
+        for at, one in enumerate(self.waiting):
+            if not wanted(one.fault):
+                continue
+            if one.fault.probability < 1 and self._rng.random() >= one.fault.probability:
+                continue
+            if one.left is not None:
+                one.left -= 1
+                if not one.left:
+                    del self.waiting[at]
+            return one.fault
+        return None
 
     def hold(self, path: str, *, before: bool) -> Hold:
         """Hold requests to a path from now on."""
@@ -97,8 +117,8 @@ class Script:
             await hold.wait()
 
     def clear(self) -> None:
-        """Forget the failures and release the holds."""
-        self._failures.clear()
+        """Forget the faults and release the holds."""
+        self.waiting.clear()
         for hold in self._holds:
             hold.release()
         self._holds.clear()

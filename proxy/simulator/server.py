@@ -1,4 +1,4 @@
-"""The wire: connections, in-order replies, resets. It knows HTTP/1.1 and nothing of Nomba.
+"""The wire: connections, in-order replies, broken ones. It knows HTTP/1.1 and nothing of Nomba.
 
 A request that arrived whole is worked even if its sender has left, as a real
 upstream would; one that did not arrive whole is never worked.
@@ -14,8 +14,11 @@ from typing import cast
 
 import httptools
 
+from proxy.simulator.faults import Delivery, Fault, Then
 from proxy.simulator.messages import Headers, Received, Reply, failure, phrase
 from proxy.simulator.reader import Reader
+
+_PLAIN = Delivery()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +26,21 @@ class Site:
     """What a connection asks of the one it serves.
 
     Attributes:
-        head: told of a request once its head is complete.
+        accept: asked when a connection is opened; True resets it.
+        head: told of a request once its head is complete; what it gets instead of an
+            honest answer, if anything.
         whole: told of the same request once its body is complete.
-        answer: does the work; None means reset the connection without a reply.
+        answer: does the work; None means no reply, as the fault says.
         stamp: the headers that every reply carries.
+        sleep: how to wait, given seconds.
     """
 
-    head: Callable[[Received], None]
+    accept: Callable[[], bool]
+    head: Callable[[Received], Fault | None]
     whole: Callable[[Received], None]
-    answer: Callable[[Received], Awaitable[Reply | None]]
+    answer: Callable[[Received, Fault | None], Awaitable[Reply | None]]
     stamp: Callable[[], Headers]
+    sleep: Callable[[float], Awaitable[object]]
 
 
 def render(reply: Reply, *, stamp: Headers, head_only: bool, close: bool) -> bytes:
@@ -75,9 +83,12 @@ class Connection(asyncio.Protocol):
         self._ended = ended
         self._reader = Reader(number)
         self._inbox: asyncio.Queue[Received | Reply | None] = asyncio.Queue()
+        self._faults: dict[int, Fault] = {}  # by the identity of the request
         self._unanswered = 0
         self._unreadable = False
+        self._dropping = False
         self._continued: Received | None = None
+        self._left = asyncio.Event()
         self._lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,9 +96,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._task = asyncio.get_running_loop().create_task(self._answer_all())
         self._task.add_done_callback(lambda _: self._ended(self))
+        if self._site.accept():
+            self._reset()
 
     def data_received(self, data: bytes) -> None:
         """Read on; what follows something malformed is not looked at."""
+        if self._dropping:
+            self._reset()
         if self._unreadable:
             return
         try:
@@ -96,8 +111,8 @@ class Connection(asyncio.Protocol):
                     self._unanswered += 1
                     self._inbox.put_nowait(request)
                     self._site.whole(request)
-                else:
-                    self._site.head(request)
+                elif not self._begin(request):
+                    return
         except httptools.HttpParserError:
             self._unreadable = True
             self._inbox.put_nowait(failure(400, description="Bad Request"))
@@ -105,11 +120,13 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The sender will say no more; it may still be listening."""
+        self._left.set()
         self._inbox.put_nowait(None)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The sender has gone."""
+        self._left.set()
         self._lost.set()
         self._inbox.put_nowait(None)
 
@@ -120,46 +137,100 @@ class Connection(asyncio.Protocol):
         await asyncio.gather(self._task, return_exceptions=True)
         await self._lost.wait()
 
+    def _begin(self, request: Received) -> bool:
+        """A head is complete; whether to read on."""
+        fault = self._site.head(request)
+        if fault is None:
+            return True
+        self._faults[id(request)] = fault
+        if fault.drop not in {"before", "during"}:
+            return True
+        self._unreadable = self._dropping = True
+        has_body = request.header("Transfer-Encoding") or request.header("Content-Length")
+        if fault.drop == "before" or self._reader.unread or has_body in {None, "0"}:
+            self._reset()
+        else:  # the first bytes of the body are still to come
+            self._invite(request)
+        return False
+
     def _continue(self) -> None:
         """Say 100 to a sender that waits for it, once it is its turn."""
         request = self._reader.unfinished
         if request is None or request is self._continued or self._unanswered or self._unreadable:
             return
+        self._continued = request
+        self._invite(request)
+
+    def _invite(self, request: Received) -> None:
         if (request.header("Expect") or "").lower() == "100-continue":
-            self._continued = request
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _answer_all(self) -> None:
         try:
             while (item := await self._inbox.get()) is not None:
                 if isinstance(item, Reply):
-                    self._write(item, to=self._reader.unfinished, close=True)
+                    await self._send(item, to=self._reader.unfinished, close=True)
                     break
-                reply = await self._site.answer(item)
+                fault = self._faults.pop(id(item), None)
+                reply = await self._site.answer(item, fault)
                 self._unanswered -= 1
                 if reply is None:
-                    self._reset()
+                    await self._break_off("stall" if fault and fault.stall else "reset")
                     break
-                self._write(reply, to=item, close=not item.keep_alive)
-                if not item.keep_alive:
+                delivery = (fault and fault.delivery) or _PLAIN
+                whole = await self._send(
+                    reply, to=item, close=not item.keep_alive, delivery=delivery
+                )
+                if not (whole and item.keep_alive):
                     break
                 self._continue()
         finally:
             self._transport.close()
         await self._lost.wait()
 
-    def _write(self, reply: Reply, *, to: Received | None, close: bool) -> None:
+    async def _send(
+        self, reply: Reply, *, to: Received | None, close: bool, delivery: Delivery = _PLAIN
+    ) -> bool:
+        """Write a reply; whether the connection can go on."""
         if self._transport.is_closing():
-            return
+            return True  # its sender left, which is no reason to leave its work undone
         head_only = to is not None and to.method == "HEAD"
-        self._transport.write(
-            render(reply, stamp=self._site.stamp(), head_only=head_only, close=close)
-        )
-        if to is not None:
-            to.status = reply.status
+        data = render(reply, stamp=self._site.stamp(), head_only=head_only, close=close)
+        if delivery.raw is not None:
+            self._transport.write(delivery.raw)
+        else:
+            if to is not None:
+                to.status = reply.status
+            await self._write(data[: delivery.cut] + delivery.behind, pause=delivery.pause)
+        if delivery.raw is not None or delivery.cut is not None:
+            await self._break_off(delivery.then)
+            return False
+        if delivery.later is not None:
+            await self._site.sleep(delivery.later)
+            self._transport.write(data)
+        return True
+
+    async def _write(self, data: bytes, *, pause: float) -> None:
+        if not pause:
+            self._transport.write(data)
+            return
+        for at in range(len(data)):
+            if at:
+                await self._site.sleep(pause)
+            self._transport.write(data[at : at + 1])
+
+    async def _break_off(self, how: Then) -> None:
+        """End the connection in the middle of things; nothing more is answered on it."""
+        self._unreadable = True
+        if how == "stall":
+            await self._left.wait()
+        elif how == "reset":
+            self._reset()
+        self._transport.close()
 
     def _reset(self) -> None:
         """Close with a TCP reset instead of a FIN."""
+        self._unreadable = True
         if self._transport.is_closing():
             return
         sock = cast("socket.socket", self._transport.get_extra_info("socket"))
@@ -176,7 +247,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._made = 0
 
-    async def start(self, host: str, *, port: int) -> int:
+    async def start(self, host: str, *, port: int) -> str:
         """Listen.
 
         Args:
@@ -184,7 +255,7 @@ class Server:
             port: port to bind, 0 for any free one.
 
         Returns:
-            The port bound.
+            The origin: `http://host:port`.
 
         Raises:
             OSError: the address cannot be bound.
@@ -192,7 +263,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._connection, host, port)
         bound: int = self._listener.sockets[0].getsockname()[1]
-        return bound
+        return f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
 
     async def stop(self) -> None:
         """Stop listening and close every connection at once."""

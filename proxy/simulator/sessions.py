@@ -5,17 +5,14 @@ import hashlib
 import hmac
 import json
 import math
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from proxy.simulator.messages import Reply, failure, json_object, reply_json, success
-from proxy.simulator.switches import ExpiresAtForm, Switches
-
-_LAGOS = timezone(timedelta(hours=1))
-_FRACTION_DIGITS = {"millis-z": 3, "micros-z": 6, "nanos-z": 9}
+from proxy.simulator.ids import Ids
+from proxy.simulator.messages import Reply, failure, json_object, reply_json
+from proxy.simulator.switches import Switches
+from proxy.simulator.times import jwt_expired, write_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,62 +35,24 @@ class _Access:
     expires_at: float  # unix seconds, without skew
 
 
-def write_time(at: float, *, form: ExpiresAtForm) -> str | int | None:
-    """A moment in one of the forms of `expiresAt`.
-
-    Args:
-        at: unix seconds.
-        form: the form wanted; fractions are cut, not rounded.
-
-    Returns:
-        Text, a number for the epoch forms, None for `absent`.
-    """
-    micros = round(at * 1_000_000)
-    seconds, rest = divmod(micros, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, tz=UTC)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    match form:
-        case "seconds-z":
-            return f"{text}Z"
-        case "offset":
-            return moment.astimezone(_LAGOS).isoformat()
-        case "no-zone":
-            return text
-        case "epoch-seconds":
-            return seconds
-        case "epoch-millis":
-            return micros // 1000
-        case "absent":
-            return None
-        case _:
-            return f"{text}.{f'{rest:06}000'[: _FRACTION_DIGITS[form]]}Z"
-
-
-def jwt_expired(at: float) -> str:
-    """The words an expired JWT is refused with (O).
-
-    Args:
-        at: its expiry in unix seconds.
-    """
-    return f"JWT expired at {write_time(at, form='seconds-z')}."
-
-
 class Sessions:
-    """The single session of each client: the newest token wins (A).
+    """The single session of each client, or of the account: the newest token wins (A).
 
     Args:
         switches: the behaviour wanted, read anew at each call.
         clock: unix seconds.
-        rng: where tokens come from.
+        seed: tokens are the same for the same seed and the same moment.
+
+    Attributes:
+        changes: how often anything changed.
     """
 
-    def __init__(
-        self, switches: Switches, *, clock: Callable[[], float], rng: random.Random
-    ) -> None:
+    def __init__(self, switches: Switches, *, clock: Callable[[], float], seed: int) -> None:
         self._switches = switches
         self._clock = clock
-        self._rng = rng
-        self._key = rng.randbytes(32)
+        self._ids = Ids(seed, purpose="tokens")
+        self._key = Ids(seed, purpose="signature").octets(32)
+        self.changes = 0
         self._access: dict[str, _Access] = {}
         self._refresh: dict[str, str] = {}  # refresh token -> client_id
 
@@ -111,6 +70,7 @@ class Sessions:
     def expire(self) -> None:
         """Let every living access token be expired from now on."""
         now = self._clock()
+        self.changes += 1
         for token, access in self._access.items():
             self._access[token] = _Access(
                 client_id=access.client_id, expires_at=min(now, access.expires_at)
@@ -120,19 +80,41 @@ class Sessions:
         """Make every access and refresh token invalid."""
         self._access.clear()
         self._refresh.clear()
+        self.changes += 1
+
+    def dump(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        access = {token: asdict(one) for token, one in self._access.items()}
+        return {"ids": self._ids.count, "access": access, "refresh": self._refresh}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what `dump` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        access = {token: _Access(**one) for token, one in state["access"].items()}
+        self._ids.count = int(state["ids"])
+        self._access, self._refresh = access, dict(state["refresh"])
+        self.changes += 1
 
     def issue(self, body: bytes) -> Reply:
-        """`POST /v1/auth/token/issue` (D): a new session; older tokens of the client die."""
+        """`POST /v1/auth/token/issue` (D): a new session; the older one dies."""
         form = json_object(body)
         if form is None or form.get("grant_type") != "client_credentials":
             return failure(400, description="Bad Request")
-        given = (form.get("client_id"), form.get("client_secret"))
-        if given != (self._switches.client_id, self._switches.client_secret):
+        if self._switches.login_variants:
+            form = {
+                "client_id": form.get("clientId"),
+                "client_secret": form.get("clientSecret"),
+            } | form
+        client_id = form.get("client_id")
+        if not self._switches.knows(client_id, form.get("client_secret")):
             if self._switches.wrong_secret == "401":  # noqa: S105 - a status
                 return failure(401, description="Unauthorized")
             return reply_json(200, content={"code": "01", "description": "Invalid credentials"})
-        self._forget(self._switches.client_id)
-        return self._grant(self._switches.client_id)
+        self._forget(str(client_id))
+        return self._grant(str(client_id))
 
     def refresh(self, body: bytes, *, bearer: str | None) -> Reply:
         """`POST /v1/auth/token/refresh` (D): needs the current token, living (O)."""
@@ -168,22 +150,36 @@ class Sessions:
         self._forget(access.client_id)
         return reply_json(200, content={"code": "00", "description": "Token revoked successfully"})
 
+    def _ends(self, client_id: str, *, other: str) -> bool:
+        """Whether a session of one client ends that of the other."""
+        return self._switches.session_scope == "account" or client_id == other
+
     def _forget_access(self, client_id: str) -> None:
-        self._access = {t: a for t, a in self._access.items() if a.client_id != client_id}
+        self._access = {
+            token: one
+            for token, one in self._access.items()
+            if not self._ends(client_id, other=one.client_id)
+        }
+        self.changes += 1
 
     def _forget(self, client_id: str) -> None:
         self._forget_access(client_id)
-        self._refresh = {t: c for t, c in self._refresh.items() if c != client_id}
+        self._refresh = {
+            token: other
+            for token, other in self._refresh.items()
+            if not self._ends(client_id, other=other)
+        }
 
     def _grant(self, client_id: str) -> Reply:
         switches, now = self._switches, self._clock()
         shown = now + switches.clock_skew
         access_token = self._jwt(client_id, issued=shown)
-        refresh_token = _base64url(self._rng.randbytes(32))
+        refresh_token = _base64url(self._ids.octets(32))
         self._access[access_token] = _Access(
             client_id=client_id, expires_at=now + switches.lifetime
         )
         self._refresh[refresh_token] = client_id
+        self.changes += 1
         data: dict[str, object] = {
             "businessId": switches.account_id,
             "access_token": access_token,
@@ -194,7 +190,7 @@ class Sessions:
             data["expiresAt"] = expires_at
         if switches.expires_in:
             data["expires_in"] = math.floor(switches.lifetime)
-        return success("00", data=data)
+        return reply_json(200, content={"code": "00", "description": "Success", "data": data})
 
     def _jwt(self, client_id: str, *, issued: float) -> str:
         """An HS256 JWT of 300 to 600 characters (D); claims but `iat` and `exp` are A."""
@@ -203,8 +199,8 @@ class Sessions:
             "iss": "nomba-simulator",
             "iat": math.floor(issued),
             "exp": math.floor(issued + self._switches.lifetime),
-            "jti": self._rng.randbytes(16).hex(),
-            "pad": self._rng.randbytes(48).hex(),
+            "jti": self._ids.octets(16).hex(),
+            "pad": self._ids.octets(48).hex(),
         }
         parts = ({"alg": "HS256", "typ": "JWT"}, claims)
         signed = ".".join(_base64url(json.dumps(part).encode()) for part in parts)

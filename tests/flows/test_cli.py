@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from harness import environ, run
 
 from proxy.app import Running, banner
 from proxy.settings import load
@@ -20,25 +21,6 @@ CREDENTIALS = {
     "NOMBA_CLIENT_SECRET": "marked-secret-0123456789",
     "NOMBA_ACCOUNT_ID": "account-id-0123456789",
 }
-
-
-def environ(**more: str) -> dict[str, str]:
-    kept = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "LANG")
-    return {key: os.environ[key] for key in kept if key in os.environ} | more
-
-
-async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "proxy",
-        *arguments,
-        env=environ(**env),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    return process.returncode, out.decode(), err.decode()
 
 
 class Served:

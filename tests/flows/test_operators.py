@@ -53,7 +53,7 @@ async def test_one_line_per_exchange_with_everything_but_data(proxy, simulator):
     assert line["request_id"] == "shop-42"
     assert line["route"] == "/v1/accounts/virtual/{subAccountId}"
     assert (line["kind"], line["caller"], line["upstream"]) == ("write", "anonymous", "nomba")
-    assert (line["status"], line["attempts"], line["outcome"]) == (404, 1, "answered")
+    assert (line["status"], line["attempts"], line["outcome"]) == (400, 1, "answered")
     assert line["body_bytes"] == 11
     assert line["generation"] == 1
     assert "marked" not in proxy.log.text

@@ -1,9 +1,11 @@
 import asyncio
+import json as jsons
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import aiohttp
 import pytest
+from harness import read_reply
+from multidict import CIMultiDict
 
 from proxy.simulator import Simulator
 
@@ -20,31 +22,40 @@ class Clock:
 
 @dataclass(slots=True)
 class Caller:
-    """Speaks to the simulator over a real socket; answers have .status, .headers, .json and .body."""
+    """Speaks to the simulator over raw sockets, a fresh one for each request.
+
+    Answers have .status, .headers, .json and .body.
+    """
 
     sim: Simulator
-    http: aiohttp.ClientSession
     token: str = ""
     refresh_token: str = ""
 
     async def send(self, method, path, *, json=None, data=None, token=None, headers=None):
         token = self.token if token is None else token
-        usual = {"accountId": self.sim.switches.account_id, "Content-Type": "application/json"}
+        body = data if json is None else jsons.dumps(json).encode()
+        usual = {"Host": "nomba", "accountId": self.sim.switches.account_id}
+        if body is not None:
+            usual |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         if token:
             usual["Authorization"] = f"Bearer {token}"
         usual |= headers or {}
-        usual = {k: v for k, v in usual.items() if v is not None}
-        async with self.http.request(
-            method, self.sim.origin + path, json=json, data=data, headers=usual
-        ) as reply:
-            body = await reply.read()
-            is_json = body and reply.content_type == "application/json"
-            return SimpleNamespace(
-                status=reply.status,
-                headers=reply.headers,
-                body=body,
-                json=await reply.json() if is_json else None,
-            )
+        lines = [f"{method} {path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in usual.items() if value is not None]
+        reader, writer = await asyncio.open_connection(*address(self.sim))
+        try:
+            writer.write("\r\n".join([*lines, "", ""]).encode() + (body or b""))
+            reply = await read_reply(reader, head_only=method == "HEAD")
+        finally:
+            writer.close()
+        got = CIMultiDict(reply.headers)
+        is_json = reply.body and got.get("Content-Type") == "application/json"
+        return SimpleNamespace(
+            status=reply.status,
+            headers=got,
+            body=reply.body,
+            json=reply.json if is_json else None,
+        )
 
     async def issue(self, *, headers=None, **changes):
         form = {
@@ -80,6 +91,11 @@ class Caller:
         return await self.send("POST", path, json=form, token=token)
 
 
+def address(sim):
+    host, port = sim.origin.removeprefix("http://").rsplit(":", 1)
+    return host, int(port)
+
+
 @pytest.fixture
 def clock():
     return Clock()
@@ -101,9 +117,13 @@ async def sim(clock, waits):
 
 
 @pytest.fixture
+def make_caller():
+    return Caller
+
+
+@pytest.fixture
 async def caller(sim):
-    async with aiohttp.ClientSession() as http:
-        yield Caller(sim, http)
+    return Caller(sim)
 
 
 @pytest.fixture
@@ -118,8 +138,7 @@ async def wire(sim):
     writers = []
 
     async def connect():
-        host, port = sim.origin.removeprefix("http://").rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(*address(sim))
         writers.append(writer)
         return reader, writer
 

@@ -1,6 +1,5 @@
 import asyncio
 
-import aiohttp
 import pytest
 
 BALANCE = "/v1/accounts/balance"
@@ -49,9 +48,8 @@ async def test_a_failure_replaces_the_work_or_only_its_reply(sim, logged_in, bef
 @pytest.mark.parametrize(("before", "moved"), [(True, 0), (False, 1)])
 async def test_a_drop_resets_the_connection_without_a_reply(sim, logged_in, before, moved):
     sim.fail(TRANSFER, drop=True, before=before)
-    with pytest.raises(aiohttp.ClientOSError) as caught:
+    with pytest.raises(ConnectionResetError):
         await logged_in.transfer()
-    assert isinstance(caught.value.__cause__ or caught.value, ConnectionResetError | OSError)
     assert len(sim.ledger) == moved
     assert sim.calls(TRANSFER)[0].status is None
 

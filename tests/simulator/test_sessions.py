@@ -213,9 +213,69 @@ async def test_revoking_with_wrong_particulars_gets_401_and_revokes_nothing(sim,
     assert (await logged_in.balance()).status == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/auth/token/issue/", "/v1/auth/token", "//v1/auth/token/issue"]
-)
-async def test_variants_of_the_auth_paths_are_not_known(sim, caller, path):
+VARIANTS = ["/v1/auth/token/issue/", "/v1/auth/token", "/v1/auth/token/"]
+
+
+@pytest.mark.parametrize("path", [*VARIANTS, "/v1/auth/token/issue"])
+async def test_callers_spellings_of_the_login_work(sim, caller, path):
+    switches = sim.switches
+    form = {
+        "grant_type": "client_credentials",
+        "clientId": switches.client_id,
+        "clientSecret": switches.client_secret,
+    }
+    caller.token = (await caller.send("POST", path, json=form)).json["data"]["access_token"]
+    assert (await caller.balance()).status == 200
+
+
+@pytest.mark.parametrize("path", VARIANTS)
+async def test_callers_spellings_of_the_login_can_be_unknown(sim, caller, path):
+    sim.switches.login_variants = False
     reply = await caller.send("POST", path, json={})
     assert (reply.status, reply.json) == (404, {"code": "404", "description": "Not found"})
+    assert (await caller.issue(client_id=None, clientId=sim.switches.client_id)).status == 401
+
+
+@pytest.mark.parametrize("path", ["//v1/auth/token/issue", "/v1/auth/token/refresh/"])
+async def test_other_spellings_of_the_auth_paths_are_not_known(sim, caller, path):
+    assert (await caller.send("POST", path, json={})).status == 404
+
+
+@pytest.mark.parametrize(("scope", "status"), [("client", 200), ("account", 401)])
+async def test_a_login_ends_the_session_of_its_client_or_of_the_account(sim, caller, scope, status):
+    sim.switches.session_scope = scope
+    sim.switches.other_clients = ("second:its-secret",)
+    await caller.issue()
+    first, first_refresh = caller.token, caller.refresh_token
+    await caller.issue(client_id="second", client_secret="its-secret")
+    assert (await caller.balance()).status == 200
+    assert (await caller.balance(token=first)).status == status
+    reply = await caller.refresh(token=first, refresh_token=first_refresh)
+    assert reply.status == status
+
+
+async def test_a_refresh_ends_the_whole_account_too_if_that_is_the_scope(sim, caller):
+    sim.switches.session_scope = "account"
+    sim.switches.other_clients = ("second:its-secret",)
+    sim.switches.refresh_kills_old = False
+    await caller.issue()
+    await caller.refresh()
+    assert (await caller.balance()).status == 200
+    sim.switches.refresh_kills_old = True
+    await caller.refresh()
+    assert (await caller.balance()).status == 200
+
+
+async def test_a_client_with_the_secret_of_another_is_refused(sim, caller):
+    sim.switches.other_clients = ("second:its-secret",)
+    assert (await caller.issue(client_secret="its-secret")).status == 401
+    assert (await caller.issue(client_id="second")).status == 401
+    assert (await caller.issue(client_id="third")).status == 401
+
+
+async def test_a_sub_account_in_the_header_gets_403(sim, logged_in):
+    subs = await logged_in.send("GET", "/v1/accounts")
+    header = {"accountId": subs.json["results"][0]["accountId"]}
+    reply = await logged_in.balance(headers=header)
+    assert (reply.status, reply.json["code"]) == (403, "403")
+    assert (await logged_in.balance(headers=header, token="unknown")).status == 401
