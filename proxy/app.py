@@ -189,13 +189,10 @@ async def start_simulator(
             state_file=path,
             memory=_SIMULATOR_MEMORY,
             observe=observe,
+            trouble=lambda text: print(f"simulator: {text}", file=sys.stderr),  # noqa: T201
         )
-        if path is not None:
-            simulator.save()
     except StateUnusable as error:
         raise CannotStart(f"simulator.state_file: {error}") from None
-    except OSError as error:
-        raise CannotStart(f"simulator.state_file = {path}: {error.strerror}") from None
     for text in options.faults:
         simulator.inject(parse_fault(text))
     control = Control(simulator)
@@ -205,6 +202,8 @@ async def start_simulator(
     ):
         try:
             await server.start(host=address.host, port=address.port)
+        except StateUnusable as error:
+            raise CannotStart(f"simulator.state_file: {error}") from None
         except OSError as error:
             raise _taken(key, address=address, error=error) from None
         stack.push_async_callback(server.stop)

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=arguments.config,
             flags=_flags(parser, arguments),
             credentials=arguments.verb in {"serve", "check"},
+            listeners=arguments.verb != "simulate",
         )
     except SettingsError as error:
         print("nomba-proxy: these settings cannot be used:", file=sys.stderr)

@@ -10,7 +10,16 @@ from dataclasses import Field, fields
 
 from proxy import __version__
 from proxy.settings import Address, Settings
-from proxy.simulator import KINDS, Kind, Received, Reply, Simulator, Switches, choices
+from proxy.simulator import (
+    KINDS,
+    Kind,
+    Received,
+    Reply,
+    Simulator,
+    StateUnusable,
+    Switches,
+    choices,
+)
 
 _LISTEN = Address("127.0.0.1", 8090)
 _CONTROL = Address("127.0.0.1", 8091)
@@ -25,6 +34,9 @@ def simulate(settings: Settings) -> int:
     except CannotStart as error:
         print(f"nomba-proxy: cannot start: {error}", file=sys.stderr)
         return 1
+    except StateUnusable as error:  # at the end
+        print(f"nomba-proxy: simulator.state_file: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -36,6 +48,7 @@ def epilog() -> str:
 faults, for --fault 'NAME path=/v2/transfers/* method=POST times=2 probability=0.1':
 {faults}
   path and method choose the requests (* stands for anything), times=always never ends.
+  A JSON body wants quotes of its own: --fault 'reply body='"'"'{{"code": "01"}}'"'"
   The control API takes the same ones at any time: curl -s http://{_CONTROL}/
 
 switches (--set simulator.KEY=VALUE, or NOMBA_PROXY_SIMULATOR_KEY, or the settings file);
@@ -75,6 +88,8 @@ async def _simulate(settings: Settings) -> None:
         simulator, control = await start_simulator(
             settings, stack=stack, listen=_LISTEN, control_listen=_CONTROL, observe=_tell
         )
+        for warning in settings.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         print(_banner(simulator, control=control.origin), file=sys.stderr, flush=True)
         await stopping.wait()
 
@@ -111,7 +126,7 @@ def _tell(request: Received, reply: Reply | None) -> None:
     what = "no reply"
     if reply is not None:
         what = str(reply.status)
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             what += f" code {json.loads(reply.body).get('code', '-')}"
     with contextlib.suppress(OSError):  # whoever read our output left
         print(f"{request.number:>5} {request.method} {request.path} -> {what}", flush=True)

@@ -19,12 +19,14 @@ class Operation:
         template: path with `{name}` for a variable segment, without query.
         money: `OUT` (money leaves), `CHARGE` (somebody is charged) or `""`.
         idempotency_field: the body field that holds the caller's reference, or `""`.
+        declares_account: whether it declares the `accountId` header.
     """
 
     method: str
     template: str
     money: str
     idempotency_field: str
+    declares_account: bool = True
 
 
 # Older transfer paths that public integrations still call; not in the OpenAPI file.
@@ -46,6 +48,7 @@ def operations() -> tuple[Operation, ...]:
             template=row["path"].partition("?")[0],
             money=row["money"],
             idempotency_field=row["idempotency_field"],
+            declares_account=row["declares_accountId_header"] == "yes",
         )
         for row in rows
     )

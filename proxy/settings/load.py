@@ -1,6 +1,7 @@
 """Validate the merged values, complete the upstreams, and check what hangs together."""
 
 import difflib
+import ipaddress
 import re
 import ssl
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from proxy.settings.credentials import (
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.model import ALLOWED, SettingsModel, UpstreamSettings, keys
 from proxy.settings.sources import Report, read_sources
+from proxy.simulator import Switches, parse_fault
 
 _MISSING_HINT = (
     "Set NOMBA_CLIENT_ID, NOMBA_CLIENT_SECRET (or NOMBA_CLIENT_SECRET_FILE) and "
@@ -36,6 +38,7 @@ def load(
     config: str | None = None,
     flags: Mapping[str, str | list[str]] | None = None,
     credentials: bool = True,
+    listeners: bool = True,
 ) -> Settings:
     """The effective settings.
 
@@ -44,6 +47,7 @@ def load(
         config: path of the TOML file; else `NOMBA_PROXY_CONFIG`; else none.
         flags: dotted keys with their values from the command line.
         credentials: whether missing credentials are a problem.
+        listeners: whether the proxy's own listeners are to be opened.
 
     Raises:
         SettingsError: with every problem found.
@@ -54,26 +58,21 @@ def load(
     model = _validate(values, report=report)
     listen = _address("listen", model.listen, report=report)
     admin = _address("admin.listen", model.admin.listen, report=report)
-    simulator_listen, simulator_control_listen = (
-        _address(f"simulator.{key}", text, report=report) if text else None
-        for key, text in (
-            ("listen", model.simulator.listen),
-            ("control_listen", model.simulator.control_listen),
-        )
-    )
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
     given = in_file or any_credentials(environ)
     simulate = model.simulate is True or (model.simulate == "auto" and not given)
     upstreams: tuple[ReadyUpstream, ...] = ()
     if not simulate:
         upstreams = _upstreams(model, environ=environ, required=credentials, report=report)
-    account = ""
+    account, simulator_listen, simulator_control_listen = "", None, None
     if simulate:
         account = _simulated(model, environ=environ, report=report)
+        simulator_listen, simulator_control_listen = _simulator(model, report=report)
     open_door = any(one.anonymous for one in upstreams)
     if simulate:
         open_door = model.callers.anonymous is not False
-    _check_listeners(listen, admin=admin, open_door=open_door, report=report)
+    if listeners:
+        _check_listeners(listen, admin=admin, open_door=open_door, report=report)
     _check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
         raise SettingsError(report.problems)
@@ -129,7 +128,6 @@ def _explain(loc: tuple[int | str, ...], *, kind: str, message: str, report: Rep
         report.problem(key, "is no setting", hint=hint)
     else:
         allowed = ALLOWED.get(generic)
-        message = message.removeprefix("Value error, ")
         report.problem(key, f"must be {allowed}" if allowed else message[:1].lower() + message[1:])
 
 
@@ -216,6 +214,31 @@ def _simulated(model: SettingsModel, *, environ: Mapping[str, str], report: Repo
     if account and not _IDENTIFIER.fullmatch(account):
         report.problem(key, "contains a space or a control character")
     return account
+
+
+def _simulator(model: SettingsModel, *, report: Report) -> tuple[Address | None, Address | None]:
+    """Check what the simulator is told; where it and its control API listen, if that is set."""
+    options = model.simulator
+    for name, value in options.switches().items():
+        try:
+            Switches().change({name: value})
+        except ValueError as error:
+            report.problem(f"simulator.{name}", str(error))
+    for text in options.faults:
+        try:
+            parse_fault(text)
+        except ValueError as error:
+            report.problem("simulator.faults", str(error))
+    listen, control = (
+        _address(f"simulator.{key}", text, report=report) if text else None
+        for key, text in (("listen", options.listen), ("control_listen", options.control_listen))
+    )
+    if control is not None and not control.loopback:
+        report.warnings.append(
+            f"simulator.control_listen: {control} can be reached from other machines, "
+            "and whoever reaches it is in control of the simulator"
+        )
+    return listen, control
 
 
 def _credentials(

@@ -5,17 +5,15 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
     create_model,
-    model_validator,
 )
 
-from proxy.simulator import Switches, parse_fault
+from proxy.simulator import Switches
 
 PREFIX = "NOMBA_PROXY_"
 # An empty text is no value.
@@ -92,12 +90,6 @@ class DrainSettings(_Section):
     limit: Seconds = 25.0
 
 
-def _check_faults(texts: tuple[str, ...]) -> tuple[str, ...]:
-    for text in texts:
-        parse_fault(text)
-    return texts
-
-
 class _SimulatorSettings(_Section):
     """The built-in simulator, and `nomba-proxy simulate`."""
 
@@ -105,16 +97,11 @@ class _SimulatorSettings(_Section):
     control_listen: Text = None
     seed: int = 1
     state_file: Text = None
-    faults: Annotated[Lines, AfterValidator(_check_faults)] = ()
+    faults: Lines = ()
 
     def switches(self) -> Mapping[str, Any]:
         """The switches that can be set here, with their values."""
         return {name: getattr(self, name) for name in _SWITCHES}
-
-    @model_validator(mode="after")
-    def _check(self) -> "_SimulatorSettings":
-        Switches().change(self.switches())
-        return self
 
 
 # What the simulator can be told, it knows best itself; the account is the upstream's.

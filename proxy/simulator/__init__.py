@@ -11,10 +11,8 @@ switch (`switches.py`).
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from decimal import Decimal
 from email.utils import formatdate
 from pathlib import Path
@@ -28,7 +26,7 @@ from proxy.simulator.messages import Headers, Received, Reply
 from proxy.simulator.script import Hold, Script, Waiting
 from proxy.simulator.server import Server, Site
 from proxy.simulator.sessions import Sessions
-from proxy.simulator.state import StateUnusable, read_state, write_state
+from proxy.simulator.state import StateFile, StateUnusable
 from proxy.simulator.switches import Switches, choices
 from proxy.simulator.times import TimeForm
 
@@ -59,9 +57,10 @@ class Simulator:
         clock: unix seconds.
         seed: identifiers, tokens and the dice of faults are the same for the same seed.
         sleep: how delays wait, given seconds.
-        state_file: where its state is kept, at most a second behind; None for nowhere.
+        state_file: where its state is kept, about a second behind; None for nowhere.
         memory: bytes of received requests that are remembered, the newest; None for all.
         observe: told of each request that was answered, and the reply (None for none).
+        trouble: told of faults of its own, in a line.
 
     Attributes:
         switches: as given.
@@ -82,6 +81,7 @@ class Simulator:
         state_file: Path | None = None,
         memory: int | None = None,
         observe: Callable[[Received, Reply | None], object] = lambda *_: None,
+        trouble: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.switches = switches or Switches()
         self.received: list[Received] = []
@@ -90,13 +90,14 @@ class Simulator:
         self._sleep = sleep
         self._memory = memory
         self._observe = observe
+        self.trouble = trouble
         self._book = Book(clock=clock, seed=seed)
         self._sessions = Sessions(self.switches, clock=clock, seed=seed)
         self._limits = Limits(self.switches, clock=clock)
         self._api = Api(
             self.switches, sessions=self._sessions, book=self._book, limits=self._limits
         )
-        self._script = Script(random.Random(seed))  # noqa: S311 - these dice guard nothing
+        self._script = Script(seed)
         self._arrival = asyncio.Event()
         self._numbered = 0
         self._held = 0  # bytes of the requests in `received`
@@ -107,12 +108,13 @@ class Simulator:
             answer=self._answer,
             stamp=self._stamp,
             sleep=sleep,
+            trouble=trouble,
         )
         self._server = Server(site)
-        self._state_file = state_file
+        self._state_file = None if state_file is None else StateFile(state_file)
         self._saving: asyncio.TimerHandle | None = None
-        if state_file is not None:
-            self._load(state_file)
+        if self._state_file is not None:
+            self._load(self._state_file)
         self._saved = self._changes
 
     async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -124,20 +126,28 @@ class Simulator:
 
         Raises:
             OSError: the address cannot be bound.
+            StateUnusable: the state file cannot be written, or is another process's.
         """
+        if self._state_file is not None:
+            self._state_file.claim()
+            self.save()  # now, so that a file that cannot be written is found out
         self.origin = await self._server.start(host, port=port)
 
     async def stop(self) -> None:
         """Stop listening and cut every connection; harmless when not started.
 
         Raises:
-            OSError: the state file cannot be written.
+            StateUnusable: the state file cannot be written.
         """
         await self._server.stop()
         if self._saving is not None:
             self._saving.cancel()
-        if self._saved != self._changes:
-            self.save()
+        if self._state_file is not None:
+            try:
+                if self._saved != self._changes:
+                    self.save()
+            finally:
+                self._state_file.release()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -172,10 +182,12 @@ class Simulator:
     def expire(self) -> None:
         """From now on the living access token counts as an expired JWT."""
         self._sessions.expire()
+        self._remember()
 
     def revoke(self) -> None:
         """From now on the living access token and its refresh token are invalid."""
         self._sessions.clear()
+        self._remember()
 
     def reset(self) -> None:
         """Forget requests, sessions, money, limits, faults and holds; the switches stay."""
@@ -184,6 +196,7 @@ class Simulator:
         self._book.reset()
         self._limits.clear()
         self._script.clear()
+        self._remember()
 
     def forget_received(self) -> None:
         """Forget the requests received; their numbers go on."""
@@ -192,13 +205,15 @@ class Simulator:
 
     def pay(self, body: bytes) -> Reply:
         """A customer pays an order, or into a virtual account: JSON as the control API takes it."""
-        return self._api.pay(body)
+        reply = self._api.pay(body)
+        self._remember()
+        return reply
 
     def show_ledger(self) -> dict[str, Any]:
         """Balances by account and every movement, as JSON can hold them."""
         return {
             "balances": {name: str(amount) for name, amount in self._book.balances.items()},
-            "movements": [{**asdict(one), "amount": str(one.amount)} for one in self.ledger],
+            "movements": self._book.show_ledger(),
         }
 
     @property
@@ -263,16 +278,25 @@ class Simulator:
         request.number = self._numbered
         self.received.append(request)
         self._held += _size(request)
+        self._trim()
         return self._script.take(request.method, request.path)
 
     def _arrived(self, request: Received) -> None:
         if self.received and self.received[0].number <= request.number:
             self._held += len(request.body)
-        while self._memory is not None and self._held > self._memory and len(self.received) > 1:
-            oldest = self.received.pop(0)
-            self._held -= _size(oldest)
+            self._trim()
         self._arrival.set()
         self._arrival.clear()  # wakes everyone who waits now, and only those
+
+    def _trim(self) -> None:
+        """Forget the oldest requests beyond what may be remembered, never the newest."""
+        old = 0
+        while (
+            self._memory is not None and self._held > self._memory and old + 1 < len(self.received)
+        ):
+            self._held -= _size(self.received[old])
+            old += 1
+        del self.received[:old]
 
     async def _answer(self, request: Received, fault: Fault | None) -> Reply | None:
         """What a request gets; None for nothing."""
@@ -292,6 +316,7 @@ class Simulator:
         elif fault.session == "revoke":
             self.revoke()
         reply = self._api.answer(request) if fault.work else None
+        self._remember()
         if fault.delay:
             await self._sleep(fault.delay)
         if fault.stall or fault.drop:
@@ -309,36 +334,42 @@ class Simulator:
     def _changes(self) -> int:
         return self._book.changes + self._sessions.changes
 
-    def _load(self, path: Path) -> None:
-        state = read_state(path)
+    def _load(self, file: StateFile) -> None:
+        state = file.read()
         if state is None:
             return
         try:
             self._book.load(state["book"])
             self._sessions.load(state["sessions"])
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise StateUnusable(f"{path} is damaged ({error!r}); move it away") from None
+            raise StateUnusable(f"{file} is damaged ({error!r}); move it away") from None
 
     def _remember(self) -> None:
         """Write the state soon, if there is anything new and nothing is planned yet."""
         if self._state_file is None or self._saving is not None or self._saved == self._changes:
             return
-        self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER, self.save)
+        self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER, self._save_soon)
+
+    def _save_soon(self) -> None:
+        try:
+            self.save()
+        except StateUnusable as error:  # tried again with the next change
+            self.trouble(str(error))
 
     def save(self) -> None:
         """Write the state file now, if there is one.
 
         Raises:
-            OSError: it cannot be written.
+            StateUnusable: it cannot be written.
         """
         self._saving = None
         if self._state_file is None:
             return
         state = {"book": self._book.dump(), "sessions": self._sessions.dump()}
-        write_state(self._state_file, state)
+        self._state_file.write(state)
         self._saved = self._changes
 
 
 def _size(request: Received) -> int:
-    """Bytes that a request takes, roughly."""
-    return len(request.raw_head) + len(request.body)
+    """Bytes that a request takes, roughly: what it said, and what we made of it."""
+    return 512 + 2 * len(request.raw_head) + len(request.body)

@@ -6,7 +6,7 @@ one rate, A.
 
 import json
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 
 from proxy.simulator.book import DOLLAR, DOLLARS, NAIRA, PARENT, Book, Record, outside
 from proxy.simulator.call import Call, Handler, refused
@@ -78,7 +78,7 @@ class Abroad:
         )
 
     def _currency(self, call: Call) -> str:
-        currency: str = call.texts("sourceCurrency").get("sourceCurrency", NAIRA).upper()
+        currency: str = call.texts("sourceCurrency").get("sourceCurrency", NAIRA)
         if currency not in {NAIRA, DOLLAR}:
             raise refused(400, f"sourceCurrency must be {NAIRA} or {DOLLAR}")
         return currency
@@ -86,9 +86,10 @@ class Abroad:
     def _exchange(self, call: Call) -> Reply:
         """Naira become dollars, through the outside: each currency keeps its sum."""
         amount = call.amount()
+        call.naira_only("sourceCurrency")
 
         def work() -> Record:
-            bought = (amount / _RATE).quantize(Decimal("0.01"))
+            bought = _dollars(amount)
             if not bought:
                 raise refused(400, f"{amount} buys nothing")
             transaction = self._payments.move(
@@ -130,8 +131,9 @@ class Abroad:
     def _convert(self, call: Call) -> Reply:
         """A quotation; nothing moves."""
         amount = call.amount()
-        bought = (amount / _RATE).quantize(Decimal("0.01"))
-        return call.ok({"amount": str(amount), "converted": str(bought), "rate": str(_RATE)})
+        call.naira_only("sourceCurrency")
+        quoted = {"amount": str(amount), "converted": str(_dollars(amount)), "rate": str(_RATE)}
+        return call.ok(quoted)
 
     def _rates(self, call: Call) -> Reply:
         return call.ok([{"from": DOLLAR, "to": NAIRA, "rate": str(_RATE)}])
@@ -170,3 +172,8 @@ class Abroad:
         if found is None or not found["type"].startswith("global_"):
             raise refused(404, "Transaction not found")
         return call.ok(self._payments.shown(found))
+
+
+def _dollars(naira: Decimal) -> Decimal:
+    """What naira buy: whole cents, never more."""
+    return (naira / _RATE).quantize(Decimal("0.01"), rounding=ROUND_DOWN)

@@ -1,6 +1,6 @@
 """Parent, sub-accounts and virtual accounts. Paths are D; fields that the facts do not name, A."""
 
-from proxy.simulator.book import DOLLAR, NAIRA, PARENT, Book, Record, outside
+from proxy.simulator.book import NAIRA, PARENT, Book, Record, outside
 from proxy.simulator.call import Call, Handler, refused
 from proxy.simulator.messages import Reply, reply_json
 from proxy.simulator.payments import Payments
@@ -58,7 +58,9 @@ class Accounts:
         return call.ok(self._shown(PARENT))
 
     def _balance(self, call: Call) -> Reply:
-        account = self._payments.account(call.params.get("subAccountId"))
+        """Of the account in the path, or in the query (A), else the parent's."""
+        named = call.params.get("subAccountId") or call.query.get("accountId")
+        account = self._payments.account(named)
         return call.ok({"amount": str(self._book.balances[account]), "currency": NAIRA})
 
     def _suspend(self, call: Call) -> Reply:
@@ -85,35 +87,38 @@ class Accounts:
         if self._find_virtual(reference) is not None:
             raise refused(400, "accountRef is in use")
         account = self._payments.account(call.params.get("subAccountId"))
-        currency = call.texts("currency").get("currency", NAIRA)
-        if currency not in {NAIRA, DOLLAR}:
-            raise refused(400, f"currency must be {NAIRA} or {DOLLAR}")
+        call.naira_only("currency")
         bank_number = self._book.ids.digits(10)
         record = {
             "accountRef": reference,
             "accountName": call.text("accountName"),
-            "accountHolderId": self._payments.shown_id(account),
+            "_account": account,
             "bankName": _BANK,
             "bankAccountNumber": bank_number,
             "bankAccountName": f"Simulated/{call.text('accountName')}",
-            "currency": currency,
+            "currency": NAIRA,
             "callbackUrl": call.texts("callbackUrl").get("callbackUrl", ""),
             "expired": False,
             "createdAt": self._book.now("nanos-z"),
         }
-        return call.ok(self._book.add("virtual", reference, record))
+        return call.ok(self._holding(self._book.add("virtual", reference, record)))
+
+    def _holding(self, record: Record) -> Record:
+        return {**record, "accountHolderId": self._payments.shown_id(record["_account"])}
 
     def _list_virtual(self, call: Call) -> Reply:
         rows = self._book.table("virtual").values()
         wanted = call.texts("accountRef", "accountName", "bankAccountNumber")
-        return call.ok(call.cursor_page(one for one in rows if wanted.items() <= one.items()))
+        found = (self._holding(one) for one in rows if wanted.items() <= one.items())
+        return call.ok(call.cursor_page(found))
 
     def _show_virtual(self, call: Call) -> Reply:
-        return call.ok(self._virtual(call))
+        return call.ok(self._holding(self._virtual(call)))
 
     def _change_virtual(self, call: Call) -> Reply:
         record = self._virtual(call)
-        return call.ok(self._book.change(record, **call.texts("accountName", "callbackUrl")))
+        self._book.change(record, **call.texts("accountName", "callbackUrl"))
+        return call.ok(self._holding(record))
 
     def _close_virtual(self, call: Call) -> Reply:
         record = self._virtual(call)
@@ -145,7 +150,7 @@ class Accounts:
             call,
             amount=call.amount(),
             source=outside(NAIRA),
-            target=self._payments.account(record["accountHolderId"]),
+            target=record["_account"],
             kind="vact_transfer",
             details={"accountRef": record["accountRef"]},
         )

@@ -4,8 +4,8 @@ Money is only ever moved, never made: whoever is outside has an account too, and
 owe. So the balances of each currency always add up to nothing.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -26,6 +26,11 @@ _SUB_CAPITAL = Decimal("50000.00")  # of each sub-account
 def outside(currency: str) -> str:
     """The account of everybody who is not the merchant."""
     return f"outside:{currency}"
+
+
+def currency_of(source: str, target: str) -> str:
+    """What is moved between two accounts."""
+    return DOLLAR if DOLLARS in {source, target} else NAIRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,7 @@ class Book:
         ids: where identifiers come from.
         balances: money by account.
         ledger: every movement, oldest first.
+        changes: how often anything changed.
     """
 
     def __init__(self, *, clock: Callable[[], float], seed: int) -> None:
@@ -72,12 +78,14 @@ class Book:
         self.balances: dict[str, Decimal] = {}
         self.ledger: list[Movement] = []
         self._tables: dict[str, dict[str, Record]] = {}
+        self._serial = 0
         self.changes = 0
         self.reset()
 
     def reset(self) -> None:
         """Back to the first day."""
         self.ids.count = 0
+        self._serial = 0
         self.balances.clear()
         self.ledger.clear()
         self._tables.clear()
@@ -103,7 +111,6 @@ class Book:
         self, amount: Decimal, *, source: str, target: str, ref: str, operation: str
     ) -> Movement:
         """Move money; the source may fall below nothing only if the caller lets it."""
-        currency = DOLLAR if DOLLARS in {source, target} else NAIRA
         movement = Movement(
             number=len(self.ledger) + 1,
             at=self._clock(),
@@ -111,7 +118,7 @@ class Book:
             source=source,
             target=target,
             amount=amount,
-            currency=currency,
+            currency=currency_of(source, target),
             ref=ref,
         )
         self.balances[source] -= amount
@@ -125,7 +132,12 @@ class Book:
         return self._tables.get(name, {})
 
     def add(self, table: str, key: str, record: Record) -> Record:
-        """Keep a record under a key of its table; the record."""
+        """Keep a record under a key of its table; the record.
+
+        What begins with an underscore is not shown; `_n` numbers the records.
+        """
+        self._serial += 1
+        record["_n"] = self._serial
         self._tables.setdefault(table, {})[key] = record
         self.changes += 1
         return record
@@ -150,12 +162,19 @@ class Book:
         """The present in unix seconds."""
         return self._clock()
 
+    def show_ledger(self) -> list[Record]:
+        """Every movement, as JSON can hold it."""
+        names = Movement.__slots__
+        rows = [{name: getattr(one, name) for name in names} for one in self.ledger]
+        return [{**row, "amount": str(row["amount"])} for row in rows]
+
     def dump(self) -> Record:
         """Everything, as JSON can hold it."""
         return {
             "ids": self.ids.count,
+            "serial": self._serial,
             "balances": {name: str(amount) for name, amount in self.balances.items()},
-            "ledger": [{**asdict(one), "amount": str(one.amount)} for one in self.ledger],
+            "ledger": self.show_ledger(),
             "tables": self._tables,
         }
 
@@ -167,7 +186,33 @@ class Book:
         """
         ledger = [Movement(**{**one, "amount": Decimal(one["amount"])}) for one in state["ledger"]]
         balances = {name: Decimal(amount) for name, amount in state["balances"].items()}
-        tables = {name: dict(table) for name, table in state["tables"].items()}
-        self.ids.count = int(state["ids"])
+        tables = {name: {**table} for name, table in state["tables"].items()}  # TypeError if none
+        _check_balances(balances)
+        for table in tables.values():
+            _check_records(table.values(), needed={"_n"})
+        _check_records(
+            tables.get("transactions", {}).values(), needed={"_from", "_to", "_account", "_at"}
+        )
+        if min(int(state["ids"]), int(state["serial"])) < 0:
+            raise ValueError("a count below 0")
+        self.ids.count, self._serial = int(state["ids"]), int(state["serial"])
         self.balances, self.ledger, self._tables = balances, ledger, tables
         self.changes += 1
+
+
+def _check_balances(balances: Mapping[str, Decimal]) -> None:
+    """ValueError unless the fixed accounts are there and each currency adds up to nothing."""
+    dollars = {DOLLARS, outside(DOLLAR)}
+    if not {PARENT, PENDING, outside(NAIRA), *dollars} <= set(balances):
+        raise ValueError("an account is missing")
+    if not all(amount.is_finite() for amount in balances.values()):
+        raise ValueError("an amount is no number")
+    if sum(balances[name] for name in dollars) or sum(balances.values()):
+        raise ValueError("the balances do not add up to nothing")
+
+
+def _check_records(records: Iterable[object], *, needed: set[str]) -> None:
+    """ValueError unless all are records with the fields that the books rely on."""
+    for record in records:
+        if not isinstance(record, dict) or not needed <= set(record):
+            raise ValueError(f"a record lacks {', '.join(sorted(needed))}")

@@ -1,15 +1,24 @@
 """One call of an operation: what it asks for, and the replies it can get."""
 
 import base64
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from urllib.parse import parse_qsl, unquote
 
-from proxy.simulator.book import Record
-from proxy.simulator.messages import Received, Reply, failure, json_object, reply_json
+from proxy.simulator.book import NAIRA, Record
+from proxy.simulator.messages import (
+    Fraction,
+    Received,
+    Reply,
+    failure,
+    json_object,
+    reply_json,
+)
 
 _TOO_MUCH = Decimal(10) ** 12  # naira; no amount is larger
+_AMOUNT = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 _PAGE = 20  # rows of a page unless `limit` says otherwise
 _PAGE_MOST = 100
 
@@ -57,7 +66,7 @@ class Call:
 
     def ok(self, data: object, **more: object) -> Reply:
         """HTTP 200 in Nomba's envelope (D)."""
-        content = {"code": self.code, "description": "Success", **more, "data": data}
+        content = {"code": self.code, "description": "Success", **more, "data": visible(data)}
         return reply_json(200, content=content)
 
     def field(self, path: str) -> object:
@@ -74,13 +83,18 @@ class Call:
             Refused: it is not.
         """
         value = self.field(path)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or isinstance(value, Fraction) or not value.strip():
             raise refused(400, f"{path} must be a text")
         return value
 
     def texts(self, *paths: str) -> Record:
         """Those of the named fields that are there; each has to be a text."""
         return {path: self.text(path) for path in paths if self.field(path) is not None}
+
+    def naira_only(self, path: str) -> None:
+        """Refuse another currency than naira, where only that is simulated."""
+        if self.texts(path).get(path, NAIRA) != NAIRA:
+            raise refused(400, f"{path}: only {NAIRA} is simulated here")
 
     def amount(self, path: str = "amount") -> Decimal:
         """A field that has to be money: number or text (D/O), above 0, in whole kobo (A).
@@ -89,35 +103,41 @@ class Call:
             Refused: it is not.
         """
         value = self.field(path)
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            try:
-                amount = Decimal(value)
-            except InvalidOperation:
-                amount = Decimal(0)
-            if amount.is_finite() and 0 < amount <= _TOO_MUCH:
+        if type(value) is int or (isinstance(value, str) and _AMOUNT.fullmatch(value)):
+            amount = Decimal(value)
+            if 0 < amount <= _TOO_MUCH:
                 rounded = amount.quantize(Decimal("0.01"))
                 if rounded == amount:
                     return rounded
         raise refused(400, f"{path} must be an amount above 0 with at most two decimals")
 
-    def cursor_page(self, rows: Iterable[Record]) -> Record:
+    def cursor_page(self, rows: Iterable[Record], *, newest_first: bool = False) -> Record:
         """One page of a list that is paged by `limit` and `cursor` (D), query or body.
+
+        A cursor names the last record seen, so what comes or goes meanwhile makes
+        no gap and no double.
+
+        Args:
+            rows: records of one table, oldest first.
+            newest_first: they are given the other way.
 
         Returns:
             `results`, and `cursor`: the next page's, empty on the last.
         """
-        every = list(rows)
         limit = self._whole("limit", default=_PAGE, most=_PAGE_MOST)
         given = str(self.query.get("cursor") or self.field("cursor") or "")
-        try:
-            at = int(base64.urlsafe_b64decode(given)) if given else 0
-        except ValueError:
-            at = -1
-        if not 0 <= at <= len(every):
-            raise refused(400, "cursor is none of ours")
-        end = at + limit
-        after = base64.urlsafe_b64encode(str(end).encode()).decode() if end < len(every) else ""
-        return {"results": every[at:end], "cursor": after}
+        every = list(rows)
+        if given:
+            try:
+                seen = int(base64.b64decode(given, altchars=b"-_", validate=True))
+            except ValueError:
+                raise refused(400, "cursor is none of ours") from None
+            every = [
+                one for one in every if (one["_n"] < seen if newest_first else one["_n"] > seen)
+            ]
+        page = every[:limit]
+        last = str(page[-1]["_n"]).encode() if len(every) > limit else b""
+        return {"results": visible(page), "cursor": base64.urlsafe_b64encode(last).decode()}
 
     def numbered_page(self, rows: Iterable[Record]) -> Record:
         """One page of a list that is paged by `page`, from 1 (A)."""
@@ -138,6 +158,13 @@ class Call:
         if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:
             raise refused(400, f"{name} must be a whole number above 0")
         return min(int(text), most)
+
+
+def visible(value: object) -> object:
+    """A value without what is the books' own: names that begin with an underscore."""
+    if isinstance(value, dict):
+        return {key: visible(one) for key, one in value.items() if key[:1] != "_"}
+    return [visible(one) for one in value] if isinstance(value, list) else value
 
 
 Handler = Callable[[Call], Reply]

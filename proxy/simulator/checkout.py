@@ -6,7 +6,7 @@ A card's number is never kept, only its last four digits.
 
 from decimal import Decimal
 
-from proxy.simulator.book import NAIRA, PARENT, Book, Record, outside
+from proxy.simulator.book import NAIRA, Book, Record, outside
 from proxy.simulator.call import Call, Handler, refused
 from proxy.simulator.messages import Reply
 from proxy.simulator.payments import Payments
@@ -50,18 +50,23 @@ class Checkout:
     # -- orders ------------------------------------------------------------------------
 
     def _order(self, call: Call) -> Reply:
-        order = self._open(call)
+        order = self._keep_order(self._draft(call))
         link = f"https://checkout.simulator.invalid/{order['orderId']}"
         return call.ok({"checkoutLink": link, "orderReference": order["orderReference"]})
 
-    def _open(self, call: Call) -> Record:
-        """A new order from a body's `order`; a reference is used once."""
+    def _keep_order(self, order: Record) -> Record:
+        return self._book.add("orders", order["orderReference"], order)
+
+    def _draft(self, call: Call) -> Record:
+        """A new order from a body's `order`, not kept yet; a reference is used once."""
         given = call.texts("order.orderReference").get("order.orderReference")
         reference = given or self._book.ids.uuid()
         if reference in self._book.table("orders"):
             raise refused(400, "Duplicate orderReference")
+        call.naira_only("order.currency")
         texts = call.texts("order.customerEmail", "order.callbackUrl", "order.customerId")
-        record = {
+        named = call.texts("order.accountId").get("order.accountId")
+        return {
             "orderId": self._book.ids.uuid(),
             "orderReference": reference,
             "amount": str(call.amount("order.amount")),
@@ -69,8 +74,8 @@ class Checkout:
             **{name.removeprefix("order."): value for name, value in texts.items()},
             "status": _NEW,
             "createdAt": self._book.now("no-zone"),
+            "_account": self._payments.account(named),
         }
-        return self._book.add("orders", reference, record)
 
     def _find(self, reference: str) -> Record:
         order = self._book.table("orders").get(reference)
@@ -114,18 +119,29 @@ class Checkout:
         """Where a customer pays by bank transfer instead of a card."""
         order = self._find(call.params["orderReference"])
         if "accountNumber" not in order:
-            self._book.change(order, accountNumber=self._book.ids.digits(10))
+            number = self._book.ids.digits(10)
+            self._book.change(order, accountNumber=number)
+            self._book.add("order_accounts", number, {"orderReference": order["orderReference"]})
         shown = {name: order[name] for name in ("accountNumber", "amount", "orderReference")}
         return call.ok({**shown, "bankName": "Simulated Microfinance Bank"})
 
     # -- paying ------------------------------------------------------------------------
 
-    def pay(self, call: Call) -> Record:
-        """The customer pays the order that `orderReference` names, as a transaction.
+    def pay(self, call: Call) -> Record | None:
+        """The customer pays an order, as a transaction; None if the call names none.
+
+        The order is that of `orderReference`, or of the `accountNumber` from
+        `get-checkout-kta`.
 
         Raises:
-            Refused: there is none, or it is paid or cancelled.
+            Refused: there is no such order, or it is paid or cancelled.
         """
+        if call.field("orderReference") is None:
+            given = call.texts("accountNumber").get("accountNumber", "")
+            known = self._book.table("order_accounts").get(given)
+            if known is None:
+                return None
+            call.form["orderReference"] = known["orderReference"]
         return self._charge(call, self._unpaid(call), kind="online_checkout")
 
     def _charge(self, call: Call, order: Record, *, kind: str) -> Record:
@@ -133,7 +149,7 @@ class Checkout:
             call,
             amount=Decimal(order["amount"]),
             source=outside(NAIRA),
-            target=PARENT,
+            target=order["_account"],
             kind=kind,
             details={"orderReference": order["orderReference"]},
         )
@@ -143,12 +159,13 @@ class Checkout:
     def _card_detail(self, call: Call) -> Reply:
         order = self._unpaid(call)
         digits = "".join(one for one in str(call.form.get("cardDetails", "")) if one.isdigit())
-        self._book.change(order, card=f"**** **** **** {digits[-4:]}")
+        card = f"**** **** **** {digits[-4:]}"
         if self._switches.card_otp:
-            self._book.change(order, status=_OTP)
+            self._book.change(order, card=card, status=_OTP)
             data = {"responseCode": "T0", "message": "Enter the OTP", "status": True}
             return call.ok({**data, "transactionId": order["orderId"]})
         transaction = self._charge(call, order, kind="online_checkout")
+        self._book.change(order, card=card)
         return call.ok({**self._payments.shown(transaction), "responseCode": "00"})
 
     def _card_otp(self, call: Call) -> Reply:
@@ -176,7 +193,7 @@ class Checkout:
         refund = self._payments.move(
             call,
             amount=amount,
-            source=PARENT,
+            source=paid["_to"],
             target=outside(NAIRA),
             kind="checkout_refund",
             details={"refundOf": paid["id"]},
@@ -189,7 +206,9 @@ class Checkout:
     def _token_payment(self, call: Call) -> Reply:
         if call.text("tokenKey") not in self._book.table("cards"):
             raise refused(404, "Card not found")
-        transaction = self._charge(call, self._open(call), kind="tokenized_card_payment")
+        order = self._draft(call)
+        transaction = self._charge(call, order, kind="tokenized_card_payment")
+        self._keep_order(order)
         return call.ok({**self._payments.shown(transaction), "message": "success", "status": True})
 
     def _list_cards(self, call: Call) -> Reply:
@@ -213,7 +232,7 @@ class Checkout:
     def _save_card_of_order(self, call: Call) -> Reply:
         order = self._named(call)
         if "card" not in order:
-            raise refused(400, "The order was not paid by card")
+            raise refused(400, "No card was given for this order")
         record = {"orderReference": order["orderReference"]}
         return call.ok(self._keep(record, last=order["card"][-4:]))
 

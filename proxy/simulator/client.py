@@ -5,7 +5,7 @@
     ...
     assert len(nomba.ledger()["movements"]) == 1
 
-It uses nothing but the standard library, and blocks.
+It blocks, so a test with an event loop calls it in a thread.
 """
 
 import base64
@@ -134,10 +134,10 @@ class Control:
             connection.request(method, target, body=body)
             reply = connection.getresponse()
             answer = json.loads(reply.read())
-        except http.client.HTTPException as error:
-            raise OSError(f"{self._netloc} does not speak HTTP: {error!r}") from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise OSError(f"no simulator answers on {self._netloc}: {error!r}") from error
         finally:
             connection.close()
         if reply.status != 200:
-            raise ControlError(answer["description"])
+            raise ControlError(str(answer.get("description", answer)))
         return answer

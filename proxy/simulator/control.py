@@ -6,15 +6,19 @@ Plain JSON over HTTP, for curl and for `client.py`; docs/simulator.md shows ever
 import base64
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from proxy.simulator import Simulator
-from proxy.simulator.faults import KINDS, make_fault
+from proxy.simulator.faults import KINDS, fits, make_fault
 from proxy.simulator.messages import Received, Reply, failure, reply_json
 from proxy.simulator.script import Waiting
 from proxy.simulator.server import Server, Site
+from proxy.simulator.switches import Switches
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
 
 class Control:
@@ -33,7 +37,7 @@ class Control:
         self.origin = ""
         self.routes: Mapping[str, Callable[[Received], object]] = {
             "GET /": lambda _: {"routes": list(self.routes), "faults": _kinds()},
-            "GET /switches": lambda _: simulator.switches.shown(),
+            "GET /switches": lambda _: _switches(simulator),
             "PATCH /switches": self._switch,
             "GET /faults": lambda _: [_waiting(one) for one in simulator.faults],
             "POST /faults": self._fault,
@@ -53,6 +57,7 @@ class Control:
             answer=self._answer,
             stamp=lambda: (("Cache-Control", "no-store"),),
             sleep=_never,
+            trouble=simulator.trouble,
         )
         self._server = Server(site)
 
@@ -69,7 +74,8 @@ class Control:
         await self._server.stop()
 
     async def _answer(self, request: Received, _: object) -> Reply:
-        if request.header("Origin") is not None or not _is_plain_host(request.header("Host")):
+        browser = request.has("Origin") or request.has("Sec-Fetch-Site")
+        if browser or not _is_plain_host(request.header("Host")):
             # A web page could reach a local port through a browser; no page is welcome.
             return failure(403, description="Call this from a program, by IP address or localhost")
         route = self.routes.get(f"{request.method} {request.path}")
@@ -90,7 +96,7 @@ class Control:
 
     def _switch(self, request: Received) -> object:
         self._simulator.switches.change(_json_object(request.body))
-        return self._simulator.switches.shown()
+        return _switches(self._simulator)
 
     def _fault(self, request: Received) -> object:
         options = _json_object(request.body)
@@ -101,15 +107,17 @@ class Control:
         return [_waiting(one) for one in self._simulator.faults]
 
     def _received(self, request: Received) -> object:
-        """`?path=` exactly, `?after=N` for what came after number N."""
+        """`?path=` a pattern as faults have, `?after=N` what came after number N."""
         query = dict(parse_qsl(request.query))
-        after = query.get("after", "0")
-        if not (after.isascii() and after.isdigit()):
+        path, after = query.pop("path", "*"), query.pop("after", "0")
+        if query:
+            raise ValueError(f"there is path and after, and no {', '.join(query)}")
+        if not (after.isascii() and after.isdigit() and len(after) < 19):
             raise ValueError("after must be a number that a request had")
         return [
             _shown(one)
             for one in self._simulator.received
-            if query.get("path") in {None, one.path} and one.number > int(after)
+            if one.number > int(after) and fits(one.path, pattern=path)
         ]
 
 
@@ -132,17 +140,24 @@ def _is_plain_host(host: str | None) -> bool:
 
     An address, `localhost`, or a name without dots, as containers have.
     """
-    try:
-        name = urlsplit(f"//{host or ''}").hostname or ""
-    except ValueError:
+    found = _HOST.fullmatch(host or "")
+    if found is None:
         return False
+    name = found[1].strip("[]")
     if "." not in name and ":" not in name:
-        return bool(name)
+        return True
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return name.endswith(".localhost")
     return True
+
+
+def _switches(simulator: Simulator) -> dict[str, object]:
+    """The switches; secrets that somebody chose are not told."""
+    shown, usual = simulator.switches.shown(), Switches().shown()
+    hidden = (name for name in ("client_secret", "other_clients") if shown[name] != usual[name])
+    return {**shown, **dict.fromkeys(hidden, "***")}
 
 
 def _kinds() -> dict[str, object]:

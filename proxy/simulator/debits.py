@@ -9,7 +9,8 @@ from proxy.simulator.messages import Reply
 from proxy.simulator.payments import Payments
 
 _ACTIVE = "ACTIVE"
-_STATUSES = (_ACTIVE, "SUSPENDED", "DELETED")
+_DELETED = "DELETED"
+_STATUSES = (_ACTIVE, "SUSPENDED", _DELETED)
 
 
 class Debits:
@@ -54,6 +55,8 @@ class Debits:
     def _update(self, call: Call) -> Reply:
         mandate = self._find(call.text("mandateId"))
         status = call.text("status").upper()
+        if mandate["status"] == _DELETED:
+            raise refused(400, "The mandate is deleted")
         if status not in _STATUSES:
             raise refused(400, f"status must be one of {', '.join(_STATUSES)}")
         return call.ok(self._book.change(mandate, status=status))

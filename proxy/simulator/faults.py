@@ -7,6 +7,7 @@ object (control API):
     {"fault": "lose-reply", "path": "/v2/transfers/*", "times": 2}
 """
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -71,15 +72,27 @@ class Fault:
     delay: float = 0.0
     stall: bool = False
     delivery: Delivery | None = None
-    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        parts = (re.escape(part) for part in self.path.split("*"))
-        object.__setattr__(self, "_pattern", re.compile(".*".join(parts), re.DOTALL))
 
     def matches(self, method: str, path: str) -> bool:
         """Whether it is meant for a request."""
-        return self.method in {"*", method} and self._pattern.fullmatch(path) is not None
+        return self.method in {"*", method} and fits(path, pattern=self.path)
+
+
+def fits(path: str, *, pattern: str) -> bool:
+    """Whether a path fits a pattern, whose stars stand for any characters."""
+    first, *middle = pattern.split("*")
+    if not middle:
+        return path == first
+    last = middle.pop()
+    if not path.startswith(first) or not path.endswith(last):
+        return False
+    at, end = len(first), len(path) - len(last)
+    for part in middle:  # the leftmost place is as good as any
+        at = path.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return at <= end
 
 
 def reply_with(
@@ -192,6 +205,14 @@ KINDS: Mapping[str, Kind] = {
 
 _COMMON: Mapping[str, Any] = {"path": "*", "method": "*", "times": 1, "probability": 1.0}
 _THEN = ("close", "reset", "stall")
+_RANGES = {
+    "times": (1, 1_000_000_000, "always or a whole number"),
+    "probability": (0, 1, "a number"),
+    "seconds": (0, 3600, "a number of seconds"),
+    "status": (200, 999, "a final HTTP status,"),
+    "bytes": (0, 1_000_000_000, "a whole number"),
+}
+_FIELD = re.compile(r"[\x20-\x7e]*")
 
 
 def make_fault(name: str, options: Mapping[str, Any]) -> Fault:
@@ -215,12 +236,14 @@ def make_fault(name: str, options: Mapping[str, Any]) -> Fault:
     filled = {
         key: _option(key, options.get(key, default), like=default) for key, default in known.items()
     }
-    if not 0 <= filled["probability"] <= 1:
-        raise ValueError("probability must be a number from 0 to 1")
     if filled.get("then", "close") not in _THEN:
         raise ValueError(f"then must be one of {', '.join(_THEN)}")
-    if not 100 <= filled.get("status", 200) <= 999:
-        raise ValueError("status must be an HTTP status")
+    if not _FIELD.fullmatch(filled.get("content_type", "")):
+        raise ValueError("content_type must be visible ASCII")
+    if filled["path"][:1] not in {"/", "*"} or "?" in filled["path"]:
+        raise ValueError("path must begin with / or *, and has no query")
+    if not filled["method"].isalpha() and filled["method"] != "*":
+        raise ValueError("method must be an HTTP method or *")
     times = filled["times"]
     if times == "always" or ("times" not in options and filled["probability"] < 1):
         times = None
@@ -249,28 +272,49 @@ def parse_fault(text: str) -> Fault:
         if not equals:
             raise ValueError(f"{pair!r} is no key=value")
         options[key] = value
+    body = options.get("body", "")
+    if body.startswith(("{", "[")) and not _is_json(body):
+        raise ValueError('body begins like JSON and is none; quote it: body=\'{"code": "00"}\'')
     return make_fault(name, options)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _option(key: str, value: Any, *, like: Any) -> Any:
     """A value in its default's type, from text too."""
     if key == "times" and value == "always":
         return value
-    if key == "body" and isinstance(value, dict):
-        return value
+    if key == "body" and isinstance(value, dict | list):
+        return json.dumps(value, separators=(",", ":"))
     if isinstance(like, bool):
         if value in (True, False, "true", "false"):
             return value in (True, "true")
         raise ValueError(f"{key} must be true or false")
     if isinstance(like, str):
-        if not isinstance(value, str):
-            raise ValueError(f"{key} must be a text")
+        if not isinstance(value, str) or not _encodable(value):
+            raise ValueError(f"{key} must be a text" + " or JSON" * (key == "body"))
         return value
-    expected = "a whole number" if isinstance(like, int) else "a number of seconds"
+    least, most, what = _RANGES[key]
     try:
         fitted = type(like)(value)
     except (TypeError, ValueError, OverflowError):
         fitted = -1
-    if isinstance(value, bool) or not 0 <= fitted < 1e9 or (key == "times" and not fitted):
-        raise ValueError(f"{key} must be {expected}, not negative") from None
+    # A whole number may be written 2 or "2", not 2.5.
+    exact = isinstance(value, str) or fitted == value
+    if isinstance(value, bool) or not exact or not least <= fitted <= most:
+        raise ValueError(f"{key} must be {what} from {least} to {most}") from None
     return fitted
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 
+_DEEPEST = 32
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -51,6 +52,10 @@ class Received:
         scheme, _, token = (self.header("Authorization") or "").partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
+    def has(self, name: str) -> bool:
+        """Whether a header was sent at all."""
+        return any(key.lower() == name.lower() for key, _ in self.headers)
+
     def header(self, name: str) -> str | None:
         """The value of a header that was sent exactly once, else None.
 
@@ -90,10 +95,24 @@ def failure(status: int, *, description: str) -> Reply:
     return reply_json(status, content={"code": str(status), "description": description})
 
 
+class Fraction(str):
+    """A JSON number with a fraction or an exponent, kept as its text."""
+
+    __slots__ = ()
+
+
 def json_object(body: bytes) -> dict[str, object] | None:
     """The JSON object in a body, numbers with a fraction kept as their text; else None."""
     try:
-        content = json.loads(body, parse_float=str, parse_constant=str)
+        content = json.loads(body, parse_float=Fraction, parse_constant=Fraction)
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and _is_flat(content, depth=_DEEPEST) else None
+
+
+def _is_flat(content: object, *, depth: int) -> bool:
+    """Whether nothing is nested deeper than `depth`: what is kept has to be told again."""
+    if not isinstance(content, dict | list):
+        return True
+    inner = content.values() if isinstance(content, dict) else content
+    return depth > 0 and all(_is_flat(one, depth=depth - 1) for one in inner)

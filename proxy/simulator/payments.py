@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from decimal import Decimal
 
-from proxy.simulator.book import PARENT, PENDING, Book, Record
+from proxy.data import operations
+from proxy.simulator.book import PARENT, PENDING, Book, Record, currency_of
 from proxy.simulator.call import Call, refused
 from proxy.simulator.messages import Reply, reply_json
 from proxy.simulator.switches import Switches
 
+# Elsewhere a merchantTxRef is a field like any other, and twice is twice (D).
+_REFERENCED = frozenset(
+    f"{op.method} {op.template}" for op in operations() if op.idempotency_field == "merchantTxRef"
+)
 _IN_FLIGHT, _DONE, _REVERSED = "PENDING_BILLING", "SUCCESS", "REVERSED"
 
 
@@ -31,7 +36,7 @@ class Payments:
         Raises:
             Refused: 404, there is none.
         """
-        if account_id is None or account_id in {self._switches.account_id, PARENT}:
+        if account_id is None or account_id == self._switches.account_id:
             return PARENT
         if account_id not in self._book.table("accounts"):
             raise refused(404, "Account not found")
@@ -69,7 +74,8 @@ class Payments:
         """Move money for a call, as a transaction.
 
         Args:
-            call: the call; a `merchantTxRef` in its body has to be a new one (D/O).
+            call: the call; where the endpoint table says so, the `merchantTxRef` in its
+                body has to be a new one (D/O).
             amount: how much.
             source: the account of the books that it leaves.
             target: the account it reaches.
@@ -81,7 +87,7 @@ class Payments:
             Refused: 400, and nothing has moved.
         """
         reference = call.texts("merchantTxRef").get("merchantTxRef")
-        if reference in self._book.table("references"):
+        if call.operation in _REFERENCED and reference in self._book.table("references"):
             raise refused(400, "Duplicate merchantTxRef")
         if not source.startswith("outside:") and amount > self._book.balances[source]:
             raise refused(400, "Insufficient funds")
@@ -101,18 +107,18 @@ class Payments:
             "type": kind,
             "status": _IN_FLIGHT if in_flight else _DONE,
             "amount": str(amount),
+            "currency": currency_of(source, target),
             "sessionId": self._book.ids.digits(30),
-            "accountId": self.shown_id(own),
             "timeCreated": self._book.now("micros-z"),
             **({"merchantTxRef": reference} if reference else {}),
             **details,
-            # Not shown: where the money is, and since when (see `shown`).
+            # Not shown: where the money is, and since when.
             "_from": source,
             "_to": target,
             "_account": own,
             "_at": self._book.seconds,
         }
-        if reference:
+        if call.operation in _REFERENCED and reference:
             self._book.add("references", reference, {"transaction": key})
         return self._book.add("transactions", key, record)
 
@@ -128,22 +134,20 @@ class Payments:
 
     def shown(self, transaction: Record) -> Record:
         """A transaction as callers see it."""
-        return {name: value for name, value in transaction.items() if not name.startswith("_")}
+        return {**transaction, "accountId": self.shown_id(transaction["_account"])}
 
     # -- looking back ------------------------------------------------------------------
 
     def transactions(self, account: str | None = None) -> list[Record]:
-        """The transactions of an account, or of all, newest first."""
-        every = self._book.table("transactions").values()
-        rows = [one for one in every if account in {None, one["_account"]}]
-        return rows[::-1]
+        """The transactions of an account, its receipts included, or of all; newest first."""
+        every = list(self._book.table("transactions").values())[::-1]
+        return [one for one in every if account in {None, one["_from"], one["_to"]}]
 
     def find(self, **wanted: str) -> Record | None:
         """The first transaction with a field of this value."""
         ((name, value),) = wanted.items()
-        if name == "merchantTxRef":  # there may be many, and each transfer asks
-            known = self._book.table("references").get(value, {})
-            return self._book.table("transactions").get(known.get("transaction", ""))
+        if name == "merchantTxRef" and (known := self._book.table("references").get(value)):
+            return self._book.table("transactions")[known["transaction"]]
         every = self._book.table("transactions").values()
         return next((one for one in every if one.get(name) == value), None)
 
@@ -155,9 +159,10 @@ class Payments:
         """
         if transaction is None:
             raise refused(404, "Transaction not found")
-        if self._book.seconds - transaction["_at"] < self._switches.requery_delay:
+        age = self._book.seconds - transaction["_at"]
+        if age < self._switches.requery_delay:
             raise refused(404, "Transaction not found")
-        if transaction["status"] == _IN_FLIGHT:
+        if transaction["status"] == _IN_FLIGHT and age >= self._switches.settle_after:
             self._settle(transaction)
         return transaction
 

@@ -6,12 +6,15 @@ header and the end of a chunked body all end with a newline, and a body with a
 and after each piece it is known exactly what belongs to which request.
 """
 
-import contextlib
+import re
 from collections.abc import Iterator
 
 import httptools
 
 from proxy.simulator.messages import Received
+
+_MAX_HEAD = 256 * 1024
+_HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 
 
 class Reader:
@@ -34,6 +37,8 @@ class Reader:
         self.unfinished: Received | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._raw = bytearray()
+        self._line = bytearray()
+        self._trailers = False
         self._target = b""
         self._headers: list[tuple[str, str]] = []
         self._body = bytearray()
@@ -67,13 +72,28 @@ class Reader:
         return data.find(b"\n", at) + 1 or len(data)
 
     def _feed_piece(self, piece: bytes) -> Iterator[Received]:
-        if self._head_done:
-            self._body_left -= min(self._body_left, len(piece))
-        else:
-            self._raw += piece
-        # An upgrade may be ignored (RFC 9110 section 7.8), and here always is.
-        with contextlib.suppress(httptools.HttpParserUpgrade):
-            self._parser.feed_data(piece)
+        if self._head_done and self._body_left:
+            self._body_left -= len(piece)
+        else:  # by whole lines, wherever the segments end
+            self._line += piece
+            if not piece.endswith(b"\n"):
+                if len(self._raw) + len(self._line) > _MAX_HEAD:
+                    raise httptools.HttpParserError("a line without end")
+                return
+            piece, self._line = bytes(self._line), bytearray()
+            if self._head_done:
+                self._expect_chunk(piece)
+            else:
+                self._raw += piece
+                if len(self._raw) > _MAX_HEAD:
+                    raise httptools.HttpParserError("a head without end")
+                name, colon, value = piece.partition(b":")
+                # An upgrade may be ignored (RFC 9110 section 7.8), and here always is:
+                # httptools would take the body for the other protocol's.
+                if colon and name.lower() == b"upgrade":
+                    self.on_header(name, value.strip())
+                    return
+        self._parser.feed_data(piece)
         if self._head_done and self.unfinished is None:
             self.unfinished = self._received()
             yield self.unfinished
@@ -83,6 +103,14 @@ class Reader:
             request.keep_alive = self._keep_alive
             self._begin()
             yield request
+
+    def _expect_chunk(self, line: bytes) -> None:
+        """After the line that gives a chunk's size, the chunk comes in one piece."""
+        size = line.partition(b";")[0].strip()
+        if not self._trailers and _HEX.fullmatch(size):
+            length = int(size, 16)
+            self._body_left = length + 2 if length else 0  # and its CRLF
+            self._trailers = not length
 
     def _received(self) -> Received:
         return Received(

@@ -70,11 +70,12 @@ class Script:
     """The faults and holds asked for.
 
     Args:
-        rng: throws the dice of faults with a probability.
+        seed: the dice of faults with a probability fall the same way for the same seed.
     """
 
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._rng = random.Random(seed)  # noqa: S311 - these dice guard nothing
         self.waiting: list[Waiting] = []
         self._holds: list[Hold] = []
 
@@ -117,7 +118,8 @@ class Script:
             await hold.wait()
 
     def clear(self) -> None:
-        """Forget the faults and release the holds."""
+        """Forget the faults, release the holds, and begin the dice anew."""
+        self._rng = random.Random(self._seed)  # noqa: S311 - as above
         self.waiting.clear()
         for hold in self._holds:
             hold.release()

@@ -33,6 +33,7 @@ class Site:
         answer: does the work; None means no reply, as the fault says.
         stamp: the headers that every reply carries.
         sleep: how to wait, given seconds.
+        trouble: told of faults of ours.
     """
 
     accept: Callable[[], bool]
@@ -41,6 +42,7 @@ class Site:
     answer: Callable[[Received, Fault | None], Awaitable[Reply | None]]
     stamp: Callable[[], Headers]
     sleep: Callable[[float], Awaitable[object]]
+    trouble: Callable[[str], object]
 
 
 def render(reply: Reply, *, stamp: Headers, head_only: bool, close: bool) -> bytes:
@@ -146,8 +148,9 @@ class Connection(asyncio.Protocol):
         if fault.drop not in {"before", "during"}:
             return True
         self._unreadable = self._dropping = True
-        has_body = request.header("Transfer-Encoding") or request.header("Content-Length")
-        if fault.drop == "before" or self._reader.unread or has_body in {None, "0"}:
+        length = request.header("Content-Length") or "0"
+        has_body = request.has("Transfer-Encoding") or length.strip("0")
+        if fault.drop == "before" or self._reader.unread or not has_body:
             self._reset()
         else:  # the first bytes of the body are still to come
             self._invite(request)
@@ -172,7 +175,11 @@ class Connection(asyncio.Protocol):
                     await self._send(item, to=self._reader.unfinished, close=True)
                     break
                 fault = self._faults.pop(id(item), None)
-                reply = await self._site.answer(item, fault)
+                try:
+                    reply = await self._site.answer(item, fault)
+                except Exception as error:  # noqa: BLE001 - a fault of ours is an answer too
+                    self._site.trouble(f"{item.method} {item.path}: {error!r}")
+                    reply = failure(500, description="The simulator failed; see its output")
                 self._unanswered -= 1
                 if reply is None:
                     await self._break_off("stall" if fault and fault.stall else "reset")
@@ -217,6 +224,8 @@ class Connection(asyncio.Protocol):
         for at in range(len(data)):
             if at:
                 await self._site.sleep(pause)
+            if self._transport.is_closing():
+                return
             self._transport.write(data[at : at + 1])
 
     async def _break_off(self, how: Then) -> None:

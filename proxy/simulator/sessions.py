@@ -93,7 +93,10 @@ class Sessions:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        access = {token: _Access(**one) for token, one in state["access"].items()}
+        access = {
+            token: _Access(client_id=str(one["client_id"]), expires_at=float(one["expires_at"]))
+            for token, one in state["access"].items()
+        }
         self._ids.count = int(state["ids"])
         self._access, self._refresh = access, dict(state["refresh"])
         self.changes += 1

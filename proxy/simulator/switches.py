@@ -1,12 +1,12 @@
 """Every belief about Nomba that is not documented, as a switch (see the facts' marks D, O, A)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from proxy.simulator.times import TimeForm
 
+_LARGEST = 1_000_000_000
 _Value = TypeVar("_Value")
 
 
@@ -64,6 +64,9 @@ class Switches:
     recipient_limit: int = _switch(
         5, "transfers per recipient and minute before HTTP 429 (D); 0: no limit"
     )
+    settle_after: float = _switch(
+        0, "seconds after a call in which a requery leaves it in flight (D/O)"
+    )
     settlement: Literal["at-once", "on-requery", "reversed"] = _switch(
         "at-once",
         "transfers and bills are final, or in flight (201, D) until a requery settles"
@@ -96,6 +99,8 @@ class Switches:
                 fitted[name] = _fit(value, kind=types[name])
             except ValueError as error:
                 raise ValueError(f"{name} must be {error}") from None
+            if name == "other_clients" and not all(":" in one for one in value):
+                raise ValueError("other_clients must each be client_id:client_secret")
         for name, value in fitted.items():
             setattr(self, name, value)
 
@@ -118,8 +123,10 @@ def _fit(value: Any, *, kind: Any) -> Any:
         if not isinstance(value, kind):
             raise ValueError("true or false" if kind is bool else "a text")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("a number")
+    if not -_LARGEST <= value <= _LARGEST:  # NaN is neither
+        raise ValueError(f"a number from {-_LARGEST} to {_LARGEST}")
     if kind is int and not (isinstance(value, int) and value >= 0):
         raise ValueError("a whole number, not negative")
     return kind(value)

@@ -3,7 +3,7 @@
 Paths are D; fields that the facts do not name, A.
 """
 
-from proxy.simulator.book import NAIRA, Book, outside
+from proxy.simulator.book import NAIRA, Book, Record, outside
 from proxy.simulator.call import Call, Handler, refused
 from proxy.simulator.messages import Reply
 from proxy.simulator.payments import Payments
@@ -32,27 +32,38 @@ class Terminals:
     def _list(self, call: Call) -> Reply:
         account = self._payments.account(call.params.get("subAccountId"))
         every = self._book.table("terminals").values()
-        shown_id = self._payments.shown_id(account)
-        return call.ok(call.cursor_page(one for one in every if one["accountId"] == shown_id))
+        return call.ok(
+            call.cursor_page(self._shown(one) for one in every if one["_account"] == account)
+        )
+
+    def _shown(self, terminal: Record) -> Record:
+        return {**terminal, "accountId": self._payments.shown_id(terminal["_account"])}
+
+    def _find(self, terminal_id: str) -> Record | None:
+        every = self._book.table("terminals").values()
+        return next((one for one in every if one["terminalId"] == terminal_id), None)
 
     def _assign(self, call: Call) -> Reply:
         account = self._payments.account(call.params.get("subAccountId"))
         serial = call.text("serialNumber")
         if serial in self._book.table("terminals"):
             raise refused(400, "The terminal is assigned already")
+        given = call.texts("terminalId").get("terminalId")
+        if given and self._find(given) is not None:
+            raise refused(400, "terminalId is in use")
         record = {
-            "terminalId": call.texts("terminalId").get("terminalId") or self._book.ids.digits(8),
+            "terminalId": given or self._book.ids.digits(8),
             "serialNumber": serial,
             "terminalLabel": call.texts("terminalLabel").get("terminalLabel", ""),
-            "accountId": self._payments.shown_id(account),
+            "_account": account,
         }
-        return call.ok(self._book.add("terminals", serial, record))
+        return call.ok(self._shown(self._book.add("terminals", serial, record)))
 
     def _unassign(self, call: Call) -> Reply:
         account = self._payments.account(call.params.get("subAccountId"))
         serial = call.text("serialNumber")
         terminal = self._book.table("terminals").get(serial)
-        if terminal is None or terminal["accountId"] != self._payments.shown_id(account):
+        if terminal is None or terminal["_account"] != account:
             raise refused(404, "Terminal not found")
         self._book.drop("terminals", serial)
         return call.ok({**terminal, "accountId": None})
@@ -60,15 +71,14 @@ class Terminals:
     def _request(self, call: Call) -> Reply:
         """The customer pays at once; there is no key (D), so each request is a new one."""
         wanted = call.params["terminalId"]
-        every = self._book.table("terminals").values()
-        terminal = next((one for one in every if one["terminalId"] == wanted), None)
+        terminal = self._find(wanted)
         if terminal is None:
             raise refused(404, "Terminal not found")
         transaction = self._payments.move(
             call,
             amount=call.amount(),
             source=outside(NAIRA),
-            target=self._payments.account(terminal["accountId"]),
+            target=terminal["_account"],
             kind="purchase",
             details={"terminalId": wanted},
         )

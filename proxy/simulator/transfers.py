@@ -103,7 +103,8 @@ class Transfers:
 
     def _page(self, call: Call, rows: list[Record]) -> Record:
         """Amounts are numbers here and texts elsewhere (D/O)."""
-        page = call.cursor_page(self._payments.shown(one) for one in rows)
+        shown = (self._payments.shown(one) for one in rows)
+        page = call.cursor_page(shown, newest_first=True)
         page["results"] = [{**one, "amount": number(one["amount"])} for one in page["results"]]
         return page
 
@@ -115,8 +116,9 @@ class Transfers:
                 found = self._payments.find(**{name: call.query[name]})
                 break
         account = call.params.get("subAccountId")
-        if found and account and found["_account"] != self._payments.account(account):
-            found = None
+        if found and account:
+            own = self._payments.account(account)
+            found = found if own in {found["_from"], found["_to"]} else None
         return call.ok(self._payments.shown(self._payments.requery(found)))
 
     def _requery_session(self, call: Call) -> Reply:

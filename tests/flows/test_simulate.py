@@ -133,13 +133,15 @@ async def test_a_state_file_outlives_the_process(tmp_path):
         (["--fault=delay seconds=x"], 2, "seconds must be a number"),
         (["--set=simulator.expired_as=7"], 2, "simulator.expired_as (flag): input should be"),
         (["--set=simulator.rate_limit=-1"], 2, "rate_limit must be a whole number, not negative"),
+        (["--set=simulator.lifetime=1e300"], 2, "simulator.lifetime (flag): lifetime must be"),
+        (["--set=simulator.other_clients=a"], 2, "must each be client_id:client_secret"),
         (["--set=simulator.lifetimes=7"], 2, "Did you mean simulator.lifetime?"),
         (["--seed=x"], 2, "simulator.seed (flag)"),
         (["--listen=nowhere"], 2, "simulator.listen (flag)"),
         (
             ["--state=/nowhere/at/all.json"],
             1,
-            "simulator.state_file = /nowhere/at/all.json: No such",
+            "simulator.state_file: /nowhere/at/all.json cannot be locked: No such",
         ),
         (["--state=/"], 1, "simulator.state_file: / cannot be read: Is a directory"),
     ],
@@ -158,6 +160,31 @@ async def test_an_address_that_is_taken_is_said():
             code, _, err = await run("simulate", *(f"{k}={v}" for k, v in others.items()))
             assert code == 1
             assert f"simulator.{key} = {taken}: " in err
+
+
+async def test_listeners_that_it_does_not_open_are_none_of_its_business():
+    everywhere = {
+        "NOMBA_PROXY_LISTEN": "0.0.0.0:8080",
+        "NOMBA_PROXY_ADMIN_LISTEN": "0.0.0.0:9091",
+        "NOMBA_PROXY_SIMULATOR_LIFETIM": "5",
+    }
+    async with simulated(**everywhere) as nomba:
+        assert "did you mean NOMBA_PROXY_SIMULATOR_LIFETIME?" in nomba.banner
+
+
+async def test_whoever_is_told_nothing_of_the_simulator_does_not_read_it():
+    env = {"NOMBA_CLIENT_ID": "a", "NOMBA_CLIENT_SECRET": "b", "NOMBA_ACCOUNT_ID": "c"}
+    env |= {"NOMBA_PROXY_SIMULATOR_FAULTS": "bogus", "NOMBA_PROXY_SIMULATOR_LISTEN": "bogus"}
+    assert (await run("check", **env))[0] == 0
+    code, _, err = await run("check", "--simulate", **env)
+    assert code == 2
+    assert "simulator.faults" in err
+    assert "simulator.listen" in err
+
+
+async def test_a_control_api_that_others_can_reach_is_warned_of():
+    async with simulated("--control-listen=0.0.0.0:0") as nomba:
+        assert "warning: simulator.control_listen: 0.0.0.0:0 can be reached" in nomba.banner
 
 
 async def test_help_knows_every_fault():

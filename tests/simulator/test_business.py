@@ -1,5 +1,6 @@
 """How the simulated business hangs together: orders, cards, settlement, accounts, mandates."""
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -141,6 +142,16 @@ async def test_on_v1_money_in_flight_looks_like_a_success(sim, logged_in):
     assert sent.json["data"]["status"] == "PENDING_BILLING"
 
 
+async def test_money_can_stay_in_flight_for_a_while(sim, logged_in, clock):
+    sim.switches.settlement, sim.switches.settle_after = "on-requery", 90
+    await logged_in.transfer()
+    single = "/v1/transactions/accounts/single?merchantTxRef=ref-1"
+    for _ in range(3):
+        assert (await logged_in.send("GET", single)).json["data"]["status"] == "PENDING_BILLING"
+        clock.now += 30
+    assert (await logged_in.send("GET", single)).json["data"]["status"] == "SUCCESS"
+
+
 async def test_a_requery_can_come_too_early(sim, logged_in, clock):
     sim.switches.requery_delay = 1.5
     await logged_in.transfer()
@@ -168,6 +179,9 @@ async def test_a_wallet_transfer_reaches_the_other_account(sim, logged_in):
     assert (await logged_in.send("POST", "/v2/transfers/wallet", json=form)).status == 200
     balances = sim.show_ledger()["balances"]
     assert (balances["parent"], balances[sub]) == ("999900.00", "50100.00")
+    path = f"/v1/transactions/accounts/{sub}"
+    [received] = (await logged_in.send("GET", path)).json["data"]["results"]
+    assert received["merchantTxRef"] == "w-1"
     own = {**form, "merchantTxRef": "w-2"}
     reply = await logged_in.send("POST", f"/v2/transfers/wallet/{sub}", json=own)
     assert reply.status == 400
@@ -302,6 +316,97 @@ async def test_what_buys_nothing_is_refused_and_its_key_stays_free(sim, logged_i
     enough = {"amount": 1500, "idempotencyKey": "k"}
     assert (await logged_in.send("POST", path, json=enough)).status == 200
     assert len(sim.ledger) == 2
+
+
+async def test_an_order_for_a_sub_account_pays_it_and_is_refunded_by_it(sim, logged_in):
+    sub = await sub_account(logged_in)
+    body = {"order": {"orderReference": "o", "amount": 7, "accountId": sub}}
+    assert (await logged_in.send("POST", "/v1/checkout/order", json=body)).status == 200
+    sim.pay(b'{"orderReference": "o"}')
+    balance = await logged_in.send("GET", f"/v1/accounts/balance?accountId={sub}")
+    assert balance.json["data"]["amount"] == "50007.00"
+    rows = (await logged_in.send("GET", f"/v1/transactions/accounts/{sub}")).json["data"]["results"]
+    refund = {"transactionId": rows[0]["id"]}
+    assert (await logged_in.send("POST", "/v1/checkout/refund", json=refund)).status == 200
+    assert (sim.balance, sim.show_ledger()["balances"][sub]) == (START, "50000.00")
+    body["order"] |= {"orderReference": "p", "accountId": "nobody"}
+    assert (await logged_in.send("POST", "/v1/checkout/order", json=body)).status == 404
+
+
+async def test_an_order_can_be_paid_by_bank_transfer(sim, logged_in):
+    await order(logged_in)
+    account = await logged_in.send("GET", "/v1/checkout/get-checkout-kta/order-1")
+    number = account.json["data"]["accountNumber"]
+    assert sim.pay(f'{{"accountNumber": "{number}"}}'.encode()).status == 200
+    assert sim.pay(f'{{"accountNumber": "{number}"}}'.encode()).status == 400
+    assert sim.balance == START + Decimal("25.50")
+
+
+async def test_what_is_owned_stays_owned_under_another_account_id(sim, logged_in):
+    form = {"accountRef": "va-1", "accountName": "Ada"}
+    opened = await logged_in.send("POST", "/v1/accounts/virtual", json=form)
+    terminal = {"serialNumber": "T-1", "terminalId": "200"}
+    await logged_in.send("POST", "/v1/terminals/assign", json=terminal)
+    sim.switches.account_id = "another-account"
+    await logged_in.issue()
+    number = opened.json["data"]["bankAccountNumber"]
+    assert sim.pay(f'{{"accountNumber": "{number}", "amount": 5}}'.encode()).status == 200
+    shown = await logged_in.send("GET", "/v1/accounts/virtual/va-1")
+    assert shown.json["data"]["accountHolderId"] == "another-account"
+    rows = (await logged_in.send("GET", "/v1/accounts/terminals")).json["data"]["results"]
+    assert [one["accountId"] for one in rows] == ["another-account"]
+    assert (await logged_in.send("GET", "/v1/accounts/parent/balance")).status == 404
+
+
+async def test_a_terminal_id_is_one_terminals(logged_in):
+    form = {"serialNumber": "T-1", "terminalId": "200"}
+    assert (await logged_in.send("POST", "/v1/terminals/assign", json=form)).status == 200
+    other = {**form, "serialNumber": "T-2"}
+    assert (await logged_in.send("POST", "/v1/terminals/assign", json=other)).status == 400
+
+
+async def test_a_deleted_mandate_stays_deleted(logged_in):
+    mandate = (await logged_in.send("POST", "/v1/direct-debits")).json["data"]["mandateId"]
+    path = "/v1/direct-debits/update-status"
+    for status, answer in (("deleted", 200), ("active", 400)):
+        change = {"mandateId": mandate, "status": status}
+        assert (await logged_in.send("PUT", path, json=change)).status == answer
+
+
+async def test_nothing_nested_too_deep_is_taken(logged_in):
+    sub = await sub_account(logged_in)
+    for depth, status in ((30, 200), (40, 400), (900, 400), (100_000, 400)):
+        body = b'{"a":' * depth + b"1" + b"}" * depth
+        reply = await logged_in.send("PUT", f"/v1/accounts/{sub}/access", data=body)
+        assert reply.status == status
+    assert (await logged_in.send("GET", "/v1/accounts")).status == 200
+
+
+async def test_dollars_are_never_rounded_up(sim, logged_in):
+    form = {"amount": "22.50", "idempotencyKey": "k"}
+    await logged_in.send("POST", "/v1/global-payout/exchange/authorize", json=form)
+    assert sim.show_ledger()["balances"]["dollars"] == "0.01"
+    quoted = await logged_in.send("POST", "/v1/global-payout/money/convert", json={"amount": 44})
+    assert quoted.json["data"]["converted"] == "0.02"
+
+
+@pytest.mark.parametrize("currency", ["EUR", "USD"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/checkout/order", {"order": {"amount": 1, "currency": "{}"}}),
+        ("/v1/accounts/virtual", {"accountRef": "x", "accountName": "x", "currency": "{}"}),
+        (
+            "/v1/global-payout/exchange/authorize",
+            {"amount": 3000, "idempotencyKey": "k", "sourceCurrency": "{}"},
+        ),
+        ("/v1/global-payout/money/convert", {"amount": 10, "sourceCurrency": "{}"}),
+    ],
+)
+async def test_a_currency_that_is_not_simulated_is_refused(sim, logged_in, path, body, currency):
+    body = json.loads(json.dumps(body).replace("{}", currency))
+    assert (await logged_in.send("POST", path, json=body)).status == 400
+    assert sim.ledger == []
 
 
 @pytest.mark.parametrize("currency", ["EUR", 7])

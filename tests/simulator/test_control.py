@@ -75,6 +75,11 @@ async def test_switches_are_shown_and_changed(sim, nomba):
         ({"expired_as": 401}, "expired_as must be one of 401, 500, 200"),
         ({"lifetime": "60"}, "lifetime must be a number"),
         ({"lifetime": True}, "lifetime must be a number"),
+        ({"lifetime": 1e300}, "lifetime must be a number from -1000000000 to 1000000000"),
+        ({"lifetime": 10**400}, "lifetime must be a number from"),
+        ({"clock_skew": 1e12}, "clock_skew must be a number from"),
+        ({"rate_limit": 10**400}, "rate_limit must be a number from"),
+        ({"other_clients": ["a"]}, "other_clients must each be client_id:client_secret"),
         ({"rate_limit": -1}, "rate_limit must be a whole number, not negative"),
         ({"rate_limit": 1.5}, "rate_limit must be a whole number"),
         ({"expires_in": "true"}, "expires_in must be true or false"),
@@ -143,12 +148,26 @@ async def test_what_was_received_is_told_byte_for_byte(sim, nomba, wire):
     assert [one.number for one in await nomba("received", after=2)] == [3, 4]
     assert len(await nomba("received", "/v1/nowhere", after=3)) == 1
     assert await nomba("received", "/v1/else") == []
+    assert len(await nomba("received", "/v1/*")) == 4
     await nomba("forget_received")
     assert await nomba("received") == []
 
 
 async def test_a_wrong_number_is_400(ask):
     assert (await ask("GET", "/received?after=x")).status == 400
+    assert (await ask("GET", "/received?after=" + "9" * 5000)).status == 400
+    reply = await ask("GET", "/received?pathh=/x")
+    assert (reply.status, reply.json["description"]) == (
+        400,
+        "there is path and after, and no pathh",
+    )
+
+
+async def test_secrets_that_somebody_chose_are_not_told(sim, nomba):
+    assert (await nomba("switches"))["client_secret"] == "simulator-secret-not-a-real-one"
+    shown = await nomba("switches", client_secret="marked", other_clients=["a:marked"])
+    assert (shown["client_secret"], shown["other_clients"]) == ("***", "***")
+    assert sim.switches.client_secret == "marked"
 
 
 async def test_the_ledger_tells_what_moved_and_reset_forgets_it(sim, logged_in, nomba):
@@ -189,6 +208,10 @@ async def test_a_customer_can_pay(sim, logged_in, nomba):
         ("localhost.evil.example:8091", 403),
         ("", 403),
         ("[", 403),
+        ("evil.com@127.0.0.1", 403),
+        ("evil.com:80@localhost", 403),
+        ("[::1%25evil.com]", 403),
+        ("localhost.", 403),
         (None, 403),
     ],
 )
@@ -196,10 +219,17 @@ async def test_a_strangers_name_for_this_address_is_refused(ask, host, status):
     assert (await ask("GET", "/faults", host=host)).status == status
 
 
-async def test_a_web_page_is_refused(sim, ask):
-    reply = await ask(
-        "POST", "/faults", "Origin: http://127.0.0.1:3000", body=b'{"fault": "stall"}'
-    )
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Origin: http://127.0.0.1:3000"],
+        ["Origin: http://a", "Origin: http://b"],
+        ["Origin: null"],
+        ["Sec-Fetch-Site: cross-site"],
+    ],
+)
+async def test_a_web_page_is_refused(sim, ask, headers):
+    reply = await ask("POST", "/faults", *headers, body=b'{"fault": "stall"}')
     assert (reply.status, sim.faults) == (403, [])
     assert reply.get("Access-Control-Allow-Origin") is None
 
@@ -222,7 +252,7 @@ async def test_the_client_says_when_something_else_is_there(sim):
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(OSError, match="does not speak HTTP"):
+    with pytest.raises(OSError, match="no simulator answers on"):
         await asyncio.to_thread(Client(f"http://127.0.0.1:{port}").faults)
     server.close()
 
@@ -231,16 +261,23 @@ async def test_only_the_newest_requests_are_remembered(clock):
     async with Simulator(clock=clock, memory=10_000) as sim:
         name, port = sim.origin.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(name, int(port))
-        for n in range(5):
-            size = 9_000 if n == 3 else 3_000
+
+        async def send(n, size):
             writer.write(b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (n, size))
             writer.write(b"x" * size)
             await read_reply(reader)
+
+        for n in range(5):
+            await send(n, 9_000 if n == 3 else 3_000)
         assert [one.path for one in sim.received] == ["/4"]
         assert sim.received[0].number == 5
+        for n in range(5, 40):  # again and again, so that the account stays true
+            await send(n, 2_000)
+        assert [one.number for one in sim.received] == [38, 39, 40]
+        await send(40, 20_000)  # the newest is never forgotten
+        assert [one.number for one in sim.received] == [41]
         sim.forget_received()
-        for n in range(3):
-            writer.write(b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" % n)
-            await read_reply(reader)
-        assert len(sim.received) == 3
+        for n in range(41, 44):
+            await send(n, 2_000)
+        assert [one.number for one in sim.received] == [42, 43, 44]
         writer.close()

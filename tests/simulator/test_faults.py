@@ -9,7 +9,7 @@ import pytest
 from harness import read_reply
 
 from proxy.simulator import KINDS, Fault, Simulator, parse_fault
-from proxy.simulator.faults import make_fault
+from proxy.simulator.faults import fits, make_fault
 
 BALANCE = "/v1/accounts/balance"
 TRANSFER = "/v2/transfers/bank"
@@ -156,6 +156,44 @@ async def test_a_request_can_be_dropped_before_its_body_is_read(sim, talk):
     assert (request.whole, request.body, sim.ledger) == (False, b"", [])
 
 
+@pytest.mark.parametrize("length", ["", "Content-Length: 0\r\n", "Content-Length: 00\r\n"])
+async def test_a_request_whose_body_is_empty_is_dropped_at_its_end(sim, wire, length):
+    sim.inject(parse_fault("drop-during"))
+    reader, writer = await wire()
+    writer.write(f"POST /x HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode())
+    assert await ends(reader) == (b"", "reset")
+
+
+async def test_slow_bytes_end_with_their_reader(sim, talk):
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def sleep(_):
+        started.set()
+        await go.wait()
+
+    object.__setattr__(sim._server._site, "sleep", sleep)
+    sim.inject(parse_fault("slow-bytes"))
+    _, writer = await talk("GET", BALANCE)
+    await started.wait()
+    [connection] = [one for one in sim._server._connections if one._reader._connection > 1]
+    writer.transport.abort()
+    while not connection._lost.is_set():
+        await asyncio.sleep(0)
+    go.set()
+    await asyncio.wait_for(connection._task, 5)
+
+
+async def test_a_fault_of_the_simulator_is_an_answer_and_a_line(sim, logged_in):
+    said = []
+    object.__setattr__(sim._server._site, "trouble", said.append)
+    sim._api._router = None  # as if something were broken
+    reply = await logged_in.balance()
+    assert (reply.status, reply.json["code"]) == (500, "500")
+    assert said == [
+        "GET /v1/accounts/balance: AttributeError(\"'NoneType' object has no attribute 'find'\")"
+    ]
+
+
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
 async def test_a_request_can_be_dropped_in_the_middle_of_its_body(
@@ -267,7 +305,7 @@ async def test_a_reply_can_come_byte_by_byte(sim, talk, waits):
 
 
 async def test_a_fault_is_for_a_pattern_and_a_method(sim, logged_in):
-    sim.inject(parse_fault("reply status=500 path=/v?/transfers/* times=always"))  # no such path
+    sim.inject(parse_fault("reply status=500 path=/v./transfers/* times=always"))  # no such path
     sim.inject(parse_fault("reply status=501 path=/v2/*/bank method=post times=2"))
     assert (await logged_in.send("GET", "/v1/transfers/banks")).status == 200
     assert (await logged_in.send("PUT", TRANSFER)).status == 405
@@ -276,15 +314,26 @@ async def test_a_fault_is_for_a_pattern_and_a_method(sim, logged_in):
 
 
 async def test_a_pattern_is_literal_but_for_its_stars(sim, logged_in):
-    for path in ("/v1/accounts.balance", "/v1/[a]ccounts/balance", BALANCE + "/", "balance"):
+    for path in (
+        "/v1/accounts.balance",
+        "/v1/[a]ccounts/balance",
+        BALANCE + "/",
+        "*/account/balance",
+        "/v1*v1/accounts/balance",
+    ):
         sim.inject(parse_fault(f"unauthorized path={path} times=always"))
     assert (await logged_in.balance()).status == 200
     sim.inject(parse_fault("unauthorized path=*balance"))
     assert (await logged_in.balance()).status == 401
 
 
-async def throws(seed, count=30):
+async def throws(seed, count=30, *, again=False):
     async with Simulator(seed=seed) as sim:
+        if again:
+            sim.inject(parse_fault("unauthorized probability=0.5"))
+            for _ in range(7):
+                sim._script.take("GET", "/x")
+            sim.reset()
         sim.inject(parse_fault("unauthorized probability=0.5"))
         taken = [sim._script.take("GET", "/x") is not None for _ in range(count)]
         assert sim.faults[0].left is None
@@ -294,6 +343,7 @@ async def throws(seed, count=30):
 async def test_chance_is_the_same_for_the_same_seed():
     first = await throws(1)
     assert first == await throws(1) != await throws(2)
+    assert first == await throws(1, again=True)
     assert 5 < sum(first) < 25
 
 
@@ -332,20 +382,28 @@ def test_every_kind_can_be_asked_for_as_it_is(name):
         ("losereply", "'losereply' is no fault"),
         ("lose-reply path", "'path' is no key=value"),
         ("lose-reply seconds=1", "has no option 'seconds'; it has: path, method"),
-        ("lose-reply times=0", "times must be"),
+        ("lose-reply times=0", "times must be always or a whole number from 1 to"),
         ("lose-reply times=-1", "times must be"),
         ("lose-reply times=1.5", "times must be"),
         ("lose-reply times=9999999999", "times must be"),
-        ("lose-reply probability=1.1", "from 0 to 1"),
-        ("lose-reply probability=nan", "probability must be"),
+        ("lose-reply probability=1.1", "probability must be a number from 0 to 1"),
+        ("lose-reply probability=nan", "probability must be a number from 0 to 1"),
+        ("lose-reply path=v1/x", "path must begin with / or *"),
+        ("lose-reply path=", "path must begin with / or *"),
+        ("lose-reply path=/x?y", "has no query"),
+        ("lose-reply method=/", "method must be an HTTP method or *"),
+        ("reply content_type=тип", "content_type must be visible ASCII"),
+        ("reply 'content_type=a\r\nX-B: c'", "content_type must be visible ASCII"),
+        ('reply body={"code":"77"}', "body begins like JSON and is none; quote it"),
+        ("delay seconds=3601", "seconds must be a number of seconds from 0 to 3600"),
         ("lose-reply 'path=x", "No closing quotation"),
         ("delay seconds=x", "seconds must be a number of seconds"),
         ("delay seconds=-1", "seconds must be"),
         ("delay work=maybe", "work must be true or false"),
         ("cut then=explode", "then must be one of close, reset, stall"),
         ("cut bytes=-1", "bytes must be a whole number"),
-        ("reply status=99", "status must be an HTTP status"),
-        ("reply status=1000", "status must be an HTTP status"),
+        ("reply status=199", "status must be a final HTTP status, from 200 to 999"),
+        ("reply status=1000", "status must be a final HTTP status, from 200 to 999"),
         ("drop-connection path=/x", "nothing is read yet"),
     ],
 )
@@ -362,7 +420,10 @@ def test_what_does_not_fit_is_said(text, says):
         {"times": [1]},
         {"path": 7},
         {"work": [True]},
-        {"body": ["x"]},
+        {"body": 7},
+        {"body": "\ud800"},
+        {"status": 200.5},
+        {"times": 2.5},
         {"status": "x"},
         {"probability": {}},
     ],
@@ -377,3 +438,26 @@ def test_a_body_can_be_an_object_and_options_can_have_their_types():
     assert (fault.reply.status, fault.reply.body) == (201, b'{"code":"00"}')
     assert (fault.times, fault.work) == (3, True)
     assert make_fault("delay", {"seconds": 2}).delay == 2.0
+    assert make_fault("reply", {"body": [1, {"a": "ü"}]}).reply.body == b'[1,{"a":"\\u00fc"}]'
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fit"),
+    [
+        ("*", "", True),
+        ("/a", "/a", True),
+        ("/a", "/ab", False),
+        ("/a*", "/a", True),
+        ("*a", "/ba", True),
+        ("/a*a", "/a", False),
+        ("/a*a", "/aa", True),
+        ("/a*b*c", "/axbxc", True),
+        ("/a*b*c", "/axc", False),
+        ("/a*b*bc", "/abc", False),
+        ("/**/x", "/a/x", True),
+        ("/a.c", "/abc", False),
+        ("*" + "a*" * 30 + "b", "/" + "a" * 200, False),  # and at once
+    ],
+)
+def test_stars_stand_for_any_characters(pattern, path, fit):
+    assert fits(path, pattern=pattern) is fit

@@ -233,6 +233,55 @@ async def test_a_used_order_reference_is_rejected(sim, world, operation):
     assert len(sim.ledger) == moved
 
 
+KEYLESS = [
+    "POST /v1/terminals/payment-request/{terminalId}",
+    "POST /v1/direct-debits/debit-mandate",
+]
+
+
+@pytest.mark.parametrize("operation", KEYLESS)
+async def test_where_there_is_no_key_twice_is_twice(sim, world, operation):
+    body = {**BODIES[operation], "merchantTxRef": "sub-ref", "amount": 1}
+    before = own(sim)
+    for _ in range(2):
+        assert (await world.call(operation, body=body)).status == 200
+    assert own(sim) - before == 2
+
+
+async def test_a_refusal_uses_no_reference_up(sim, world):
+    operation = "POST /v1/checkout/tokenized-card-payment"
+    wrong = {**BODIES[operation], "order": {"orderReference": "order-8", "amount": -1}}
+    assert (await world.call(operation, body=wrong)).status == 400
+    assert (await world.call(operation)).status == 200
+    too_much = {**BANK, "merchantTxRef": "big", "amount": 10**9}
+    assert (await world.call("POST /v2/transfers/bank", body=too_much)).status == 400
+    fits = {**too_much, "amount": 1}
+    assert (await world.call("POST /v2/transfers/bank", body=fits)).status == 200
+
+
+HEADERLESS = [name for name, row in ROWS.items() if row["declares_accountId_header"] == "no"]
+
+
+@pytest.mark.parametrize("operation", HEADERLESS)
+async def test_an_operation_that_declares_no_account_needs_none(world, operation):
+    method, _, template = operation.partition(" ")
+    body = BODIES.get(operation)
+
+    async def send(account):
+        return await world.caller.send(
+            method, world.fill(template), json=body, headers={"accountId": account}
+        )
+
+    assert (await send("another")).status == 401
+    assert (await send(None)).status == 200
+
+
+async def test_the_others_need_it(world):
+    assert len(HEADERLESS) == 13
+    reply = await world.caller.balance(headers={"accountId": None})
+    assert reply.status == 401
+
+
 async def test_a_used_account_reference_is_rejected(world):
     body = {"accountRef": "va-1", "accountName": "x"}
     reply = await world.call("POST /v1/accounts/virtual", body=body)
@@ -283,6 +332,11 @@ async def test_a_list_with_a_cursor_is_paged_without_gap_or_double(world, operat
         if not cursor:
             break
     assert collected == whole["results"]
+    # What comes and goes meanwhile makes neither a gap nor a double.
+    first = page_of(await world.call(operation, query="limit=2"))
+    await world.call("POST /v2/transfers/bank", body={**BANK, "merchantTxRef": "late"})
+    second = page_of(await world.call(operation, query=f"limit=2&cursor={first['cursor']}"))
+    assert first["results"] + second["results"] == whole["results"][:4]
     for query in ("limit=0", "limit=x", "limit=-1", "cursor=%%%", "cursor=Zm9v"):
         assert (await world.call(operation, query=query)).status == 400, query
 
@@ -337,7 +391,9 @@ async def test_a_body_that_is_no_object_is_400(sim, world, operation, body):
 @pytest.mark.parametrize(
     "operation", [f"{op.method} {op.template}" for op in operations() if op.money]
 )
-@pytest.mark.parametrize("amount", [0, "-1", "0.001", "1e999999", "x", None, True, {}, 10**13])
+@pytest.mark.parametrize(
+    "amount", [0, "-1", "0.001", "1e999999", "x", "1_0", " 1 ", "٣", None, True, {}, 10**13]
+)
 async def test_money_is_never_anything_but_an_amount(sim, world, operation, amount):
     field = next((name for name in ("amount", "order") if name in BODIES[operation]), None)
     if field is None:  # the amount is an earlier call's

@@ -141,6 +141,48 @@ async def test_a_head_request_gets_the_length_but_no_body(sim, wire):
     assert (await read_reply(reader))[0].startswith(b"HTTP/1.1 404 ")
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_own(sim, wire, framing):
+    inner = b"POST /v2/transfers/bank HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = b"Content-Length: %d\r\n\r\n%b" % (len(inner), inner)
+    if framing == "chunked":
+        body = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner)
+    head = b"POST /v1/nowhere HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    reader, writer = await wire()
+    writer.write(head + body + GET)
+    await read_reply(reader)
+    await read_reply(reader)
+    assert [(one.method, one.path, one.body) for one in sim.received] == [
+        ("POST", LOST, inner),
+        ("GET", LOST, b""),
+    ]
+    assert sim.received[0].raw_head.startswith(head)
+    assert sim.received[0].header("Upgrade") == "h2c"
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 50_000, b"GET /" + b"a" * 300_000]
+)
+async def test_a_head_without_end_gets_400(sim, wire, head):
+    reader, writer = await wire()
+    writer.write(head)
+    assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_many_chunks_and_many_lines_in_a_chunk_are_one_body(sim, wire):
+    lines = b"\n" * 1_000_000
+    chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (n, b"x" * n) for n in range(1, 300))
+    reader, writer = await wire()
+    writer.write(b"POST /v1/nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(
+        b"%x\r\n%b\r\n" % (len(lines), lines) + chunks + b"0\r\nT: 5\r\n5: x\r\n\r\n" + GET
+    )
+    await read_reply(reader)
+    await read_reply(reader)
+    assert sim.received[0].body == lines + b"x" * (299 * 300 // 2)
+    assert sim.received[1].raw_head == GET
+
+
 async def test_an_upgrade_is_ignored(sim, wire):
     reader, writer = await wire()
     writer.write(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + GET)

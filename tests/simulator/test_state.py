@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.simulator import Simulator, StateUnusable
+from proxy.simulator import Simulator, StateUnusable, parse_fault
+from proxy.simulator.state import StateFile
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_the_file_is_written_whole_and_for_its_owner_only(begin, file):
         await caller.issue()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert json.loads(file.read_text())["version"] == 1
-    assert list(file.parent.iterdir()) == [file]
+    assert sorted(one.name for one in file.parent.iterdir()) == ["nomba.json", "nomba.json.lock"]
 
 
 async def test_a_change_is_kept_while_it_runs(begin, file, monkeypatch):
@@ -62,14 +63,127 @@ async def test_a_change_is_kept_while_it_runs(begin, file, monkeypatch):
             await asyncio.sleep(0.01)
 
 
-async def test_reading_alone_writes_nothing(begin, file):
+@pytest.mark.parametrize("change", ["pay", "reset", "expire", "revoke"])
+async def test_what_the_control_api_changes_is_kept_too(begin, file, monkeypatch, change):
+    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
     async with begin() as caller:
         await caller.issue()
-    written = file.stat().st_mtime_ns
-    async with begin() as second:
-        second.token = caller.token
-        assert (await second.balance()).status == 200
-    assert file.stat().st_mtime_ns == written
+        order = {"order": {"orderReference": "order-1", "amount": 5}}
+        await caller.send("POST", "/v1/checkout/order", json=order)
+        while "order-1" not in file.read_text():
+            await asyncio.sleep(0.01)
+        before = file.read_text()
+        if change == "pay":
+            caller.sim.pay(b'{"orderReference": "order-1"}')
+        else:
+            getattr(caller.sim, change)()
+        while file.read_text() == before:
+            await asyncio.sleep(0.01)
+
+
+async def test_money_that_moved_before_a_delay_is_kept_during_it(begin, file, monkeypatch):
+    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    async with begin() as caller:
+        await caller.issue()
+        caller.sim.inject(parse_fault("delay seconds=3600 work=true path=/v2/*"))
+        sending = asyncio.create_task(caller.transfer())
+        while "ref-1" not in file.read_text():
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_one_file_is_for_one_simulator(clock, file):
+    first = Simulator(clock=clock, state_file=file)
+    second = Simulator(clock=clock, state_file=file)
+    await first.start()
+    with pytest.raises(StateUnusable, match="is in use by another simulator"):
+        await second.start()
+    await first.stop()
+    await second.start()
+    await second.stop()
+
+
+async def test_a_link_is_followed_and_stays_one(begin, file, tmp_path):
+    real = tmp_path / "real.json"
+    file.symlink_to(real)
+    async with begin() as caller:
+        await caller.issue()
+    assert file.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert not real.is_symlink()
+
+
+async def test_a_file_that_can_no_longer_be_written_is_said_and_tried_again(
+    clock, file, monkeypatch, make_caller, tmp_path
+):
+    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    said, home, away = [], tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    sim = Simulator(clock=clock, state_file=home / "s.json", trouble=said.append)
+    await sim.start()
+    caller = make_caller(sim)
+    home.rename(away)
+    await caller.issue()
+    while not said:
+        await asyncio.sleep(0.01)
+    assert said[0] == f"{home}/s.json cannot be written: No such file or directory"
+    away.rename(home)
+    await caller.transfer()
+    while "ref-1" not in (home / "s.json").read_text():
+        await asyncio.sleep(0.01)
+    home.rename(away)
+    await caller.transfer("ref-2")
+    with pytest.raises(StateUnusable, match="cannot be written"):
+        await sim.stop()
+    assert sorted(one.name for one in away.iterdir()) == ["s.json", "s.json.lock"]
+
+
+def test_no_draft_is_left_behind(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StateUnusable, match="cannot be written: Is a directory"):
+        StateFile(tmp_path / "x").write({})
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+BOOK = {
+    "ids": 1,
+    "serial": 0,
+    "balances": dict.fromkeys(["parent", "pending", "dollars", "outside:NGN", "outside:USD"], "0"),
+    "ledger": [],
+    "tables": {},
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"balances": {}},
+        {"balances": {**BOOK["balances"], "parent": "NaN"}},
+        {"balances": {**BOOK["balances"], "parent": "Infinity"}},
+        {"balances": {**BOOK["balances"], "parent": "99"}},
+        {"balances": {**BOOK["balances"], "dollars": "1", "parent": "-1"}},
+        {"ids": -1},
+        {"serial": "x"},
+        {"tables": {"transactions": {"a": {"_n": 1}}}},
+        {"tables": {"virtual": {"a": {}}}},
+        {"tables": {"virtual": {"a": []}}},
+        {"tables": {"virtual": []}},
+        {"sessions": {"ids": 1, "access": {"t": {"client_id": "c", "expires_at": "x"}}}},
+    ],
+)
+def test_books_that_cannot_be_true_are_refused(file, damage):
+    sessions = {"ids": 0, "access": {}, "refresh": {}} | damage.pop("sessions", {})
+    state = {"version": 1, "book": BOOK | damage, "sessions": sessions}
+    file.write_text(json.dumps(state))
+    with pytest.raises(StateUnusable, match="is damaged"):
+        Simulator(state_file=file)
+
+
+def test_books_that_can_be_true_are_not(file):
+    sessions = {"ids": 0, "access": {}, "refresh": {}}
+    file.write_text(json.dumps({"version": 1, "book": BOOK, "sessions": sessions}))
+    assert Simulator(state_file=file).balance == 0
 
 
 async def test_reset_is_kept_too(begin):
