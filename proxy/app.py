@@ -43,7 +43,8 @@ from proxy.simulator.control import Control
 from proxy.telemetry import METRICS_TYPE, Telemetry
 from proxy.tokens.manager import Clocks, Session, TokenSettings
 from proxy.tokens.nomba import Credentials, NombaAuth
-from proxy.upstream.dialler import Dialler, Timeouts
+from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.pool import PoolLimits
 
 _Result = TypeVar("_Result")
 _ANY_PORT = Address("127.0.0.1", 0)
@@ -101,6 +102,7 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     for one in upstreams:
         upstream = _wire(one, settings=settings, telemetry=telemetry)
         revoke = settings.model.token.revoke_at_shutdown
+        stack.callback(upstream.dialler.close)
         stack.push_async_callback(upstream.session.close, revoke=revoke)
         wired.append(upstream)
         controls[one.name] = _controls(upstream.session)
@@ -246,7 +248,13 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry) -> Up
     dialler = Dialler(
         one.origin,
         timeouts=Timeouts(**model.timeouts.model_dump()),
-        ca_file=one.options.ca_file,
+        way=Way(
+            ca_file=one.options.ca_file,
+            addresses=one.options.addresses,
+            ipv4_only=one.options.ipv4_only,
+            proxy=one.connect_proxy,
+        ),
+        limits=PoolLimits(**model.pool.model_dump()),
     )
     credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
     session = Session(
@@ -278,7 +286,8 @@ def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
     origin = parse_origin(simulator.origin)
     switches = simulator.switches
     entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
-    options = entry.model_copy(update={"name": "simulator", "ca_file": None})
+    way = {"ca_file": None, "addresses": (), "ipv4_only": False, "connect_proxy": None}
+    options = entry.model_copy(update={"name": "simulator", **way})
     return ReadyUpstream(
         name="simulator",
         origin=origin,

@@ -15,6 +15,7 @@
     ├── Internal                        500  as far as the exchange got
     ├── TokenUnavailable                503  not_sent (refused after a first try)
     │   └── RenewalNotAllowed           (never sent: the original reply is delivered)
+    ├── Overloaded                      503  not_sent (refused after a first try)
     └── UpstreamError
         ├── UpstreamUnreachable         502  not_sent (refused after a first try)
         ├── UpstreamBroken              502  unknown
@@ -174,8 +175,22 @@ class RenewalNotAllowed(TokenUnavailable):
     """A forced renewal was asked for again too soon; the refusal itself is delivered."""
 
 
+class Overloaded(ProxyError):
+    """More is under way than the proxy takes on."""
+
+    code = "overloaded"
+    status = 503
+
+
 class UpstreamError(ProxyError):
-    """The upstream gave no usable reply."""
+    """The upstream gave no usable reply.
+
+    Attributes:
+        stale: whether a used connection ended without a byte of a reply: the upstream may
+            have closed it before the request came.
+    """
+
+    stale = False
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -15,7 +15,7 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 
@@ -27,9 +27,9 @@ from proxy.core.account import AccountRule, decide_account
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import RequestHead, caller_accounts, check_head, reply_head
 from proxy.core.ids import request_id
-from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, needs_body
+from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.refusal import local_reply
-from proxy.core.routes import Kind, RouteTable, login_call
+from proxy.core.routes import READ_METHODS, Kind, RouteTable, login_call
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     CallerUnknown,
@@ -43,7 +43,7 @@ from proxy.errors import (
     UpgradeUnsupported,
     UpstreamError,
 )
-from proxy.server import BodyLimits, CallerLeft, RawReply, cut, read_body, refuse
+from proxy.server import BodyLimits, CallerLeft, Departure, RawReply, cut, read_body, refuse
 from proxy.tokens.manager import Session, Token
 from proxy.upstream.connection import Reply
 from proxy.upstream.dialler import Dialler
@@ -145,18 +145,20 @@ class Handler:
             started=self._monotonic(),
             method=request.method,
         )
+        departure = Departure(request)
         try:
-            result = await self._steps_1_to_7(request, exchange)
+            result = await self._steps_1_to_7(request, exchange, departure)
         except ProxyError as error:
             return self._refusal(request, exchange, error)
         except CallerLeft:
             exchange.status = 499
             return RawReply(keep_alive=False)
         except asyncio.CancelledError:
-            # The drain's limit is over; what is cut in the middle must not look unsent.
-            exchange.error = "cancelled"
-            if exchange.attempts and exchange.outcome is Outcome.NOT_SENT:
-                exchange.outcome = Outcome.UNKNOWN
+            if departure.left and (task := asyncio.current_task()) is not None:
+                task.uncancel()
+                exchange.status = 499
+                return RawReply(keep_alive=False)
+            exchange.error = "cancelled"  # the drain's limit is over
             raise
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
             return self._refusal(request, exchange, self._internal(exchange, fault))
@@ -168,12 +170,15 @@ class Handler:
             finally:
                 result.reply.close()
         finally:
+            departure.ignore()
             exchange.seconds = self._monotonic() - exchange.started
             self._observe(exchange)
 
     # -- steps 1 to 7 --------------------------------------------------------------------
 
-    async def _steps_1_to_7(self, request: web.BaseRequest, exchange: Exchange) -> _Answer | _Local:
+    async def _steps_1_to_7(
+        self, request: web.BaseRequest, exchange: Exchange, departure: Departure
+    ) -> _Answer | _Local:
         method = request.method
         headers = request.raw_headers
 
@@ -230,7 +235,21 @@ class Handler:
             host=upstream.dialler.origin.authority.encode("ascii"),
             body_length=None if body is None else len(body),
         )
-        attempt = _Attempt(upstream, head, account.account, body or b"", method == "HEAD")
+
+        def sending() -> None:  # from the first byte on nobody knows, until it is answered
+            exchange.outcome = Outcome.UNKNOWN
+            if method not in READ_METHODS:
+                departure.ignore()
+
+        attempt = _Attempt(
+            upstream,
+            head=head,
+            account=account.account,
+            body=(body,) if body else (),
+            method=method,
+            kind=route.kind,
+            sending=sending,
+        )
         reply, verdict = await self._attempt(exchange, attempt, token)
 
         # 7 judge
@@ -243,6 +262,7 @@ class Handler:
             return _Answer(reply, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
         try:
+            departure.heed()
             token = await self._waiting(exchange, upstream.session.renew(after=token.generation))
         except RenewalNotAllowed:
             return _Answer(reply)
@@ -254,10 +274,9 @@ class Handler:
             reply.close()
             raise
         reply.close()
-        exchange.outcome = Outcome.UNKNOWN  # should it be cut while the replay is under way
         try:
             reply, verdict = await self._attempt(exchange, attempt, token)
-        except UpstreamError as error:
+        except ProxyError as error:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
@@ -308,12 +327,25 @@ class Handler:
         exchange.attempts += 1
         exchange.generation = token.generation
         started = self._monotonic()
-        reply = await attempt.upstream.dialler.send(
-            head, body=attempt.body, head_only=attempt.head_only
-        )
+        try:
+            reply = await attempt.send(head)
+        except UpstreamError as error:
+            if attempt.resent or not may_resend(
+                error.outcome, stale=error.stale, method=attempt.method
+            ):
+                raise
+            attempt.resent = True
+            exchange.attempts += 1
+            sent = error.outcome is not Outcome.NOT_SENT
+            try:
+                reply = await attempt.send(head, fresh=True)
+            except ProxyError as last:
+                if sent:
+                    last.outcome = Outcome.UNKNOWN
+                raise
         exchange.upstream_seconds = self._monotonic() - started
         body, complete = b"", False
-        if not attempt.head_only and needs_body(reply.status, headers=reply.headers):
+        if attempt.method != "HEAD" and needs_body(reply.status, headers=reply.headers):
             try:
                 body, complete = await reply.peek(PEEK_LIMIT)
             except BaseException:
@@ -426,24 +458,43 @@ class Handler:
         fields: dict[str, object] = {"type": type(fault).__name__, "where": where}
         fields["request_id"] = exchange.request_id
         self._emit(Event("internal_fault", "error", exchange.upstream, fields))
-        sent = exchange.attempts > 0
         return Internal(
             "The proxy failed while it handled this request.",
             hint="Search the log for internal_fault and this request id.",
-            outcome=Outcome.UNKNOWN if sent else Outcome.NOT_SENT,
+            outcome=exchange.outcome,
             close=True,
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Attempt:
-    """What stays the same between a first try and its replay."""
+    """What stays the same between a first try and what may follow it.
+
+    Attributes:
+        body: in parts; can be gone through more than once.
+        resent: whether the one resend over a fresh connection has been had.
+        sending: told right before a first byte is written.
+    """
 
     upstream: Upstream
     head: RequestHead
     account: str
-    body: bytes
-    head_only: bool
+    body: Iterable[bytes]
+    method: str
+    kind: Kind
+    sending: Callable[[], None]
+    resent: bool = False
+
+    def send(self, head: bytes, *, fresh: bool = False) -> Awaitable[Reply]:
+        """Send once; money goes over a connection that is new or was just used."""
+        return self.upstream.dialler.send(
+            head,
+            body=self.body,
+            head_only=self.method == "HEAD",
+            fresh=fresh,
+            recent=self.kind is Kind.MONEY,
+            sending=self.sending,
+        )
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:

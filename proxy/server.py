@@ -10,9 +10,10 @@ import logging
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -101,6 +102,43 @@ def refuse(
     return RawReply(data, keep_alive=keep_alive)
 
 
+class Departure:
+    """Ends the work for a caller that has gone, as long as that loses nothing.
+
+    Args:
+        request: whose caller is watched; the task that makes this one does the work.
+
+    Attributes:
+        left: whether the task has been cancelled for it.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._protocol = cast("QuietProtocol", request.protocol)
+        self._task = asyncio.current_task()
+        self.left = False
+        self._protocol.on_leaving(self._leave)
+
+    def ignore(self) -> None:
+        """From now on the work goes on whoever leaves."""
+        self._protocol.on_leaving(None)
+
+    def heed(self) -> None:
+        """The opposite, once more.
+
+        Raises:
+            CallerLeft: the caller has gone meanwhile.
+        """
+        if self._protocol.transport is None:
+            raise CallerLeft
+        self._protocol.on_leaving(self._leave)
+
+    def _leave(self) -> None:
+        self.ignore()
+        if self._task is not None and not self._task.done():
+            self.left = True
+            self._task.cancel()
+
+
 async def read_body(
     request: web.BaseRequest, *, length: int | None, limits: BodyLimits
 ) -> bytes | None:
@@ -178,12 +216,23 @@ def cut(request: web.BaseRequest, *, reset: bool) -> None:
 class QuietProtocol(RequestHandler):
     """One caller's connection; what it sends wrong is answered without repeating it."""
 
-    __slots__ = ("_emit", "_observe")
+    __slots__ = ("_emit", "_leaving", "_observe")
 
     def __init__(self, manager: "QuietServer", **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._observe = manager.observe
         self._emit = manager.emit
+        self._leaving: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """asyncio: the caller has gone."""
+        super().connection_lost(exc)
+        if self._leaving is not None:
+            self._leaving()
+
+    def on_leaving(self, told: Callable[[], None] | None) -> None:
+        """Tell somebody when the caller goes; None for nobody any more."""
+        self._leaving = told
 
     def handle_error(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import ssl
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -200,10 +201,12 @@ class ScriptedUpstream:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://localhost:{self._server.sockets[0].getsockname()[1]}"
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
 
     async def stop(self) -> None:
         self._server.close()

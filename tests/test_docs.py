@@ -26,7 +26,7 @@ DOCS += sorted((ROOT / "docs").rglob("*.md"))
 
 def test_the_annotated_file_documents_every_key_with_its_default():
     text = (ROOT / "config/proxy.toml").read_text()
-    values = tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text))
+    values = tomllib.loads(re.sub(r"(?m)^# ([a-z0-9_]+ = )", r"\1", text))
     model = SettingsModel.model_validate(values)
     (entry,) = model.upstream
     documented = {f"upstream.0.{key}" for key in values.pop("upstream")[0]}

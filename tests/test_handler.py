@@ -81,12 +81,15 @@ async def call():
         await runner.cleanup()
 
 
-async def test_an_unforeseen_fault_is_a_500_that_says_nothing_of_the_request(call):
-    async def send(*_, **__):
+@pytest.mark.parametrize(("sent", "outcome"), [(True, Outcome.UNKNOWN), (False, Outcome.NOT_SENT)])
+async def test_an_unforeseen_fault_is_a_500_that_says_nothing_of_the_request(call, sent, outcome):
+    async def send(*_, sending, **__):
+        if sent:
+            sending()
         raise RuntimeError("marked-secret")
 
     reply, log = await call(send)
-    assert (reply.status, reply.outcome) == (500, Outcome.UNKNOWN)
+    assert (reply.status, reply.outcome) == (500, outcome)
     assert reply.json["proxy"]["error"] == "internal"
     (event,) = log.lines("internal_fault")
     assert event["type"] == "RuntimeError"

@@ -980,6 +980,43 @@ def test_what_the_simulator_cannot_be_told_is_a_problem(key, value, says):
     assert says in found.text
 
 
+# -- the way to an upstream --------------------------------------------------------------
+
+
+def test_the_way_to_an_upstream_is_set_by_file_and_environment(write):
+    loaded = settings(NOMBA_PROXY_UPSTREAM_ADDRESSES="192.0.2.1, 192.0.2.2")
+    assert upstream(loaded).options.addresses == ("192.0.2.1", "192.0.2.2")
+    file = write('[[upstream]]\nconnect_proxy = "proxy.internal:3128"')
+    assert upstream(settings(file)).connect_proxy == ("proxy.internal", 3128)
+    assert upstream(settings()).connect_proxy is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ('addresses = ["x"]', "addresses", "'x' is no IP address"),
+        ('addresses = ["::1"]\nipv4_only = true', "addresses", "::1 is IPv6, and ipv4_only is set"),
+        (
+            'base_url = "http://127.0.0.1:1"\naddresses = ["192.0.2.1"]',
+            "addresses",
+            "192.0.2.1: plain http is for loopback only",
+        ),
+        ('connect_proxy = "x"', "connect_proxy", "'x'"),
+        (
+            'base_url = "http://127.0.0.1:1"\nconnect_proxy = "x:1"',
+            "connect_proxy",
+            "is for https origins",
+        ),
+        ('addresses = ["192.0.2.1"]\nconnect_proxy = "x:1"', "connect_proxy", "dials by itself"),
+        ('ipv4_only = true\nconnect_proxy = "x:1"', "connect_proxy", "dials by itself"),
+    ],
+)
+def test_a_way_that_leads_nowhere_is_a_problem(write, text, key, says):
+    found = problem(settings, write(f"[[upstream]]\n{text}"))
+    assert found.key == f"upstream.0.{key}"
+    assert says in found.text
+
+
 @pytest.mark.parametrize("key", ["base_url", "client_secret_file", "ca_file"])
 def test_an_empty_text_is_no_value(write, key):
     assert getattr(upstream(settings(write(f'[[upstream]]\n{key} = ""'))).options, key) is None

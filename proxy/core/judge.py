@@ -11,6 +11,14 @@ A 401 is Nomba's documented answer to an expired or invalid token and comes befo
 work. The others were observed or documented too (facts, section 1), but an error from
 inside does not prove that no money moved: those are replayed only where nothing can.
 The match is anchored to fields of the envelope, never a substring of the body.
+
+| an attempt ends without a reply                              | resend, over a fresh connection |
+| ------------------------------------------------------------ | ------------------------------- |
+| not a byte was written                                       | any method                      |
+| a used connection ends without a byte of a reply             | GET, HEAD, OPTIONS              |
+| anything else                                                | no                              |
+
+An exchange is replayed once and resent once at most.
 """
 
 import re
@@ -23,7 +31,8 @@ import orjson
 import zstandard
 
 from proxy.core.heads import Headers
-from proxy.core.routes import Kind
+from proxy.core.routes import READ_METHODS, Kind
+from proxy.errors import Outcome
 
 PEEK_LIMIT = 16 * 1024
 # `02` is a validation error too, so the text must say what is wrong with a token.
@@ -107,6 +116,17 @@ def judge(status: int, *, headers: Headers, body: bytes, complete: bool) -> Verd
 def may_replay(verdict: Verdict, *, kind: Kind) -> bool:
     """Whether a refused request may be sent once more with a new token."""
     return verdict is Verdict.REFUSAL or (verdict is Verdict.REFUSAL_UNPROVEN and kind is Kind.READ)
+
+
+def may_resend(outcome: Outcome, *, stale: bool, method: str) -> bool:
+    """Whether a request may be sent over a fresh connection after an attempt brought no reply.
+
+    Args:
+        outcome: of the attempt.
+        stale: whether a used connection ended without a byte of a reply.
+        method: upper case.
+    """
+    return outcome is Outcome.NOT_SENT or (stale and method in READ_METHODS)
 
 
 def _gzip(body: bytes) -> bytes:

@@ -51,6 +51,7 @@ class ReadyUpstream:
     Attributes:
         anonymous: whether unknown callers may use it.
         mount: path prefix without a trailing slash; empty for the root.
+        connect_proxy: host and port of the HTTP proxy to go through, if any.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ReadyUpstream:
     account_id: str
     anonymous: bool
     options: UpstreamSettings
+    connect_proxy: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,7 @@ def _upstreams(
         _check_ca_file(f"upstream.{at}.ca_file", entry.ca_file, report=report)
         origin = _origin(f"upstream.{at}", entry, report=report)
         mount = _mount(f"upstream.{at}", entry, report=report)
+        connect_proxy = _way(f"upstream.{at}", entry, origin=origin, report=report)
         found = _credentials(
             at,
             entry,
@@ -194,6 +195,7 @@ def _upstreams(
             account_id=found["account_id"],
             anonymous=anonymous,
             options=entry,
+            connect_proxy=connect_proxy,
         )
         ready.append(one)
     return tuple(ready)
@@ -331,6 +333,36 @@ def _check_ca_file(key: str, path: str | None, *, report: Report) -> None:
         report.problem(key, f"{path} cannot be read: {error.strerror}")
     except ValueError:  # a NUL in it
         report.problem(key, f"{path!r} is no file name")
+
+
+def _way(
+    prefix: str, entry: UpstreamSettings, *, origin: Origin | None, report: Report
+) -> tuple[str, int] | None:
+    """Check how the upstream is to be reached; the proxy to CONNECT through, if any."""
+    plain = origin is not None and not origin.tls
+    for text in entry.addresses:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            report.problem(f"{prefix}.addresses", f"{text!r} is no IP address")
+            continue
+        if plain and not address.is_loopback:
+            report.problem(f"{prefix}.addresses", f"{text}: plain http is for loopback only")
+        if entry.ipv4_only and address.version != 4:
+            report.problem(f"{prefix}.addresses", f"{text} is IPv6, and ipv4_only is set")
+    if entry.connect_proxy is None:
+        return None
+    key = f"{prefix}.connect_proxy"
+    if plain:
+        report.problem(key, "is for https origins: a proxy would see the token")
+    if entry.addresses or entry.ipv4_only:
+        report.problem(
+            key,
+            "dials by itself: addresses and ipv4_only mean nothing beside it",
+            hint="Set one or the other.",
+        )
+    proxy = _address(key, entry.connect_proxy, report=report)
+    return proxy.host, proxy.port
 
 
 def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | None:

@@ -79,9 +79,19 @@ class TimeoutSettings(_Section):
 
     connect: Seconds = 5.0
     tls: Seconds = 5.0
+    write_stall: Seconds = 30.0
     first_byte: Seconds = 60.0
     between_bytes: Seconds = 30.0
     total: Seconds = 90.0
+
+
+class PoolSettings(_Section):
+    """Connections to one upstream."""
+
+    size: Annotated[int, Field(ge=1, le=65536)] = 256
+    queue: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    idle: Seconds = 15.0
+    recent: Seconds = 3.0
 
 
 class DrainSettings(_Section):
@@ -136,6 +146,9 @@ class UpstreamSettings(_Section):
     account_allow: Texts = ()
     account_override_money: bool = False
     ca_file: Text = None
+    addresses: Texts = ()
+    ipv4_only: bool = False
+    connect_proxy: Text = None
 
 
 class SettingsModel(_Section):
@@ -149,6 +162,7 @@ class SettingsModel(_Section):
     body: BodySettings = BodySettings()
     token: TokenSettings = TokenSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    pool: PoolSettings = PoolSettings()
     drain: DrainSettings = DrainSettings()
     simulator: SimulatorSettings = SimulatorSettings()
     upstream: tuple[UpstreamSettings, ...] = ()

@@ -1,4 +1,4 @@
-"""One request over one fresh connection, parsed by llhttp (httptools).
+"""A connection to the upstream: one request after another, parsed by llhttp (httptools).
 
 A reply is a stream: its head is awaited first, its body then comes part by part with
 backpressure. Nothing here retries, follows, decodes or remembers. Every failure says
@@ -6,10 +6,12 @@ whether a byte of the request may have reached the upstream.
 """
 
 import asyncio
+import math
 import re
+import select
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import cast
 
 import httptools
@@ -18,37 +20,56 @@ from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnrea
 
 # Parts of a body waiting for a slow caller; beyond it the upstream is told to wait.
 _HIGH_WATER = 256 * 1024
+# The same for a request body and a slow upstream.
+_WRITE_HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODYLESS = frozenset({204, 304})
+_IDLE_LIMIT = re.compile(rb"\btimeout=(\d{1,9})", re.IGNORECASE)
+_CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 
 
 class Connection(asyncio.Protocol):
-    """A connection that carries one request.
+    """A connection that carries one request at a time.
 
     Args:
-        head_only: whether the request was a HEAD, whose reply has no body.
+        ended: told once when the connection is gone.
 
     Attributes:
+        used: how many requests have been begun on it.
+        idle_since: loop time since which it waits for the next; set by its keeper.
+        idle_limit: seconds it may wait, by the upstream's word (`Keep-Alive: timeout=`).
         status, reason, headers: the reply's head, once `wait_head` has returned.
         length: the reply's Content-Length, None if it is delimited otherwise.
         bodyless: whether the reply has no body by its nature (HEAD, 204, 304).
     """
 
-    def __init__(self, *, head_only: bool) -> None:
+    def __init__(self, *, ended: Callable[["Connection"], object] = lambda _: None) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._ended = ended
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self._choked = False
+        self._asked = False
+        self._problem: str | None = None
+        self.used = 0
+        self.idle_since = 0.0
+        self.idle_limit = math.inf
+        self._clear(head_only=False)
+
+    def _clear(self, *, head_only: bool) -> None:
+        """Nothing of a reply has come yet."""
         self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
         self._until_close = False
         self._parts: deque[bytes] = deque()
         self._buffered = 0
-        self._paused = False
         self._head_done = False
         self._complete = False
-        self._problem: str | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._head_size = 0
+        self._persists = False
+        self._all_sent = False
+        self._received = 0
         self._head_bytes = 0
         self.status = 0
         self.reason = b""
@@ -56,21 +77,118 @@ class Connection(asyncio.Protocol):
         self.length: int | None = None
         self.bodyless = False
 
+    # -- what its keeper asks ------------------------------------------------------------
+
+    @property
+    def reusable(self) -> bool:
+        """Whether it can carry another request: all was sent, all came, and nothing more."""
+        transport = self._transport
+        return (
+            self._complete
+            and self._persists
+            and self._all_sent
+            and self._problem is None
+            and transport is not None
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has come since it became idle, neither bytes nor an end.
+
+        Asks the socket itself: what has come in the last moment is not in the loop yet,
+        and would be taken for the reply to the next request.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._problem is not None:
+            return False
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """The TLS side of the connection, if it has one."""
+        if self._transport is None:
+            return None
+        found: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
+        return found
+
+    @property
+    def silent(self) -> bool:
+        """Whether not a byte has come since the request was begun."""
+        return not self._received
+
+    def rest(self) -> None:
+        """No reply is expected until `begin`: what comes now ends the connection."""
+        self._asked = False
+
     # -- what the caller does ----------------------------------------------------------
 
-    def send(self, head: bytes, *, body: bytes) -> None:
-        """Write the request. From here on a failure's outcome is `unknown`.
+    def begin(self, *, head_only: bool) -> None:
+        """Get ready for the next request.
+
+        Args:
+            head_only: whether it is a HEAD, whose reply has no body.
+        """
+        if self.used:
+            self._clear(head_only=head_only)
+        self._head_only = head_only
+        self._asked = True
+        self.used += 1
+
+    async def send(self, head: bytes, *, body: Iterable[bytes], stall: float) -> None:
+        """Write the request, no faster than the upstream takes it, until it answers.
+
+        From the first byte on a failure's outcome is `unknown`. A reply that comes before
+        all is written ends the writing: it is the answer.
+
+        Args:
+            head: complete request head.
+            body: the body in parts, each with something in it.
+            stall: seconds in which the upstream has to take something.
 
         Raises:
             UpstreamUnreachable: the connection is gone already; nothing was written.
+            UpstreamTimeout: the upstream takes no more.
         """
-        if self._transport is None:
+        if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
-        if len(body) < _MAX_HEAD:
-            self._transport.write(head + body)
-        else:  # not worth a copy
-            self._transport.write(head)
-            self._transport.write(body)
+        pending = head
+        for part in body:
+            if len(pending) + len(part) <= _MAX_HEAD:
+                pending += part
+                continue
+            self._write(pending)
+            pending = part
+            if self._choked:
+                await self._taken(stall)
+            if self._decided:
+                return
+        self._write(pending)
+        self._all_sent = True
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:  # once it is lost, `wait_head` says so
+            self._transport.write(data)
+
+    async def _taken(self, stall: float) -> None:
+        """Wait until the upstream has taken enough, or has answered."""
+        left = -1
+        while self._choked and not self._decided and self._transport is not None:
+            size = self._transport.get_write_buffer_size()
+            if size == left:
+                raise UpstreamTimeout(
+                    f"The upstream took nothing of the request for {stall:g} seconds.",
+                    outcome=Outcome.UNKNOWN,
+                )
+            left = size
+            try:
+                async with asyncio.timeout(stall):
+                    await self._wait()
+            except TimeoutError:
+                continue
 
     async def wait_head(self) -> None:
         """Wait for the reply's final head.
@@ -154,18 +272,30 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection is up."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+
+    def pause_writing(self) -> None:
+        """asyncio: the upstream is slower than the request."""
+        self._choked = True
+
+    def resume_writing(self) -> None:
+        """asyncio: it has caught up."""
+        self._choked = False
+        self._wake()
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes of the reply came."""
-        if self._complete or self._problem is not None:
+        if self._problem is not None:
             return
-        if not self._head_done:
-            self._head_size += len(data)
+        if not self._asked or self._complete:  # to nothing, so nobody must get it
+            self._fail("sent something that nobody had asked for")
+            return
+        self._received += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._unparsable()
-        if not self._head_done and self._head_size > _MAX_HEAD:
+        if not self._head_done and self._received > _MAX_HEAD:
             self._fail("sent a reply head that is too large")
         self._wake()
 
@@ -176,6 +306,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """asyncio: the connection is gone."""
         self._transport = None
+        self._choked = False
+        self._ended(self)
         # What ends a body that only the close delimits is `eof_received`, nothing else.
         self._end(clean=False)
 
@@ -190,9 +322,11 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _unparsable(self) -> None:
-        # What comes after a complete reply is the connection's problem, not its own;
+        # What comes after a complete reply is the connection's problem, not the reply's;
         # a problem that a callback found says more than the parser does.
-        if not self._complete and self._problem is None:
+        if self._complete:
+            self._persists = False
+        elif self._problem is None:
             self._fail("sent something that is no valid HTTP reply")
 
     def _fail(self, problem: str) -> None:
@@ -203,6 +337,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """httptools: a head begins, interim or final."""
+        if self._complete:
+            self._persists = False
         if not self._decided:
             self.reason = b""
             self.headers = []
@@ -241,11 +377,18 @@ class Connection(asyncio.Protocol):
         if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
             self._problem = "framed its reply in a way the proxy does not pass on"
             return
+        self._persists = self._parser.get_http_version() == "1.1"
         for name, value in self.headers:
-            if name.lower() == b"content-length":
+            lower = name.lower()
+            if lower == b"content-length":
                 self.length = int(value)
+            elif lower == b"connection" and _CLOSE.search(value):
+                self._persists = False
+            elif lower == b"keep-alive" and (found := _IDLE_LIMIT.search(value)):
+                self.idle_limit = float(found[1])
         self.bodyless = self._head_only or status in _BODYLESS
         self._until_close = not (self.bodyless or codings or self.length is not None)
+        self._persists = self._persists and not self._until_close
         self._head_done = True
         if self.bodyless:
             self._complete = True
@@ -253,6 +396,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         """httptools: some of the body."""
         if self._complete:
+            self._persists = False  # a body where none may be
             return
         self._parts.append(part)
         self._buffered += len(part)
@@ -284,13 +428,23 @@ class Reply:
     """A reply whose head has arrived: what the handler judges and delivers.
 
     Args:
-        connection: owned by the reply from now on.
+        connection: the reply's until it is closed.
+        release: takes the connection back.
         between: seconds allowed between two parts of the body.
         deadline: loop time at which the whole attempt has to be over.
     """
 
-    def __init__(self, connection: Connection, *, between: float, deadline: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        release: Callable[[Connection], object],
+        between: float,
+        deadline: float,
+    ) -> None:
         self._connection = connection
+        self._release = release
+        self._closed = False
         self._between = between
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
@@ -345,5 +499,7 @@ class Reply:
             ) from None
 
     def close(self) -> None:
-        """Give the connection up; safe to call twice."""
-        self._connection.close()
+        """Give the connection back; safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._release(self._connection)

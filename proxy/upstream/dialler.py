@@ -6,16 +6,29 @@ and by nothing a caller sends.
 """
 
 import asyncio
+import socket
 import ssl
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from proxy.core.heads import Headers
 from proxy.core.origin import Origin
 from proxy.core.reply import WholeReply
-from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import (
+    Outcome,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from proxy.upstream.connection import Connection, Reply
+from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.tunnel import open_tunnel
 
 _MAX_WHOLE = 1024 * 1024
+_HAPPY_EYEBALLS = 0.25  # seconds before the next address is tried too (RFC 8305 section 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,53 +37,96 @@ class Timeouts:
 
     connect: float = 5.0
     tls: float = 5.0
+    write_stall: float = 30.0
     first_byte: float = 60.0
     between_bytes: float = 30.0
     total: float = 90.0
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to reach an origin, beyond its name.
+
+    Attributes:
+        ca_file: certificates to trust beside the system's, or None.
+        addresses: IP addresses to dial instead of asking DNS, in this order.
+        ipv4_only: never dial IPv6 (Nomba's allowlist takes IPv4 only; facts, section 2).
+        proxy: `(host, port)` of an HTTP proxy to CONNECT through, or None.
+    """
+
+    ca_file: str | None = None
+    addresses: tuple[str, ...] = ()
+    ipv4_only: bool = False
+    proxy: tuple[str, int] | None = None
+
+
 class Dialler:
-    """Opens connections to one origin.
+    """Carries requests to one origin.
 
     Args:
         origin: where to.
         timeouts: limits of an attempt.
-        ca_file: certificates to trust beside the system's, or None.
+        way: how to get there.
+        limits: of the connections kept.
     """
 
-    def __init__(self, origin: Origin, *, timeouts: Timeouts, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        timeouts: Timeouts,
+        way: Way | None = None,
+        limits: PoolLimits | None = None,
+    ) -> None:
         self.origin = origin
         self._timeouts = timeouts
-        self._ssl: ssl.SSLContext | None = None
-        if origin.tls:
-            self._ssl = ssl.create_default_context()
-            self._ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._ssl.set_alpn_protocols(["http/1.1"])
-            if ca_file is not None:
-                self._ssl.load_verify_locations(ca_file)
+        self._way = way or Way()
+        self._tls = _tls(self._way.ca_file) if origin.tls else None
+        self._pool = Pool(self._connect, limits=limits or PoolLimits())
 
-    async def send(self, head: bytes, *, body: bytes, head_only: bool) -> Reply:
-        """Send a request over a fresh connection and wait for the head of its reply.
+    def close(self) -> None:
+        """Close the connections kept; requests under way go on."""
+        self._pool.close()
+
+    async def send(
+        self,
+        head: bytes,
+        *,
+        body: Iterable[bytes],
+        head_only: bool,
+        fresh: bool = False,
+        recent: bool = False,
+        sending: Callable[[], object] = lambda: None,
+    ) -> Reply:
+        """Send a request and wait for the head of its reply.
 
         Args:
             head: complete request head.
-            body: complete request body.
+            body: the body in parts, none of them empty.
             head_only: whether the method is HEAD.
+            fresh: over a connection that has carried nothing yet.
+            recent: over one that is fresh or was used a moment ago.
+            sending: told right before the first byte is written.
 
         Raises:
-            UpstreamUnreachable: not a byte was sent.
+            UpstreamUnreachable, Overloaded: not a byte was sent.
             UpstreamTimeout: not_sent while connecting, else unknown.
             UpstreamBroken: sent, and no valid reply.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeouts.total
-        connection = await self._connect(head_only=head_only)
+        connection = None if fresh else self._pool.pick(recent=recent)
+        if connection is None:
+            connection = await self._take(deadline, fresh=fresh or recent)
         try:
-            connection.send(head, body=body)
-            async with asyncio.timeout_at(min(deadline, loop.time() + self._timeouts.first_byte)):
+            connection.begin(head_only=head_only)
+            sending()
+            async with asyncio.timeout_at(deadline) as limit:
+                await connection.send(head, body=body, stall=self._timeouts.write_stall)
+                limit.reschedule(min(deadline, loop.time() + self._timeouts.first_byte))
                 await connection.wait_head()
         except TimeoutError:
-            connection.close()
+            self._give_up(connection)
             raise UpstreamTimeout(
                 "The upstream took the request and did not answer in time.",
                 hint=(
@@ -79,10 +135,35 @@ class Dialler:
                 ),
                 outcome=Outcome.UNKNOWN,
             ) from None
-        except BaseException:
-            connection.close()
+        except UpstreamError as error:
+            error.stale = connection.used > 1 and connection.silent
+            self._give_up(connection)
             raise
-        return Reply(connection, between=self._timeouts.between_bytes, deadline=deadline)
+        except BaseException:
+            self._give_up(connection)
+            raise
+        if self._tls is not None and connection.used == 1:
+            self._tls.remember(connection.tls)
+        return Reply(
+            connection,
+            release=self._pool.give,
+            between=self._timeouts.between_bytes,
+            deadline=deadline,
+        )
+
+    async def _take(self, deadline: float, *, fresh: bool) -> Connection:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._pool.take(fresh=fresh)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                "No connection to the upstream became free in time; nothing was sent.",
+                hint="The request may be repeated. Send fewer at a time, or raise pool.size.",
+            ) from None
+
+    def _give_up(self, connection: Connection) -> None:
+        connection.close()
+        self._pool.give(connection)
 
     async def call(
         self, target: bytes, *, headers: Headers, body: bytes, within: float
@@ -94,7 +175,7 @@ class Dialler:
         lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
         try:
             async with asyncio.timeout(within):
-                reply = await self.send(b"".join(lines), body=body, head_only=False)
+                reply = await self.send(b"".join(lines), body=(body,), head_only=False, fresh=True)
                 try:
                     data, complete = await reply.peek(_MAX_WHOLE)
                 finally:
@@ -107,30 +188,81 @@ class Dialler:
             raise UpstreamBroken("the reply is too large", outcome=Outcome.UNKNOWN)
         return WholeReply(reply.status, reply.headers, data)
 
-    async def _connect(self, *, head_only: bool) -> Connection:
-        origin = self.origin
-        tls = self._ssl is not None
+    async def _connect(self, ended: Callable[[Connection], object]) -> Connection:
+        timeouts, tls = self._timeouts, self._tls is not None
         try:
-            async with asyncio.timeout(self._timeouts.connect + (self._timeouts.tls if tls else 0)):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(head_only=head_only),
-                    origin.host,
-                    origin.port,
-                    ssl=self._ssl,
-                    server_hostname=origin.host if tls else None,
-                    ssl_handshake_timeout=self._timeouts.tls if tls else None,
-                )
+            async with asyncio.timeout(timeouts.connect + (timeouts.tls if tls else 0)):
+                return await self._dial(lambda: Connection(ended=ended))
         except TimeoutError:
             raise UpstreamTimeout(
-                f"No connection to {origin.authority} in time; nothing was sent.",
+                f"No connection to {self.origin.authority} in time; nothing was sent.",
                 hint="The request may be repeated. Check the network, the firewall and DNS.",
             ) from None
         except (OSError, UnicodeError) as error:  # TLS and DNS errors are OSErrors
             raise UpstreamUnreachable(
-                f"No connection to {origin.authority} ({_why(error)}); nothing was sent.",
+                f"No connection to {self.origin.authority} ({_why(error)}); nothing was sent.",
                 hint="The request may be repeated. Check the base URL, DNS, firewall and TLS.",
             ) from None
-        return connection
+
+    async def _dial(self, protocol: Callable[[], Connection]) -> Connection:
+        """Try one address after the other; with a name, as RFC 8305 says."""
+        origin, way, loop = self.origin, self._way, asyncio.get_running_loop()
+        secure: dict[str, Any] = {}
+        if self._tls is not None:
+            secure = {
+                "ssl": self._tls,
+                "server_hostname": origin.host,
+                "ssl_handshake_timeout": self._timeouts.tls,
+            }
+        if way.proxy is not None:
+            return await open_tunnel(
+                way.proxy, to=(origin.host, origin.port), protocol=protocol, **secure
+            )
+        family = socket.AF_INET if way.ipv4_only else socket.AF_UNSPEC
+        problem: OSError | None = None
+        for host in way.addresses or (origin.host,):
+            try:
+                _, connection = await loop.create_connection(
+                    protocol,
+                    host,
+                    origin.port,
+                    family=family,
+                    happy_eyeballs_delay=None if way.addresses else _HAPPY_EYEBALLS,
+                    **secure,
+                )
+            except OSError as error:
+                problem = error
+            else:
+                return connection
+        assert problem is not None  # noqa: S101 - there is at least one address
+        raise problem
+
+
+class _Tls(ssl.SSLContext):
+    """Verifies as the system does, from TLS 1.2 on, and resumes the last session."""
+
+    _session: ssl.SSLSession | None = None
+
+    def remember(self, made: ssl.SSLObject | None) -> None:
+        """Resume the session of a connection next time, if the server gave one."""
+        if made is not None and made.session is not None:
+            self._session = made.session
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """asyncio: begin a connection."""
+        return super().wrap_bio(*args, **{**options, "session": self._session})
+
+
+def _tls(ca_file: str | None) -> _Tls:
+    context = _Tls(ssl.PROTOCOL_TLS_CLIENT)
+    if sys.version_info >= (3, 13):  # as `ssl.create_default_context` has it
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_default_certs()
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context
 
 
 def _why(error: OSError | UnicodeError) -> str:

@@ -9,8 +9,17 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.judge import PEEK_LIMIT, Verdict, field_value, judge, may_replay, needs_body
+from proxy.core.judge import (
+    PEEK_LIMIT,
+    Verdict,
+    field_value,
+    judge,
+    may_replay,
+    may_resend,
+    needs_body,
+)
 from proxy.core.routes import Kind
+from proxy.errors import Outcome
 
 JSON = (b"Content-Type", b"application/json")
 EXPIRED = "Internal Server Error: INTERNAL: JWT expired at 2026-07-07T23:10:48Z."
@@ -277,3 +286,16 @@ def test_a_bomb_is_cheap(coding):
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+# -- resending ----------------------------------------------------------------------------
+
+METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "PURGE"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stale", [True, False])
+@pytest.mark.parametrize("outcome", Outcome)
+def test_only_what_was_not_sent_or_reads_nobody_heard_of_are_sent_again(method, stale, outcome):
+    may = may_resend(outcome, stale=stale, method=method)
+    assert may == (outcome == "not_sent" or (stale and method in METHODS[:3]))

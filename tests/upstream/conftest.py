@@ -11,7 +11,8 @@ import pytest
 import trustme
 
 from proxy.settings import parse_origin
-from proxy.upstream.dialler import Dialler, Timeouts
+from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.pool import PoolLimits
 
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.test\r\n\r\n"
 
@@ -28,9 +29,11 @@ class Fetched:
     body: bytes
 
 
-async def fetch(dialler, request=REQUEST, *, body=b"", head_only=False):
+async def fetch(dialler, request=REQUEST, *, body=(), head_only=False, **options):
     """One exchange, the way the handler does it."""
-    reply = await dialler.send(request, body=body, head_only=head_only)
+    reply = await dialler.send(
+        request, body=(body,) if body else (), head_only=head_only, **options
+    )
     try:
         content = b"".join([part async for part in reply.parts()])
     finally:
@@ -56,6 +59,7 @@ class Peer:
         self._script = script
         self._tls = tls
         self._writers = []
+        self._diallers = []
         self._tasks = set()
         self.received = bytearray()
         self.connections = 0
@@ -68,6 +72,8 @@ class Peer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self):
+        for dialler in self._diallers:
+            dialler.close()
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
@@ -78,10 +84,14 @@ class Peer:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    def dialler(self, *, host="127.0.0.1", ca_file=None, **timeouts):
+    def dialler(self, *, host="127.0.0.1", ca_file=None, pool=None, way=None, **timeouts):
         scheme = "https" if self._tls else "http"
         origin = parse_origin(f"{scheme}://{host}:{self.port}")
-        return Dialler(origin, timeouts=Timeouts(**timeouts), ca_file=ca_file)
+        way = Way(ca_file=ca_file, **(way or {}))
+        limits = PoolLimits(**(pool or {}))
+        dialler = Dialler(origin, timeouts=Timeouts(**timeouts), way=way, limits=limits)
+        self._diallers.append(dialler)
+        return dialler
 
     async def head(self, reader):
         with suppress(asyncio.IncompleteReadError):

@@ -137,6 +137,9 @@ class FakeTransport(asyncio.Transport):
     def abort(self):
         self.aborted = True
 
+    def set_write_buffer_limits(self, high=None, low=None):
+        pass
+
     def pause_reading(self):
         self.told.append("pause")
 
@@ -146,8 +149,9 @@ class FakeTransport(asyncio.Transport):
 
 async def verdict(pieces, *, end=None, head_only=False):
     """What is made of a reply that comes in these pieces: its parts, or the failure."""
-    connection = Connection(head_only=head_only)
+    connection = Connection()
     connection.connection_made(FakeTransport())
+    connection.begin(head_only=head_only)
     for piece in pieces:
         connection.data_received(piece)
     if end == "close":
@@ -315,7 +319,7 @@ async def test_an_unframed_reply_that_is_reset_is_broken(serve, say, fetch):
 
 async def test_what_came_before_the_cut_is_delivered_first(serve, say):
     peer = await serve(say(OK + b"Content-Length: 10\r\n\r\nhello", end="reset"))
-    reply = await peer.dialler().send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler().send(REQUEST, body=(), head_only=False)
     parts = reply.parts()
     assert await anext(parts) == b"hello"
     with pytest.raises(UpstreamBroken):
@@ -470,7 +474,7 @@ async def test_a_drip_without_end_is_ended_by_the_total(serve, fetch, first, par
 
 async def test_the_total_holds_for_a_slow_consumer_too(serve):
     peer = await serve(drip(OK + b"\r\n", b"x" * 1000))
-    reply = await peer.dialler(total=0.1).send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler(total=0.1).send(REQUEST, body=(), head_only=False)
 
     async def consume():
         async for _ in reply.parts():
@@ -550,7 +554,7 @@ async def test_a_consumer_that_does_not_read_holds_the_upstream_back(serve):
             written += len(part)
 
     peer = await serve(script)
-    reply = await peer.dialler().send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler().send(REQUEST, body=(), head_only=False)
     before, still = -1, 0
     while still < 20:  # until the server has written nothing for a while
         still = still + 1 if written == before else 0
@@ -566,8 +570,9 @@ async def test_a_consumer_that_does_not_read_holds_the_upstream_back(serve):
 
 
 async def test_reading_is_paused_above_the_mark_and_resumed_by_taking():
-    transport, connection = FakeTransport(), Connection(head_only=False)
+    transport, connection = FakeTransport(), Connection()
     connection.connection_made(transport)
+    connection.begin(head_only=False)
     connection.data_received(OK + b"Content-Length: 10000000\r\n\r\n")
     for _ in range(4):
         connection.data_received(b"x" * 65536)
@@ -580,7 +585,7 @@ async def test_reading_is_paused_above_the_mark_and_resumed_by_taking():
 
 async def test_peeked_bytes_are_delivered_again(serve, say):
     peer = await serve(say(OK + b"Content-Length: 10\r\n\r\n01234", b"56789"))
-    reply = await peer.dialler().send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler().send(REQUEST, body=(), head_only=False)
     assert await reply.peek(4) == (b"01234", False)
     assert await reply.peek(10) == (b"0123456789", True)
     assert b"".join([part async for part in reply.parts()]) == b"0123456789"
@@ -589,7 +594,7 @@ async def test_peeked_bytes_are_delivered_again(serve, say):
 
 async def test_the_rest_of_a_reply_is_ready_once_it_is_all_here(serve, say):
     peer = await serve(say(OK + b"Content-Length: 10\r\n\r\n01234", b"56789"))
-    reply = await peer.dialler().send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler().send(REQUEST, body=(), head_only=False)
     assert reply.ready() is None
     await reply.peek(10)
     assert reply.ready() == b"0123456789"
@@ -606,7 +611,7 @@ async def test_closing_half_way_lets_the_upstream_see_it(serve):
         seen.set()
 
     peer = await serve(script)
-    reply = await peer.dialler().send(REQUEST, body=b"", head_only=False)
+    reply = await peer.dialler().send(REQUEST, body=(), head_only=False)
     reply.close()
     reply.close()
     await asyncio.wait_for(seen.wait(), 5)

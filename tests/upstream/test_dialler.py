@@ -10,7 +10,7 @@ import pytest
 
 from proxy.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from proxy.settings import parse_origin
-from proxy.upstream.dialler import Dialler, Timeouts
+from proxy.upstream.dialler import Dialler, Timeouts, Way
 
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.test\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -58,14 +58,6 @@ async def test_a_connection_that_is_never_taken_is_a_timeout_and_not_sent(fetch)
         for one in waiting:
             one.close()
     assert (caught.value.outcome, caught.value.status) == ("not_sent", 504)
-
-
-async def test_every_request_has_its_own_connection(serve, say, fetch):
-    peer = await serve(say(HI))
-    dialler = peer.dialler()
-    for _ in range(3):
-        assert (await fetch(dialler)).body == b"hi"
-    assert (peer.connections, peer.received) == (3, REQUEST * 3)
 
 
 async def test_many_requests_at_once_get_each_its_own_reply(serve, fetch):
@@ -194,7 +186,9 @@ async def test_a_port_that_does_not_speak_tls_receives_nothing_of_the_request(
 
     peer = await serve(plain)
     origin = parse_origin(f"https://127.0.0.1:{peer.port}")
-    dialler = Dialler(origin, timeouts=Timeouts(tls=0.1, connect=0.1), ca_file=certificates.ca)
+    dialler = Dialler(
+        origin, timeouts=Timeouts(tls=0.1, connect=0.1), way=Way(ca_file=certificates.ca)
+    )
     with pytest.raises((UpstreamUnreachable, UpstreamTimeout)) as caught:
         await fetch(dialler)
     assert caught.value.outcome == "not_sent"

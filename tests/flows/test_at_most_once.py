@@ -1,0 +1,213 @@
+"""The fault matrix: what the upstream was sent, counted there, and what the caller was told.
+
+Every method, every fault, over a new and over a used connection.
+"""
+
+import asyncio
+import ssl
+
+import pytest
+import trustme
+from harness import ScriptedUpstream, transfer_body
+
+from proxy.simulator import parse_fault
+
+METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH"]
+READS = {"GET", "HEAD"}
+PATH = "/v1/somewhere"
+TRANSFER = "/v2/transfers/bank"
+LOST = (502, "unknown")
+ANSWERED = (404, "answered")  # the simulator's word on that path
+
+# By fault: (times sent, what the caller is told) over a new connection, over a used one, and
+# over a used one for GET and HEAD where that differs.
+MATRIX = {
+    "nothing": ((1, ANSWERED), (1, ANSWERED)),
+    "refused": ((0, (502, "not_sent")), (0, (502, "not_sent"))),
+    "drop-connection": ((0, LOST), (1, ANSWERED)),
+    "drop-before": ((1, LOST), (1, LOST), (2, ANSWERED)),
+    "drop-during": ((1, LOST), (1, LOST), (2, ANSWERED)),
+    "drop-after": ((1, LOST), (1, LOST), (2, ANSWERED)),
+    "drop-after times=always": ((1, LOST), (1, LOST), (2, LOST)),
+    "lose-reply": ((1, LOST), (1, LOST), (2, ANSWERED)),
+    "cut bytes=0": ((1, LOST), (1, LOST), (2, ANSWERED)),
+    "cut bytes=1": ((1, LOST), (1, LOST)),
+    "cut bytes=40": ((1, LOST), (1, LOST)),
+    "cut bytes=40 then=reset": ((1, LOST), (1, LOST)),
+    "cut bytes=40 then=stall": ((1, (504, "unknown")), (1, (504, "unknown"))),
+    "stall": ((1, (504, "unknown")), (1, (504, "unknown"))),
+    "garbage": ((1, LOST), (1, LOST)),
+    "stray-byte": ((1, ANSWERED), (1, ANSWERED)),
+    "unsolicited seconds=0": ((1, ANSWERED), (1, ANSWERED)),
+    "oversized head": ((1, LOST), (1, LOST)),
+}
+
+
+@pytest.fixture
+async def proxy(start_proxy):
+    return await start_proxy(timeouts__first_byte=0.3)
+
+
+def expected(fault, method, *, used):
+    row = MATRIX[fault]
+    return row[min(len(row) - 1, 2)] if used and method in READS else row[1 if used else 0]
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fault", MATRIX)
+async def test_the_matrix(proxy, simulator, fault, method, used):
+    assert (await proxy.get(PATH)).status == 404  # now there is a token, and a connection
+    port = int(simulator.origin.rpartition(":")[2])
+    if not used:
+        await simulator.stop()
+        await simulator.start(port=port)
+    if fault == "oversized head":
+        simulator.inject(parse_fault(f"reply path={PATH} content_type={'x' * 70_000}"))
+    elif fault == "refused":
+        await simulator.stop()
+    elif fault != "nothing":
+        where = "" if fault == "drop-connection" else f" path={PATH}"
+        simulator.inject(parse_fault(fault + where))
+    before = simulator.count(PATH)
+
+    body = None if method in READS else b'{"a": 1}'
+    reply = await proxy.send(method, PATH, body=body)
+    sends, told = expected(fault, method, used=used)
+    if fault == "drop-connection" and not used:
+        assert (reply.status, reply.outcome in {"unknown", "not_sent"}) == (502, True)
+    else:
+        assert (reply.status, reply.outcome) == told
+    assert simulator.count(PATH) - before == sends
+
+    # Whatever it was, the next one is served, by its own reply.
+    simulator.faults.clear()
+    if fault == "refused":
+        await simulator.start(port=port)
+    after = await proxy.get("/v1/accounts/balance")
+    assert (after.status, after.json["data"]["currency"]) == (200, "NGN")
+    assert simulator.count("/v1/auth/token/issue") == 1
+
+
+@pytest.fixture
+async def picky(tmp_path):
+    """A TLS upstream that refuses as many handshakes as it is told."""
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA).configure_cert(context)
+    upstream = ScriptedUpstream()
+    upstream.refuse, upstream.handshakes = 0, 0
+
+    def meet(*_):
+        upstream.handshakes += 1
+        if upstream.refuse:
+            upstream.refuse -= 1
+            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+        return None
+
+    context.sni_callback = meet
+    await upstream.start(tls=context)
+    yield upstream
+    await upstream.stop()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(("refusals", "told", "sends"), [(1, 200, 1), (2, 502, 0)])
+async def test_what_was_not_sent_is_sent_once_over_a_fresh_connection(
+    start_proxy, picky, tmp_path, method, refusals, told, sends
+):
+    ca = {"upstream__ca_file": tmp_path / "ca.pem"}
+    proxy = await start_proxy(base_url=picky.origin, **ca)
+    assert (await proxy.get("/v1/x")).status == 200
+    picky.refuse = refusals
+    reply = await proxy.send(method, "/v1/y", body=b"all of it")
+    assert (reply.status, reply.outcome) == (told, "answered" if sends else "not_sent")
+    assert [body for head, body in picky.requests if b"/v1/y" in head] == [b"all of it"] * sends
+
+
+async def test_a_resend_is_had_once_in_an_exchange_replays_included(proxy, simulator):
+    await proxy.get(PATH)
+    simulator.inject(parse_fault(f"drop-after path={PATH}"))
+    simulator.inject(parse_fault(f"unauthorized path={PATH}"))
+    simulator.inject(parse_fault(f"drop-after path={PATH} times=always"))
+    before = simulator.count(PATH)
+    reply = await proxy.get(PATH)
+    assert (reply.status, reply.outcome) == LOST
+    assert simulator.count(PATH) - before == 3  # lost, refused, replayed and lost
+
+
+# -- a caller that leaves ----------------------------------------------------------------
+
+
+async def leave(proxy, method, path, body=b""):
+    """Send a request whole; hang up when told: `await gone()`."""
+    _, writer = await asyncio.open_connection(*proxy.address)
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+
+    async def gone():
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+    return gone
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_caller_that_leaves_before_the_first_byte_cancels_its_request(
+    proxy, simulator, method
+):
+    with simulator.hold("/v1/auth/token/issue") as hold:
+        gone = await leave(proxy, method, PATH, b"{}")
+        await hold.caught()
+        await gone()
+        (line,) = await proxy.exchanges()
+    assert (line["status"], line["outcome"], line["attempts"]) == (499, "not_sent", 0)
+    assert (await proxy.get("/v1/accounts/balance")).status == 200
+    assert simulator.count(PATH) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_from_the_first_byte_on_only_reads_are_cancelled(proxy, simulator, method):
+    await proxy.get("/v1/accounts/balance")
+    with simulator.hold(PATH) as hold:
+        gone = await leave(proxy, method, PATH, b"{}")
+        await hold.caught()
+        await gone()
+        if method in READS:
+            _, line = await proxy.exchanges(2)
+    if method not in READS:
+        _, line = await proxy.exchanges(2)
+    assert line["status"] == 499
+    assert line["outcome"] == ("unknown" if method in READS else "answered")
+    assert simulator.count(PATH) == 1
+
+
+async def test_a_transfer_whose_caller_left_is_replayed_only_if_it_is_still_there(proxy, simulator):
+    await proxy.get("/v1/accounts/balance")
+    simulator.revoke()
+    with simulator.hold("/v1/auth/token/issue") as hold:
+        gone = await leave(proxy, "POST", TRANSFER, transfer_body())
+        await hold.caught()  # its first try was refused, the renewal is under way
+        await gone()
+        _, line = await proxy.exchanges(2)
+    assert (line["status"], line["outcome"], line["attempts"]) == (499, "refused", 1)
+    assert simulator.count(TRANSFER) == 1
+    assert simulator.ledger == []
+
+
+async def test_beyond_the_pool_and_its_queue_a_caller_is_told_to_come_again(start_proxy, simulator):
+    proxy = await start_proxy(pool__size=1, pool__queue=1)
+    await proxy.get("/v1/accounts/balance")
+    with simulator.hold(PATH) as hold:
+        first = asyncio.create_task(proxy.get(PATH))
+        await hold.caught()
+        second = asyncio.create_task(proxy.send("POST", PATH, body=b"{}"))
+        for _ in range(100):  # the second has to wait before the third comes
+            await asyncio.sleep(0.001)
+        third = await proxy.transfer()
+        assert (third.status, third.outcome) == (503, "not_sent")
+        assert third.json["proxy"]["error"] == "overloaded"
+        assert third.get("Retry-After") == "1"
+    assert [(await one).status for one in (first, second)] == [404, 404]
+    assert simulator.ledger == []
