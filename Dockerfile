@@ -18,7 +18,7 @@ COPY --from=build /opt/nomba-proxy /opt/nomba-proxy
 ENV PATH=/opt/nomba-proxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# Nothing is written: run it with a read-only root file system.
+# Run it with a read-only root file system; large request bodies go to /tmp, so mount a tmpfs there.
 USER 10001:10001
 WORKDIR /
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \

@@ -17,12 +17,13 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from proxy import __version__
 from proxy.admin import ControlFailed, SessionControls, build_admin
+from proxy.body import Bodies, BodyLimits
 from proxy.core.account import AccountRule
 from proxy.core.exchange import Event
 from proxy.core.secret import Secret, mask
 from proxy.errors import ProxyError
 from proxy.handler import Handler, Limits, Upstream
-from proxy.server import BodyLimits, QuietServer
+from proxy.server import QuietServer
 from proxy.settings import (
     Address,
     ReadyUpstream,
@@ -129,13 +130,17 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     authorities: set[str] = set()
     handler = Handler(
         tuple(wired),
-        limits=Limits(
-            body=BodyLimits(
+        limits=Limits(login_lifetime=model.callers.login_lifetime),
+        bodies=Bodies(
+            BodyLimits(
                 size=int(model.body.limit),
+                memory=int(model.body.memory),
                 stall=model.body.stall_timeout,
                 total=model.body.total_timeout,
-            ),
-            login_lifetime=model.callers.login_lifetime,
+                spool_dir=model.body.spool_dir,
+                memory_budget=int(model.body.memory_budget),
+                spool_budget=int(model.body.spool_budget),
+            )
         ),
         is_own_authority=authorities.__contains__,
         observe=telemetry.observe,

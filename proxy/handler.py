@@ -16,12 +16,13 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import formatdate
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10
 
+from proxy.body import Bodies
 from proxy.callers.login import answer_login
 from proxy.core.account import AccountRule, decide_account
 from proxy.core.exchange import Emit, Event, Exchange, Observe
@@ -43,7 +44,7 @@ from proxy.errors import (
     UpgradeUnsupported,
     UpstreamError,
 )
-from proxy.server import BodyLimits, CallerLeft, Departure, RawReply, cut, read_body, refuse
+from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse
 from proxy.tokens.manager import Session, Token
 from proxy.upstream.connection import Reply
 from proxy.upstream.dialler import Dialler
@@ -81,12 +82,10 @@ class Limits:
 
     Attributes:
         head: bytes of a whole request head.
-        body: of a request body.
         login_lifetime: seconds a stand-in token claims to live.
     """
 
     head: int = 64 * 1024
-    body: BodyLimits = field(default_factory=BodyLimits)
     login_lifetime: float = 3600.0
 
 
@@ -111,6 +110,7 @@ class Handler:
     Args:
         upstreams: in any order; the longest mount that matches wins.
         limits: of one request.
+        bodies: holds request bodies.
         is_own_authority: whether a `host:port` is this listener.
         observe: takes the record of every exchange, once.
         emit: takes events.
@@ -123,6 +123,7 @@ class Handler:
         upstreams: tuple[Upstream, ...],
         *,
         limits: Limits,
+        bodies: Bodies,
         is_own_authority: Callable[[str], bool],
         observe: Observe,
         emit: Emit,
@@ -131,6 +132,7 @@ class Handler:
     ) -> None:
         self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
         self._limits = limits
+        self._bodies = bodies
         self._is_own_authority = is_own_authority
         self._observe = observe
         self._emit = emit
@@ -219,51 +221,61 @@ class Handler:
         exchange.account_replaced = account.replaced is not None
 
         # 4 read
-        body = await read_body(request, length=length, limits=self._limits.body)
-        exchange.body_bytes = len(body or b"")
+        body = await read_body(request, length=length, bodies=self._bodies)
+        try:
+            exchange.body_bytes = body.size if body is not None else 0
+            head = RequestHead(
+                method.encode("ascii"),
+                target=target.raw,
+                headers=headers,
+                host=upstream.dialler.origin.authority.encode("ascii"),
+                body_length=None if body is None else body.size,
+            )
+
+            def sending() -> None:  # from the first byte on nobody knows, until it is answered
+                exchange.outcome = Outcome.UNKNOWN
+                if method not in READ_METHODS:
+                    departure.ignore()
+
+            attempt = _Attempt(
+                upstream,
+                head=head,
+                account=account.account,
+                body=body if body is not None else (),
+                method=method,
+                kind=route.kind,
+                sending=sending,
+            )
+            return await self._steps_5_to_7(exchange, attempt, departure)
+        finally:
+            if body is not None:
+                body.close()
+
+    async def _steps_5_to_7(
+        self, exchange: Exchange, attempt: "_Attempt", departure: Departure
+    ) -> _Answer:
+        session = attempt.upstream.session
 
         # 5 borrow
-        token = upstream.session.lend()
+        token = session.lend()
         if token is None:
-            token = await self._waiting(exchange, upstream.session.borrow())
+            token = await self._waiting(exchange, session.borrow())
 
         # 6 attempt
-        head = RequestHead(
-            method.encode("ascii"),
-            target=target.raw,
-            headers=headers,
-            host=upstream.dialler.origin.authority.encode("ascii"),
-            body_length=None if body is None else len(body),
-        )
-
-        def sending() -> None:  # from the first byte on nobody knows, until it is answered
-            exchange.outcome = Outcome.UNKNOWN
-            if method not in READ_METHODS:
-                departure.ignore()
-
-        attempt = _Attempt(
-            upstream,
-            head=head,
-            account=account.account,
-            body=(body,) if body else (),
-            method=method,
-            kind=route.kind,
-            sending=sending,
-        )
         reply, verdict = await self._attempt(exchange, attempt, token)
 
         # 7 judge
         if verdict is Verdict.ANSWER:
             exchange.outcome = Outcome.ANSWERED
             return _Answer(reply)
-        if not may_replay(verdict, kind=route.kind):
-            upstream.session.refused(token.generation)
+        if not may_replay(verdict, kind=attempt.kind):
+            session.refused(token.generation)
             exchange.outcome = Outcome.UNKNOWN
             return _Answer(reply, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
         try:
             departure.heed()
-            token = await self._waiting(exchange, upstream.session.renew(after=token.generation))
+            token = await self._waiting(exchange, session.renew(after=token.generation))
         except RenewalNotAllowed:
             return _Answer(reply)
         except TokenUnavailable as error:
@@ -280,7 +292,7 @@ class Handler:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
-        if verdict is Verdict.REFUSAL_UNPROVEN and route.kind is not Kind.READ:
+        if verdict is Verdict.REFUSAL_UNPROVEN and attempt.kind is not Kind.READ:
             return _Answer(reply, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.ANSWERED
         return _Answer(reply)
@@ -306,9 +318,10 @@ class Handler:
                 allow="POST",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
-        exchange.body_bytes = len(
-            await read_body(request, length=length, limits=self._limits.body) or b""
-        )
+        body = await read_body(request, length=length, bodies=self._bodies)
+        if body is not None:
+            exchange.body_bytes = body.size
+            body.close()
 
     def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
         # Some apps compare `businessId` with their own account id (facts, section 5), so it

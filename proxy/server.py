@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any, cast
 
@@ -21,12 +20,12 @@ from aiohttp.http import HttpVersion10
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
+from proxy.body import Bodies, Body, check_size
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.ids import new_request_id
 from proxy.core.refusal import local_reply, refusal_parts
 from proxy.errors import (
     BodyTimeout,
-    BodyTooLarge,
     HeadInvalid,
     HeadTooLarge,
     Internal,
@@ -42,21 +41,6 @@ _MAX_FIELDS = 128
 
 class CallerLeft(Exception):
     """The caller closed its connection before it had been answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """What a request body may cost.
-
-    Attributes:
-        size: bytes.
-        stall: seconds without a byte of a body that is still to come.
-        total: seconds the whole body may take.
-    """
-
-    size: int = 1024 * 1024
-    stall: float = 30.0
-    total: float = 300.0
 
 
 class RawReply(web.StreamResponse):
@@ -139,53 +123,49 @@ class Departure:
             self._task.cancel()
 
 
-async def read_body(
-    request: web.BaseRequest, *, length: int | None, limits: BodyLimits
-) -> bytes | None:
-    """The whole body; None if the caller declared none.
+async def read_body(request: web.BaseRequest, *, length: int | None, bodies: Bodies) -> Body | None:
+    """The whole body; None if the caller declared none. Whoever gets it closes it.
 
     Args:
         request: whose body is read.
         length: declared length; `CHUNKED`, or None for no body (`heads.check_head`).
-        limits: beyond which the request is refused.
+        bodies: makes it, and refuses what is too much.
 
     Raises:
         BodyTooLarge, BodyTimeout, HeadInvalid: the body did not arrive whole.
-        CallerLeft: nor will it.
+        Overloaded: there is no room for it.
+        CallerLeft: it will never be whole.
     """
     if length is None:
         return None
+    limits = bodies.limits
+    check_size(length, limits=limits)
+    body = bodies.begin()
     if length == 0:
-        return b""
-    too_large = BodyTooLarge(
-        f"The body is larger than {limits.size} bytes.",
-        hint="Nomba's calls are small JSON; body.limit raises the limit.",
-        close=True,
-    )
-    if length > limits.size:
-        raise too_large
+        return body
     content = request.content
-    buffer = bytearray()
     try:
         if not content.is_eof():
             await _continue(request)
         async with asyncio.timeout(limits.total):
             while not content.at_eof():
                 async with asyncio.timeout(limits.stall):
-                    buffer += await content.readany()
-                if len(buffer) > limits.size:
-                    raise too_large
-    except TimeoutError:
-        raise BodyTimeout(
-            "The body did not arrive in time; nothing was sent to the upstream.",
-            hint="Send the whole body that Content-Length or chunked framing announces.",
-            close=True,
-        ) from None
-    except (OSError, HttpProcessingError, RequestPayloadError):
-        if request.transport is None or request.transport.is_closing():
-            raise CallerLeft from None
-        raise HeadInvalid("The body is framed wrongly.", close=True) from None
-    return bytes(buffer)
+                    data = await content.readany()
+                body.add(data)
+    except BaseException as error:
+        body.close()
+        if isinstance(error, TimeoutError):
+            raise BodyTimeout(
+                "The body did not arrive in time; nothing was sent to the upstream.",
+                hint="Send the whole body that Content-Length or chunked framing announces.",
+                close=True,
+            ) from None
+        if isinstance(error, OSError | HttpProcessingError | RequestPayloadError):
+            if request.transport is None or request.transport.is_closing():
+                raise CallerLeft from None
+            raise HeadInvalid("The body is framed wrongly.", close=True) from None
+        raise
+    return body
 
 
 async def _continue(request: web.BaseRequest) -> None:

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from harness import Log, read_reply
 
+from proxy.body import Bodies, BodyLimits
 from proxy.core.account import AccountRule
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
@@ -62,7 +63,13 @@ async def call():
         dialler = SimpleNamespace(origin=ORIGIN, send=send)
         upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"), anonymous=True)
         watch = {"observe": telemetry.observe, "emit": telemetry.emit}
-        handler = Handler((upstream,), limits=Limits(), is_own_authority=lambda _: False, **watch)
+        handler = Handler(
+            (upstream,),
+            limits=Limits(),
+            bodies=Bodies(BodyLimits()),
+            is_own_authority=lambda _: False,
+            **watch,
+        )
         runner = web.ServerRunner(QuietServer(handler, keepalive=75, **watch))
         runners.append(runner)
         await runner.setup()

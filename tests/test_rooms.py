@@ -1,6 +1,6 @@
 """Imports point down, never sideways; and some things happen in one room only.
 
-    __main__ → cli → app → handler → server | tokens | upstream | callers → core → errors, data
+    __main__ → cli → app → handler → server → body | tokens | upstream | callers → core → errors, data
 
 `tokens`, `upstream` and `callers` meet only in `handler` and `app`. Observers (`admin`,
 `telemetry`) see nothing but `core` and `errors`. The simulator stands outside.
@@ -25,11 +25,12 @@ MAY_IMPORT = {
         "proxy",
     },  # `proxy` itself holds the version, nothing else
     "app": {
-        *("handler", "server", "tokens", "upstream", "callers", "core", "errors"),
+        *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
         *("settings", "admin", "telemetry", "simulator", "proxy"),
     },
-    "handler": {"server", "tokens", "upstream", "callers", "core", "errors"},
-    "server": {"core", "errors"},
+    "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},
+    "server": {"body", "core", "errors"},
+    "body": {"core", "errors"},
     "tokens": {"core", "errors"},
     "upstream": {"core", "errors"},
     "callers": {"core", "errors"},

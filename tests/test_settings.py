@@ -202,7 +202,7 @@ def test_the_error_prints_every_problem():
         ("NOMBA_PROXY_CALLERS_ANONYMOUS", "maybe", "callers.anonymous"),
         ("NOMBA_PROXY_CALLERS_IDLE_TIMEOUT", "0", "callers.idle_timeout"),
         ("NOMBA_PROXY_BODY_LIMIT", "0", "body.limit"),
-        ("NOMBA_PROXY_BODY_LIMIT", "1GiB", "body.limit"),
+        ("NOMBA_PROXY_BODY_LIMIT", "-1", "body.limit"),
         ("NOMBA_PROXY_TOKEN_EARLY", "nan", "token.early"),
         ("NOMBA_PROXY_TIMEOUTS_TOTAL", "inf", "timeouts.total"),
         ("NOMBA_PROXY_DRAIN_LIMIT", "soon", "drain.limit"),
@@ -978,6 +978,19 @@ def test_what_the_simulator_cannot_be_told_is_a_problem(key, value, says):
     found = problem(bare, flags={"simulate": "true", key: value})
     assert (found.key, found.origin) == (key, "flag")
     assert says in found.text
+
+
+# -- bodies ------------------------------------------------------------------------------
+
+
+def test_a_spool_that_cannot_be_written_is_a_problem_where_it_is_needed(tmp_path):
+    nowhere = {"NOMBA_PROXY_BODY_SPOOL_DIR": str(tmp_path / "nowhere")}
+    found = problem(settings, **nowhere)
+    assert found.key == "body.spool_dir"
+    assert "No such file" in found.text
+    assert settings(**nowhere, NOMBA_PROXY_BODY_LIMIT="1MiB", NOMBA_PROXY_BODY_MEMORY="1MiB")
+    assert settings(NOMBA_PROXY_BODY_SPOOL_DIR=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the way to an upstream --------------------------------------------------------------

@@ -4,6 +4,7 @@ import difflib
 import ipaddress
 import re
 import ssl
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,7 @@ def load(
     if simulate:
         open_door = model.callers.anonymous is not False
     if listeners:
+        _check_spool(model, report=report)
         _check_listeners(listen, admin=admin, open_door=open_door, report=report)
     _check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
@@ -378,6 +380,21 @@ def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | Non
 
 
 # -- what hangs together -----------------------------------------------------------------
+
+
+def _check_spool(model: SettingsModel, *, report: Report) -> None:
+    body = model.body
+    if body.limit <= body.memory:
+        return
+    try:
+        tempfile.TemporaryFile(dir=body.spool_dir).close()
+    except (OSError, ValueError) as error:
+        report.problem(
+            "body.spool_dir",
+            f"{body.spool_dir or 'the temporary folder'} cannot be written: "
+            f"{getattr(error, 'strerror', None) or error}",
+            hint="Name a writable folder (in a container, a tmpfs), or set body.limit = body.memory.",
+        )
 
 
 def _check_listeners(listen: Address, *, admin: Address, open_door: bool, report: Report) -> None:

@@ -58,8 +58,11 @@ class CallerSettings(_Section):
 class BodySettings(_Section):
     """Request bodies."""
 
-    # Bodies are held in memory, so there is a limit to the limit.
-    limit: Annotated[ByteSize, Field(gt=0, le=64 * 1024 * 1024)] = ByteSize(1024 * 1024)
+    limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(64 * 1024 * 1024)
+    memory: Annotated[ByteSize, Field(ge=0)] = ByteSize(1024 * 1024)
+    spool_dir: Text = None
+    memory_budget: Annotated[ByteSize, Field(gt=0)] = ByteSize(256 * 1024 * 1024)
+    spool_budget: Annotated[ByteSize, Field(gt=0)] = ByteSize(2 * 1024 * 1024 * 1024)
     stall_timeout: Seconds = 30.0
     total_timeout: Seconds = 300.0
 
@@ -172,7 +175,10 @@ class SettingsModel(_Section):
 ALLOWED = {
     "simulate": "true, false or auto",
     "callers.anonymous": "true, false or auto",
-    "body.limit": "a size such as 1MiB, more than nothing and at most 64MiB",
+    "body.limit": "a size such as 64MiB, more than nothing",
+    "body.memory": "a size such as 1MiB",
+    "body.memory_budget": "a size such as 256MiB, more than nothing",
+    "body.spool_budget": "a size such as 2GiB, more than nothing",
     "log.format": "auto, json or console",
     "log.level": "debug, info, warning or error",
     "upstream.0.environment": "production or sandbox",

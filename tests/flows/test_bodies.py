@@ -12,7 +12,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def through(start_proxy, upstream):
-    return await start_proxy(base_url=upstream.origin)
+    return await start_proxy(base_url=upstream.origin, body__limit="1MiB", body__memory="64KiB")
 
 
 async def test_a_body_of_exactly_the_limit_passes(through, upstream):
@@ -284,3 +284,63 @@ async def test_a_reason_with_control_characters_is_no_reply(through, upstream):
     upstream.answer = upstream.reply_with(b"HTTP/1.1 200 O\x00K\r\nContent-Length: 0\r\n\r\n")
     reply = await through.get("/v1/x")
     assert (reply.status, reply.outcome) == (502, "unknown")
+
+
+# -- large ones --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_spooled_body_arrives_whole_with_a_length_and_again_at_a_replay(
+    start_proxy, upstream, framing
+):
+    proxy = await start_proxy(base_url=upstream.origin, body__limit="64MiB", body__memory="64KiB")
+    body = os.urandom(5 * MIB + 7)
+    refusal = upstream.reply_with(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+    answers = [refusal, upstream.answer]
+
+    async def answer(*args):
+        await answers[len(upstream.requests) - 1](*args)
+
+    upstream.answer = answer
+    if framing == "length":
+        reply = await proxy.send("POST", "/v1/x", body=body)
+    else:
+        chunks = b"".join(
+            b"%x\r\n%b\r\n" % (len(body[at : at + MIB]), body[at : at + MIB])
+            for at in range(0, len(body), MIB)
+        )
+        head = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        reply = await proxy.raw(head + chunks + b"0\r\n\r\n")
+    assert (reply.status, reply.body) == (200, b"ok")
+    digest = hashlib.sha256(body).hexdigest()
+    assert [hashlib.sha256(got).hexdigest() for _, got in upstream.requests] == [digest] * 2
+    for head, _ in upstream.requests:
+        assert b"content-length: %d\r\n" % len(body) in head.lower()
+        assert b"transfer-encoding" not in head.lower()
+
+
+async def test_beyond_the_budget_a_caller_is_told_to_come_again(start_proxy, upstream):
+    proxy = await start_proxy(
+        base_url=upstream.origin, body__memory="1KiB", body__spool_budget="1MiB"
+    )
+    reply = await proxy.send("POST", "/v1/x", body=b"x" * (MIB + 1))
+    assert (reply.status, reply.outcome) == (503, "not_sent")
+    assert reply.json["proxy"]["error"] == "overloaded"
+    assert (reply.get("Retry-After"), reply.get("Connection")) == ("1", "close")
+    assert upstream.requests == []
+    for _ in range(3):  # nothing is lost of the budget
+        assert (await proxy.send("POST", "/v1/x", body=b"x" * MIB)).status == 200
+
+
+async def test_what_a_caller_leaves_behind_is_let_go_of(start_proxy, upstream):
+    proxy = await start_proxy(
+        base_url=upstream.origin, body__memory="1KiB", body__spool_budget="1MiB"
+    )
+    for number in range(3):
+        _, writer = await asyncio.open_connection(*proxy.address)
+        writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MIB)
+        writer.write(b"x" * (MIB - 1))
+        await writer.drain()
+        writer.close()
+        await proxy.exchanges(number + 1)
+    assert (await proxy.send("POST", "/v1/x", body=b"x" * MIB)).status == 200
