@@ -22,7 +22,7 @@ from proxy.core.account import AccountRule
 from proxy.core.exchange import Event
 from proxy.core.secret import Secret, mask
 from proxy.errors import ProxyError
-from proxy.handler import Handler, Limits, Upstream
+from proxy.handler import Handler, Headers, Limits, Upstream
 from proxy.server import QuietServer
 from proxy.settings import (
     Address,
@@ -98,10 +98,11 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         simulator, control = await start_simulator(settings, stack=stack)
         upstreams = (_simulated(settings, simulator),)
 
+    via = b"1.1 nomba-proxy-%b" % os.urandom(4).hex().encode()
     wired = []
     controls: dict[str, SessionControls] = {}
     for one in upstreams:
-        upstream = _wire(one, settings=settings, telemetry=telemetry)
+        upstream = _wire(one, settings=settings, telemetry=telemetry, via=via)
         revoke = settings.model.token.revoke_at_shutdown
         stack.callback(upstream.dialler.close)
         stack.push_async_callback(upstream.session.close, revoke=revoke)
@@ -141,6 +142,12 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
                 memory_budget=int(model.body.memory_budget),
                 spool_budget=int(model.body.spool_budget),
             )
+        ),
+        headers=Headers(
+            via=via,
+            via_upstream=model.headers.via_upstream,
+            keep_forwarded=model.headers.forwarded == "pass",
+            rewrite_location=model.headers.rewrite_location,
         ),
         is_own_authority=authorities.__contains__,
         observe=telemetry.observe,
@@ -248,7 +255,7 @@ async def serve(settings: Settings) -> None:
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 
 
-def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry) -> Upstream:
+def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry, via: bytes) -> Upstream:
     model = settings.model
     dialler = Dialler(
         one.origin,
@@ -260,6 +267,7 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry) -> Up
             proxy=one.connect_proxy,
         ),
         limits=PoolLimits(**model.pool.model_dump()),
+        via=via if model.headers.via_upstream else b"",
     )
     credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
     session = Session(

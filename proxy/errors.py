@@ -12,6 +12,7 @@
     ├── BodyTooLarge                    413  not_sent
     ├── HeadTooLarge                    431  not_sent
     ├── UpgradeUnsupported              501  not_sent
+    ├── LoopDetected                    508  not_sent
     ├── Internal                        500  as far as the exchange got
     ├── TokenUnavailable                503  not_sent (refused after a first try)
     │   └── RenewalNotAllowed           (never sent: the original reply is delivered)
@@ -162,6 +163,13 @@ class UpgradeUnsupported(ProxyError):
 
     code = "upgrade_unsupported"
     status = 501
+
+
+class LoopDetected(ProxyError):
+    """The request has been here before: it would go round for ever."""
+
+    code = "loop_detected"
+    status = 508
 
 
 class TokenUnavailable(ProxyError):

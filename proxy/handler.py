@@ -26,7 +26,14 @@ from proxy.body import Bodies
 from proxy.callers.login import answer_login
 from proxy.core.account import AccountRule, decide_account
 from proxy.core.exchange import Emit, Event, Exchange, Observe
-from proxy.core.heads import RequestHead, caller_accounts, check_head, reply_head
+from proxy.core.heads import (
+    RequestHead,
+    caller_accounts,
+    check_head,
+    names_us,
+    own_location,
+    reply_head,
+)
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.refusal import local_reply
@@ -35,6 +42,7 @@ from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     CallerUnknown,
     Internal,
+    LoopDetected,
     MethodNotAllowed,
     MountUnknown,
     Outcome,
@@ -75,6 +83,27 @@ class Upstream:
     account: AccountRule
     anonymous: bool
 
+    def locate(self, location: bytes) -> bytes:
+        """Where a caller finds what the upstream's `Location` names."""
+        return own_location(location, origin=self.dialler.origin.text.encode(), mount=self.mount)
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What the proxy does to headers beside what HTTP asks of it.
+
+    Attributes:
+        via: our own entry in `Via`, by which a loop is found.
+        via_upstream: whether the upstream is told it.
+        keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
+        rewrite_location: whether a `Location` on the upstream's origin becomes ours.
+    """
+
+    via: bytes
+    via_upstream: bool = True
+    keep_forwarded: bool = False
+    rewrite_location: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -98,9 +127,10 @@ class _Local:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A reply to deliver, with a hint if its outcome needs one."""
+    """An upstream's reply to deliver, with a hint if its outcome needs one."""
 
     reply: Reply
+    upstream: Upstream
     hint: str = ""
 
 
@@ -111,6 +141,7 @@ class Handler:
         upstreams: in any order; the longest mount that matches wins.
         limits: of one request.
         bodies: holds request bodies.
+        headers: what is done to them.
         is_own_authority: whether a `host:port` is this listener.
         observe: takes the record of every exchange, once.
         emit: takes events.
@@ -124,6 +155,7 @@ class Handler:
         *,
         limits: Limits,
         bodies: Bodies,
+        headers: Headers,
         is_own_authority: Callable[[str], bool],
         observe: Observe,
         emit: Emit,
@@ -133,6 +165,7 @@ class Handler:
         self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
         self._limits = limits
         self._bodies = bodies
+        self._headers = headers
         self._is_own_authority = is_own_authority
         self._observe = observe
         self._emit = emit
@@ -195,6 +228,13 @@ class Handler:
             )
         if raw == b"*" and method == "OPTIONS":
             return _Local({})
+        if names_us(headers, via=self._headers.via):
+            raise LoopDetected(
+                "The request has been through this proxy before.",
+                hint="A hosts entry, DNS or upstream.base_url leads back here; upstream.addresses "
+                "names where the upstream really is.",
+                close=True,
+            )
         target = parse_target(raw, is_own_authority=self._is_own_authority)
         _refuse_upgrade(request)
         upstream = self._select(target)
@@ -230,6 +270,8 @@ class Handler:
                 headers=headers,
                 host=upstream.dialler.origin.authority.encode("ascii"),
                 body_length=None if body is None else body.size,
+                via=self._headers.via if self._headers.via_upstream else b"",
+                keep_forwarded=self._headers.keep_forwarded,
             )
 
             def sending() -> None:  # from the first byte on nobody knows, until it is answered
@@ -267,17 +309,17 @@ class Handler:
         # 7 judge
         if verdict is Verdict.ANSWER:
             exchange.outcome = Outcome.ANSWERED
-            return _Answer(reply)
+            return _Answer(reply, attempt.upstream)
         if not may_replay(verdict, kind=attempt.kind):
             session.refused(token.generation)
             exchange.outcome = Outcome.UNKNOWN
-            return _Answer(reply, hint=_HINT_REQUERY)
+            return _Answer(reply, attempt.upstream, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
         try:
             departure.heed()
             token = await self._waiting(exchange, session.renew(after=token.generation))
         except RenewalNotAllowed:
-            return _Answer(reply)
+            return _Answer(reply, attempt.upstream)
         except TokenUnavailable as error:
             reply.close()
             error.outcome = Outcome.REFUSED
@@ -293,9 +335,9 @@ class Handler:
                 error.outcome = Outcome.REFUSED
             raise
         if verdict is Verdict.REFUSAL_UNPROVEN and attempt.kind is not Kind.READ:
-            return _Answer(reply, hint=_HINT_REQUERY)
+            return _Answer(reply, attempt.upstream, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.ANSWERED
-        return _Answer(reply)
+        return _Answer(reply, attempt.upstream)
 
     def _select(self, target: Target) -> Upstream:
         path = target.path
@@ -387,6 +429,7 @@ class Handler:
         own = [
             (b"X-Request-Id", exchange.request_id.encode()),
             (b"Nomba-Proxy-Outcome", exchange.outcome.encode()),
+            (b"Via", self._headers.via),
         ]
         if answer.hint:
             own.append((b"Nomba-Proxy-Hint", answer.hint.encode()))
@@ -405,7 +448,13 @@ class Handler:
         elif http10:
             own.append((b"Connection", b"keep-alive"))
         exchange.status = reply.status
-        head = reply_head(reply.status, reason=reply.reason, headers=reply.headers, own=own)
+        head = reply_head(
+            reply.status,
+            reason=reply.reason,
+            headers=reply.headers,
+            own=own,
+            location=answer.upstream.locate if self._headers.rewrite_location else None,
+        )
         write = request.writer.write
         try:
             if whole is not None:

@@ -12,7 +12,7 @@ from proxy.core.account import AccountRule
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
 from proxy.errors import Outcome
-from proxy.handler import Handler, Limits, Upstream
+from proxy.handler import Handler, Headers, Limits, Upstream
 from proxy.server import QuietServer
 from proxy.settings import parse_origin
 from proxy.telemetry import Telemetry
@@ -67,6 +67,7 @@ async def call():
             (upstream,),
             limits=Limits(),
             bodies=Bodies(BodyLimits()),
+            headers=Headers(via=b"1.1 test"),
             is_own_authority=lambda _: False,
             **watch,
         )

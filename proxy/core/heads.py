@@ -7,7 +7,7 @@ sends can remove or precede it.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from proxy.errors import HeadInvalid, HeadTooLarge
 
@@ -28,7 +28,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # Never forwarded: `expect` is answered by us; the rest would tell the upstream
-# another method or path than the one we judged, or addresses of our network.
+# another method or path than the one we judged.
 _REQUEST_DROPPED = _HOP_BY_HOP | {
     b"expect",
     b"x-http-method-override",
@@ -37,10 +37,10 @@ _REQUEST_DROPPED = _HOP_BY_HOP | {
     b"x-original-url",
     b"x-original-uri",
     b"x-rewrite-url",
-    b"forwarded",
-    b"x-real-ip",
 }
-_REQUEST_DROPPED_PREFIX = b"x-forwarded-"
+# Addresses of our network, unless `headers.forwarded` lets them pass.
+_FORWARDED = frozenset({b"forwarded", b"x-real-ip"})
+_FORWARDED_PREFIX = b"x-forwarded-"
 # Headers a reply carries in our name: an upstream must not be able to fake them.
 _REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
 _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
@@ -133,6 +133,8 @@ class RequestHead:
         headers: raw fields of the caller.
         host: value of `Host` for the upstream.
         body_length: bytes of the body, or None if the caller sent no body at all.
+        via: value of the `Via` line we add, or empty for none.
+        keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
     """
 
     __slots__ = ("_start",)
@@ -145,6 +147,8 @@ class RequestHead:
         headers: Headers,
         host: bytes,
         body_length: int | None,
+        via: bytes = b"",
+        keep_forwarded: bool = False,
     ) -> None:
         named = named_by_connection(headers)
         lines = [method, b" ", target, b" HTTP/1.1\r\n"]
@@ -163,7 +167,7 @@ class RequestHead:
                     length = None
             elif not (
                 lower in _REQUEST_DROPPED
-                or lower.startswith(_REQUEST_DROPPED_PREFIX)
+                or (not keep_forwarded and _is_forwarded(lower))
                 or lower in named
                 or name.lower() in named
                 or _squash(lower) in _OWN
@@ -173,6 +177,8 @@ class RequestHead:
             lines[4:4] = (b"Host: ", host, b"\r\n")
         if length is not None:
             lines += (b"Content-Length: ", length, b"\r\n")
+        if via:
+            lines += (b"Via: ", via, b"\r\n")
         self._start = b"".join(lines)
 
     def with_token(self, token: str, *, account: str) -> bytes:
@@ -184,12 +190,46 @@ class RequestHead:
         )
 
 
+def _is_forwarded(lower: bytes) -> bool:
+    return lower in _FORWARDED or lower.startswith(_FORWARDED_PREFIX)
+
+
+def names_us(headers: Headers, *, via: bytes) -> bool:
+    """Whether a request has been here before: a `Via` field holds our own entry.
+
+    RFC 9110 section 7.6.3. Pseudonyms are compared as whole entries.
+    """
+    for name, value in headers:
+        if name.lower() == b"via" and via in [one.strip() for one in value.split(b",")]:
+            return True
+    return False
+
+
+def own_location(value: bytes, *, origin: bytes, mount: bytes) -> bytes:
+    """A `Location` on the upstream's own origin as the caller reaches it; else as it is.
+
+    It becomes a path (RFC 9110 section 10.2.2), so no host has to be believed.
+
+    Args:
+        value: as the upstream sent it.
+        origin: the upstream's, lower case, without a trailing slash.
+        mount: the prefix under which the caller reaches it.
+    """
+    if value[: len(origin)].lower() != origin:
+        return value
+    rest = value[len(origin) :]
+    if rest[:1] not in {b"/", b"?", b"#", b""} or (rest[:2] == b"//" and not mount):
+        return value  # another host or port; or what would be read as one
+    return mount + (rest if rest.startswith(b"/") else b"/" + rest)
+
+
 def reply_head(
     status: int,
     *,
     reason: bytes,
     headers: Headers,
     own: Iterable[tuple[bytes, bytes]],
+    location: Callable[[bytes], bytes] | None = None,
 ) -> bytes:
     """The head of a forwarded reply.
 
@@ -198,6 +238,7 @@ def reply_head(
         reason: the same.
         headers: raw fields of the upstream's reply.
         own: fields the proxy adds: request id, outcome, framing.
+        location: makes the `Location` that the caller gets, or None to leave it.
     """
     # The length stays whatever `Connection` says: without it the reply would have no end.
     named = named_by_connection(headers) - {b"content-length"}
@@ -207,7 +248,10 @@ def reply_head(
         if not (
             lower in _REPLY_DROPPED or lower in named or lower.startswith(_REPLY_DROPPED_PREFIX)
         ):
-            lines += (name, b": ", value, b"\r\n")
+            if location is not None and lower == b"location":
+                lines += (name, b": ", location(value), b"\r\n")
+            else:
+                lines += (name, b": ", value, b"\r\n")
     for name, value in own:
         lines += (name, b": ", value, b"\r\n")
     lines.append(b"\r\n")

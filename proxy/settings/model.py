@@ -97,6 +97,14 @@ class PoolSettings(_Section):
     recent: Seconds = 3.0
 
 
+class HeaderSettings(_Section):
+    """Headers, beside what HTTP asks of a proxy."""
+
+    via_upstream: bool = True
+    forwarded: Literal["remove", "pass"] = "remove"
+    rewrite_location: bool = True
+
+
 class DrainSettings(_Section):
     """Shutting down."""
 
@@ -166,6 +174,7 @@ class SettingsModel(_Section):
     token: TokenSettings = TokenSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     pool: PoolSettings = PoolSettings()
+    headers: HeaderSettings = HeaderSettings()
     drain: DrainSettings = DrainSettings()
     simulator: SimulatorSettings = SimulatorSettings()
     upstream: tuple[UpstreamSettings, ...] = ()
@@ -179,6 +188,7 @@ ALLOWED = {
     "body.memory": "a size such as 1MiB",
     "body.memory_budget": "a size such as 256MiB, more than nothing",
     "body.spool_budget": "a size such as 2GiB, more than nothing",
+    "headers.forwarded": "remove or pass",
     "log.format": "auto, json or console",
     "log.level": "debug, info, warning or error",
     "upstream.0.environment": "production or sandbox",

@@ -68,6 +68,7 @@ class Dialler:
         timeouts: limits of an attempt.
         way: how to get there.
         limits: of the connections kept.
+        via: value of the `Via` line of calls of our own, or empty for none.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Dialler:
         timeouts: Timeouts,
         way: Way | None = None,
         limits: PoolLimits | None = None,
+        via: bytes = b"",
     ) -> None:
         self.origin = origin
         self._timeouts = timeouts
         self._way = way or Way()
+        self._via = via
         self._tls = _tls(self._way.ca_file) if origin.tls else None
         self._pool = Pool(self._connect, limits=limits or PoolLimits())
 
@@ -170,6 +173,8 @@ class Dialler:
     ) -> WholeReply:
         """POST a body of our own and read the whole reply (`core.reply.CallUpstream`)."""
         lines = [b"POST ", target, b" HTTP/1.1\r\nHost: ", self.origin.authority.encode(), b"\r\n"]
+        if self._via:  # so that a proxy that calls itself finds out
+            lines += (b"Via: ", self._via, b"\r\n")
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
         lines.append(b"Content-Length: %d\r\n\r\n" % len(body))

@@ -1,6 +1,8 @@
 """What comes in goes out, byte for byte; what is ours is ours alone."""
 
+import asyncio
 import gzip
+import re
 
 import pytest
 
@@ -44,7 +46,7 @@ METHODS = [
 
 @pytest.fixture
 async def through(start_proxy, upstream):
-    return await start_proxy(base_url=upstream.origin)
+    return await start_proxy(base_url=upstream.origin, headers__via_upstream=False)
 
 
 def lines(head: bytes) -> list[bytes]:
@@ -204,7 +206,11 @@ async def test_a_reply_comes_back_as_it_was(through, upstream):
     assert reply.raw.startswith(head)
     assert reply.body == packed
     own = reply.raw[len(head) :].partition(b"\r\n\r\n")[0].split(b"\r\n")
-    assert [line.partition(b":")[0] for line in own] == [b"X-Request-Id", b"Nomba-Proxy-Outcome"]
+    assert [line.partition(b":")[0] for line in own] == [
+        b"X-Request-Id",
+        b"Nomba-Proxy-Outcome",
+        b"Via",
+    ]
     assert reply.outcome == "answered"
 
 
@@ -317,3 +323,105 @@ async def test_a_mounted_upstream_gets_the_path_below_its_mount(start_proxy, ups
     login = await proxy.send("POST", "/nomba/v1/auth/token/issue", body=b"{}")
     assert login.json["code"] == "00"
     assert upstream.requests == []
+
+
+# -- Via, loops, Location, Forwarded ------------------------------------------------------
+
+
+async def test_via_is_added_behind_what_was_there_in_both_directions(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin)
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nVia: 1.1 edge\r\nContent-Length: 0\r\n\r\n"
+    )
+    reply = await proxy.get("/v1/x", "Via: 1.0 fred, 1.1 p.example")
+    sent = [one for one in lines(upstream.requests[0][0]) if one.startswith(b"Via: ")]
+    assert sent[0] == b"Via: 1.0 fred, 1.1 p.example"
+    (own,) = sent[1:]
+    assert re.fullmatch(rb"Via: 1\.1 nomba-proxy-[0-9a-f]{8}", own)
+    got = [value for name, value in reply.headers if name == "Via"]
+    assert got == ["1.1 edge", own.removeprefix(b"Via: ").decode()]
+
+
+@pytest.mark.parametrize("path", ["/v1/accounts/balance", "/v1/auth/token/issue", "/elsewhere"])
+@pytest.mark.parametrize("form", ["{}", "1.0 fred, {}", "{} , 1.1 other"])
+async def test_a_request_that_comes_back_is_refused_before_anything(
+    start_proxy, upstream, path, form
+):
+    proxy = await start_proxy(base_url=upstream.origin, upstream__mount="/")
+    via = (await proxy.get("/v1/x")).get("Via")
+    reply = await proxy.send("POST", path, f"via: {form.format(via)}", body=b"{}")
+    assert (reply.status, reply.outcome) == (508, "not_sent")
+    assert reply.json["proxy"]["error"] == "loop_detected"
+    assert len(upstream.requests) == 1
+    other = await proxy.get("/v1/x", f"Via: {via}0, 1.1 {via}")
+    assert other.status == 200
+
+
+async def test_a_proxy_that_is_its_own_upstream_finds_out_at_its_first_login(start_proxy):
+    """As a hosts entry would have it: the name leads here."""
+    relay_to = []
+
+    async def relay(reader, writer):
+        there, out = await asyncio.open_connection(*relay_to)
+        out.write(await reader.readuntil(b"\r\n\r\n"))
+        out.write(await reader.read(65536))
+        writer.write(await there.read(65536))
+        writer.close()
+        out.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    proxy = await start_proxy(base_url=f"http://localhost:{port}", token__wait_limit=0.5)
+    relay_to[:] = proxy.address
+    reply = await proxy.get("/v1/accounts/balance")
+    assert (reply.status, reply.outcome) == (503, "not_sent")
+    assert "loop_detected" in proxy.log.text
+    assert proxy.log.lines("exchange")[0]["error"] == "loop_detected"
+    server.close()
+
+
+LOCATIONS = [
+    ("{origin}/v1/x?a=b#c", "/v1/x?a=b#c"),
+    ("{origin}", "/"),
+    ("{origin}?a", "/?a"),
+    ("{ORIGIN}/v1", "/v1"),
+    ("/v1/x", "/v1/x"),
+    ("{origin}1/v1", "{origin}1/v1"),
+    ("{origin}.evil.example/v1", "{origin}.evil.example/v1"),
+    ("{origin}@evil.example/v1", "{origin}@evil.example/v1"),
+    ("{origin}//evil.example/v1", "{origin}//evil.example/v1"),
+    ("https://checkout.example/1", "https://checkout.example/1"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("sent", "got"), LOCATIONS)
+@pytest.mark.parametrize("rewrite", [True, False])
+async def test_a_location_on_the_upstream_becomes_ours(start_proxy, upstream, sent, got, rewrite):
+    proxy = await start_proxy(base_url=upstream.origin, headers__rewrite_location=rewrite)
+    names = {"origin": upstream.origin, "ORIGIN": upstream.origin.upper()}
+    sent, got = sent.format(**names), got.format(**names)
+    upstream.answer = upstream.reply_with(
+        f"HTTP/1.1 302 Found\r\nlocation: {sent}\r\nContent-Length: 0\r\n\r\n".encode()
+    )
+    reply = await proxy.get("/v1/x")
+    assert reply.get("location") == (got if rewrite else sent)
+
+
+async def test_a_location_is_found_under_the_mount(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, upstream__mount="/nomba")
+    upstream.answer = upstream.reply_with(
+        f"HTTP/1.1 201 Created\r\nLocation: {upstream.origin}/v1/x\r\nContent-Length: 0\r\n\r\n".encode()
+    )
+    reply = await proxy.get("/nomba/v1/y")
+    assert reply.get("Location") == "/nomba/v1/x"
+
+
+@pytest.mark.parametrize("choice", ["remove", "pass"])
+async def test_forwarded_headers_pass_only_if_that_is_wanted(start_proxy, upstream, choice):
+    proxy = await start_proxy(base_url=upstream.origin, headers__forwarded=choice)
+    sent = ["Forwarded: for=10.0.0.1", "X-Forwarded-For: 10.0.0.1", "X-Real-IP: 10.0.0.1"]
+    await proxy.get("/v1/x", *sent, "X-HTTP-Method-Override: DELETE")
+    received = [one.decode() for one in lines(upstream.requests[0][0])]
+    assert [one for one in received if "10.0.0.1" in one] == (sent if choice == "pass" else [])
+    assert "Override" not in str(received)
