@@ -196,17 +196,14 @@ async def start_simulator(
     if settings.simulated_account:
         switches.account_id = settings.simulated_account
     path = Path(options.state_file) if options.state_file else None
-    try:
-        simulator = Simulator(
-            switches,
-            seed=options.seed,
-            state_file=path,
-            memory=_SIMULATOR_MEMORY,
-            observe=observe,
-            trouble=lambda text: print(f"simulator: {text}", file=sys.stderr),  # noqa: T201
-        )
-    except StateUnusable as error:
-        raise CannotStart(f"simulator.state_file: {error}") from None
+    simulator = Simulator(
+        switches,
+        seed=options.seed,
+        state_file=path,
+        memory=_SIMULATOR_MEMORY,
+        observe=observe,
+        trouble=lambda text: print(f"simulator: {text}", file=sys.stderr),  # noqa: T201
+    )
     for text in options.faults:
         simulator.inject(parse_fault(text))
     control = Control(simulator)

@@ -66,9 +66,6 @@ class Simulator:
         switches: as given.
         received: every request whose head was complete, in order of arrival.
         origin: `http://host:port` once started, else empty.
-
-    Raises:
-        StateUnusable: the state file is something else.
     """
 
     def __init__(
@@ -113,8 +110,6 @@ class Simulator:
         self._server = Server(site)
         self._state_file = None if state_file is None else StateFile(state_file)
         self._saving: asyncio.TimerHandle | None = None
-        if self._state_file is not None:
-            self._load(self._state_file)
         self._saved = self._changes
 
     async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -126,11 +121,17 @@ class Simulator:
 
         Raises:
             OSError: the address cannot be bound.
-            StateUnusable: the state file cannot be written, or is another process's.
+            StateUnusable: the state file is something else, cannot be written, or is
+                another process's.
         """
         if self._state_file is not None:
             self._state_file.claim()
-            self.save()  # now, so that a file that cannot be written is found out
+            try:
+                self._load(self._state_file)
+                self.save()  # now, so that a file that cannot be written is found out
+            except StateUnusable:
+                self._state_file.release()
+                raise
         self.origin = await self._server.start(host, port=port)
 
     async def stop(self) -> None:

@@ -28,6 +28,22 @@ def outside(currency: str) -> str:
     return f"outside:{currency}"
 
 
+_FIXED = {PARENT, PENDING, DOLLARS, outside(NAIRA), outside(DOLLAR)}
+# What the books rely on when they are read again.
+_MOVED = {"id", "type", "status", "amount", "_from", "_to", "_account", "_at"}
+_FIELDS = {
+    "transactions": {"_n", *_MOVED},
+    "references": {"_n", "transaction"},
+    "orders": {"_n", "orderReference", "amount", "status", "_account"},
+    "virtual": {"_n", "accountRef", "bankAccountNumber", "_account"},
+    "terminals": {"_n", "terminalId", "serialNumber", "_account"},
+    "mandates": {"_n", "mandateId", "status"},
+    "cards": {"_n", "tokenKey"},
+    "keys": {"_n", "asked", "answer"},
+    "order_accounts": {"_n", "orderReference"},
+}
+
+
 def currency_of(source: str, target: str) -> str:
     """What is moved between two accounts."""
     return DOLLAR if DOLLARS in {source, target} else NAIRA
@@ -89,7 +105,7 @@ class Book:
         self.balances.clear()
         self.ledger.clear()
         self._tables.clear()
-        for account in (PARENT, PENDING, DOLLARS, outside(NAIRA), outside(DOLLAR)):
+        for account in sorted(_FIXED):
             self.balances[account] = Decimal("0.00")
         self._endow(PARENT, _CAPITAL)
         for name in ("Simulated Shop", "Simulated Branch"):
@@ -188,14 +204,18 @@ class Book:
         balances = {name: Decimal(amount) for name, amount in state["balances"].items()}
         tables = {name: {**table} for name, table in state["tables"].items()}  # TypeError if none
         _check_balances(balances)
-        for table in tables.values():
-            _check_records(table.values(), needed={"_n"})
-        _check_records(
-            tables.get("transactions", {}).values(), needed={"_from", "_to", "_account", "_at"}
+        for name, table in tables.items():
+            _check_records(table.values(), needed=_FIELDS.get(name, {"_n"}))
+        missing = set(balances) - set(tables["accounts"]) - _FIXED
+        missing |= {one["transaction"] for one in tables.get("references", {}).values()} - set(
+            tables.get("transactions", {})
         )
-        if min(int(state["ids"]), int(state["serial"])) < 0:
-            raise ValueError("a count below 0")
-        self.ids.count, self._serial = int(state["ids"]), int(state["serial"])
+        if missing:
+            raise ValueError(f"{len(missing)} records are missing")
+        ids, serial = state["ids"], state["serial"]
+        if type(ids) is not int or type(serial) is not int or min(ids, serial) < 0:
+            raise ValueError("a count is no count")
+        self.ids.count, self._serial = ids, serial
         self.balances, self.ledger, self._tables = balances, ledger, tables
         self.changes += 1
 
@@ -203,7 +223,7 @@ class Book:
 def _check_balances(balances: Mapping[str, Decimal]) -> None:
     """ValueError unless the fixed accounts are there and each currency adds up to nothing."""
     dollars = {DOLLARS, outside(DOLLAR)}
-    if not {PARENT, PENDING, outside(NAIRA), *dollars} <= set(balances):
+    if not set(balances) >= _FIXED:
         raise ValueError("an account is missing")
     if not all(amount.is_finite() for amount in balances.values()):
         raise ValueError("an amount is no number")
@@ -214,5 +234,6 @@ def _check_balances(balances: Mapping[str, Decimal]) -> None:
 def _check_records(records: Iterable[object], *, needed: set[str]) -> None:
     """ValueError unless all are records with the fields that the books rely on."""
     for record in records:
-        if not isinstance(record, dict) or not needed <= set(record):
+        sound = isinstance(record, dict) and needed <= set(record)
+        if not sound or type(record["_n"]) is not int:  # type: ignore[index]
             raise ValueError(f"a record lacks {', '.join(sorted(needed))}")

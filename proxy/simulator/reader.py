@@ -14,7 +14,9 @@ import httptools
 from proxy.simulator.messages import Received
 
 _MAX_HEAD = 256 * 1024
-_HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
+_HEX = re.compile(rb"[0-9a-fA-F]+")
+_METHOD = re.compile(rb"[\r\n]*(?:[A-Za-z]|$)")
+_ALIAS = b"x-simulated-"
 
 
 class Reader:
@@ -46,6 +48,11 @@ class Reader:
         self._head_done = False
         self._done = False
         self._keep_alive = False
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun and is not complete."""
+        return self.unfinished is None and bool(self._raw + self._line)
 
     def feed(self, data: bytes) -> Iterator[Received]:
         """Read on.
@@ -79,6 +86,8 @@ class Reader:
             if not piece.endswith(b"\n"):
                 if len(self._raw) + len(self._line) > _MAX_HEAD:
                     raise httptools.HttpParserError("a line without end")
+                if self.unfinished is None and not _METHOD.match(self._raw + self._line):
+                    raise httptools.HttpParserError("no request begins like this")
                 return
             piece, self._line = bytes(self._line), bytearray()
             if self._head_done:
@@ -87,13 +96,14 @@ class Reader:
                 self._raw += piece
                 if len(self._raw) > _MAX_HEAD:
                     raise httptools.HttpParserError("a head without end")
-                name, colon, value = piece.partition(b":")
                 # An upgrade may be ignored (RFC 9110 section 7.8), and here always is:
-                # httptools would take the body for the other protocol's.
-                if colon and name.lower() == b"upgrade":
-                    self.on_header(name, value.strip())
-                    return
-        self._parser.feed_data(piece)
+                # httptools would take the body for the other protocol's, so it must not see it.
+                if piece[:8].lower() == b"upgrade:":
+                    piece = _ALIAS + piece
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:  # CONNECT
+            raise httptools.HttpParserError("no tunnel is made here") from None
         if self._head_done and self.unfinished is None:
             self.unfinished = self._received()
             yield self.unfinished
@@ -132,6 +142,7 @@ class Reader:
         """One header line; trailers of a chunked body are not kept."""
         if self._head_done:
             return
+        name = name.removeprefix(_ALIAS)
         self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
         if name.lower() == b"content-length":
             self._body_left = int(value)

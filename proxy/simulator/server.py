@@ -123,7 +123,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The sender will say no more; it may still be listening."""
         self._left.set()
-        self._inbox.put_nowait(None)
+        half = self._reader.in_head and not self._unreadable
+        self._inbox.put_nowait(failure(400, description="Bad Request") if half else None)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature

@@ -37,6 +37,8 @@ class StateFile:
         """
         if self._lock is not None:
             return
+        if self._path.is_dir():
+            raise StateUnusable(f"{self} cannot be read: Is a directory")
         beside = self._path.with_name(f"{self._path.name}.lock")
         try:
             self._lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

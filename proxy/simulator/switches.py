@@ -1,11 +1,13 @@
 """Every belief about Nomba that is not documented, as a switch (see the facts' marks D, O, A)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from proxy.simulator.times import TimeForm
 
+_IDENTIFIER = re.compile(r"[\x21-\x7e]{1,256}")
 _LARGEST = 1_000_000_000
 _Value = TypeVar("_Value")
 
@@ -99,6 +101,10 @@ class Switches:
                 fitted[name] = _fit(value, kind=types[name])
             except ValueError as error:
                 raise ValueError(f"{name} must be {error}") from None
+            if name == "account_id" and not _IDENTIFIER.fullmatch(value):
+                raise ValueError("account_id must be 1 to 256 visible characters")
+            if name == "lifetime" and value <= 0:
+                raise ValueError("lifetime must be above 0")
             if name == "other_clients" and not all(":" in one for one in value):
                 raise ValueError("other_clients must each be client_id:client_secret")
         for name, value in fitted.items():

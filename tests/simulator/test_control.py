@@ -84,6 +84,9 @@ async def test_switches_are_shown_and_changed(sim, nomba):
         ({"rate_limit": 1.5}, "rate_limit must be a whole number"),
         ({"expires_in": "true"}, "expires_in must be true or false"),
         ({"client_id": 7}, "client_id must be a text"),
+        ({"account_id": ""}, "account_id must be 1 to 256 visible characters"),
+        ({"account_id": "a\r\nb"}, "account_id must be 1 to 256 visible characters"),
+        ({"lifetime": 0}, "lifetime must be above 0"),
         ({"other_clients": "a:b"}, "other_clients must be a list of texts"),
     ],
 )

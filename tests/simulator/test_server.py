@@ -195,6 +195,11 @@ async def test_an_upgrade_is_ignored(sim, wire):
     "rubbish",
     [
         b"\x16\x03\x01\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01 a TLS hello has no line",
+        b"\r\n\x16",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"Upgrade: h2c\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: a\0b\r\n\r\n",
         b"GET /v1/nowhere\r\n HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -209,6 +214,28 @@ async def test_a_malformed_head_gets_400_and_a_closed_connection(sim, wire, rubb
     assert json.loads(body)["code"] == "400"
     assert await reader.read() == b""
     assert sim.received == []
+
+
+@pytest.mark.parametrize(
+    "half", [b"garbage", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\rHost: x\r\r"]
+)
+async def test_half_a_head_gets_400_at_its_end(sim, wire, half):
+    reader, writer = await wire()
+    writer.write(GET + half)
+    writer.write_eof()
+    assert (await read_reply(reader))[0].startswith(b"HTTP/1.1 404 ")
+    assert (await read_reply(reader))[0].startswith(b"HTTP/1.1 400 ")
+    assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("size", [b"7", b"0000000000000007", b"0000000000000000000000007"])
+async def test_a_chunk_size_may_have_any_number_of_zeros(sim, wire, size):
+    reader, writer = await wire()
+    writer.write(b"POST /one HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(size + b"\r\nff\nbbbb\r\n0\r\n\r\n" + GET)
+    await read_reply(reader)
+    await read_reply(reader)
+    assert [(one.path, one.body) for one in sim.received] == [("/one", b"ff\nbbbb"), (LOST, b"")]
 
 
 async def test_a_malformed_body_gets_400_after_the_answers_before_it(sim, wire):

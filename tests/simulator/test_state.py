@@ -93,14 +93,18 @@ async def test_money_that_moved_before_a_delay_is_kept_during_it(begin, file, mo
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_one_file_is_for_one_simulator(clock, file):
+async def test_one_file_is_for_one_simulator(clock, file, make_caller):
     first = Simulator(clock=clock, state_file=file)
     second = Simulator(clock=clock, state_file=file)
     await first.start()
     with pytest.raises(StateUnusable, match="is in use by another simulator"):
         await second.start()
+    caller = make_caller(first)
+    await caller.issue()
+    await caller.transfer()
     await first.stop()
     await second.start()
+    assert second.balance == first.balance != 1_000_000  # read once it was claimed
     await second.stop()
 
 
@@ -151,7 +155,7 @@ BOOK = {
     "serial": 0,
     "balances": dict.fromkeys(["parent", "pending", "dollars", "outside:NGN", "outside:USD"], "0"),
     "ledger": [],
-    "tables": {},
+    "tables": {"accounts": {}},
 }
 
 
@@ -165,25 +169,36 @@ BOOK = {
         {"balances": {**BOOK["balances"], "dollars": "1", "parent": "-1"}},
         {"ids": -1},
         {"serial": "x"},
-        {"tables": {"transactions": {"a": {"_n": 1}}}},
-        {"tables": {"virtual": {"a": {}}}},
-        {"tables": {"virtual": {"a": []}}},
-        {"tables": {"virtual": []}},
+        {"ids": 1.5},
+        {"tables": {}},
+        {"tables": {"accounts": {}, "transactions": {"a": {"_n": 1}}}},
+        {"tables": {"accounts": {}, "references": {"a": {"_n": 1, "transaction": "b"}}}},
+        {
+            "tables": {
+                "accounts": {},
+                "mandates": {"a": {"_n": "1", "mandateId": "a", "status": "x"}},
+            }
+        },
+        {"tables": {"accounts": {}, "virtual": {"a": {}}}},
+        {"tables": {"accounts": {}, "virtual": {"a": []}}},
+        {"tables": {"accounts": {}, "virtual": []}},
+        {"balances": {**BOOK["balances"], "a-sub-account": "0"}},
         {"sessions": {"ids": 1, "access": {"t": {"client_id": "c", "expires_at": "x"}}}},
     ],
 )
-def test_books_that_cannot_be_true_are_refused(file, damage):
+async def test_books_that_cannot_be_true_are_refused(file, damage):
     sessions = {"ids": 0, "access": {}, "refresh": {}} | damage.pop("sessions", {})
     state = {"version": 1, "book": BOOK | damage, "sessions": sessions}
     file.write_text(json.dumps(state))
     with pytest.raises(StateUnusable, match="is damaged"):
-        Simulator(state_file=file)
+        await Simulator(state_file=file).start()
 
 
-def test_books_that_can_be_true_are_not(file):
+async def test_books_that_can_be_true_are_not(file):
     sessions = {"ids": 0, "access": {}, "refresh": {}}
     file.write_text(json.dumps({"version": 1, "book": BOOK, "sessions": sessions}))
-    assert Simulator(state_file=file).balance == 0
+    async with Simulator(state_file=file) as sim:
+        assert sim.balance == 0
 
 
 async def test_reset_is_kept_too(begin):
@@ -211,16 +226,16 @@ async def test_reset_is_kept_too(begin):
         b"[" * 100_000,
     ],
 )
-def test_a_file_of_something_else_is_refused_and_left_alone(file, content):
+async def test_a_file_of_something_else_is_refused_and_left_alone(file, content):
     file.write_bytes(content)
     with pytest.raises(StateUnusable, match="move it away"):
-        Simulator(state_file=file)
+        await Simulator(state_file=file).start()
     assert file.read_bytes() == content
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+async def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(StateUnusable, match="cannot be read: Is a directory"):
-        Simulator(state_file=tmp_path)
+        await Simulator(state_file=tmp_path).start()
 
 
 async def replies(make_caller, clock, *, seed):
