@@ -7,7 +7,7 @@ ARGS   ?=
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench lock build clean
+.PHONY: help run test check format bench torture lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
+
+torture: $(STAMP) ## the figures to hold, at full size; prints the table (some minutes)
+	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
 	@$(call compile,run,pyproject.toml)
