@@ -299,9 +299,10 @@ class Handler:
         session = attempt.upstream.session
 
         # 5 borrow
-        token = session.lend()
+        lasting = attempt.kind is Kind.MONEY
+        token = session.lend(lasting=lasting)
         if token is None:
-            token = await self._waiting(exchange, session.borrow())
+            token = await self._waiting(exchange, session.borrow(lasting=lasting))
 
         # 6 attempt
         reply, verdict = await self._attempt(exchange, attempt, token)

@@ -24,7 +24,7 @@ ORIGIN = parse_origin("http://127.0.0.1:9")
 class Lender:
     """A session that always has a token."""
 
-    def lend(self):
+    def lend(self, *, lasting):
         secret = Secret("t", origin=ORIGIN.text)
         return Token(secret, secret, 1, Lifetime(1e9, 1e9, 1e18))
 

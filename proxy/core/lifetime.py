@@ -7,6 +7,7 @@ fresh token is not expired on arrival, whatever our clock says.
 """
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import orjson
 
 MAX_LIFE = 24 * 3600.0
 DEFAULT_LIFE = 300.0
+_THIN = 30.0  # seconds
 _TIMESTAMP = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:[.,](\d{1,9}))?\s*(Z|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
@@ -124,11 +126,14 @@ class Lifetime:
         renew_at: when to renew, by the clock that runs during sleep.
         dies_at: when the token is dead, by the same clock.
         renew_wall: when to renew, by the wall clock; a jump of it may only renew earlier.
+        thin_at: from when on too little is left for a request that moves money, which a
+            token that dies on the way would leave half known.
     """
 
     renew_at: float
     dies_at: float
     renew_wall: float
+    thin_at: float = math.inf
 
     @classmethod
     def begin(
@@ -148,6 +153,7 @@ class Lifetime:
             renew_at=now + life - margin,
             dies_at=now + life,
             renew_wall=wall + life - margin,
+            thin_at=now + life - min(_THIN, life / 4),
         )
 
     def due_in(self, *, now: float, wall: float) -> float:
@@ -157,6 +163,10 @@ class Lifetime:
     def dead(self, *, now: float) -> bool:
         """Whether the token may not be used any more."""
         return now >= self.dies_at
+
+    def thin(self, *, now: float) -> bool:
+        """Whether a request that moves money had better wait for a newer token."""
+        return now >= self.thin_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,20 +147,47 @@ class Session:
 
     # -- what requests need ------------------------------------------------------------
 
-    def lend(self) -> Token | None:
-        """The living token, without waiting; None if there is none to lend."""
+    def lend(self, *, lasting: bool = False) -> Token | None:
+        """The living token, without waiting; None if there is none to lend.
+
+        Args:
+            lasting: only one that will live for a while.
+        """
         token = self._token
-        if token is None or token.lifetime.dead(now=self._clocks.alive()):
+        if token is None:
+            return None
+        now = self._clocks.alive()
+        if token.lifetime.dead(now=now) or (lasting and token.lifetime.thin(now=now)):
             return None
         return token
 
-    async def borrow(self) -> Token:
-        """The living token, waiting for a renewal under way if there is none.
+    async def borrow(self, *, lasting: bool = False) -> Token:
+        """The living token, waiting for a renewal if there is none.
+
+        Args:
+            lasting: wait for one renewal too if the living one is about to die; if that
+                brings nothing, the living one has to do.
 
         Raises:
             TokenUnavailable: none could be had within the wait limit.
         """
-        return self.lend() or await self._wait(after=0)
+        token = self.lend()
+        if lasting and token is not None:
+            await self._try_renewal(token)
+            token = self.lend()
+        return token or await self._wait(after=0)
+
+    async def _try_renewal(self, token: Token) -> None:
+        """Wait for one renewal, as long as `token` lives; whatever comes of it."""
+        now = self._clocks.alive()
+        held_off = self._stopped or (self._failures and now < self._retry_at)
+        if self._flight is None and not held_off:
+            self._start(self._refresh_or_issue, reason="thin")
+        if self._flight is not None:
+            left = min(self._settings.wait_limit, token.lifetime.dies_at - now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._settled(self._flight)
 
     async def renew(self, *, after: int) -> Token:
         """A token newer than generation `after`, which was refused.

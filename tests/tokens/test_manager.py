@@ -25,8 +25,8 @@ async def ended(tasks):
     return [task.exception() or task.result() for task in tasks]
 
 
-def together(count, call):
-    return [asyncio.create_task(call()) for _ in range(count)]
+def together(count, call, **options):
+    return [asyncio.create_task(call(**options)) for _ in range(count)]
 
 
 def named(events, name):
@@ -350,6 +350,72 @@ async def test_a_token_is_lent_until_its_true_end_while_renewals_fail(session, i
     await time.advance(1)
     with pytest.raises(TokenUnavailable):
         await session.borrow()
+
+
+# -- a token that will live for a while ----------------------------------------------------
+
+
+async def test_money_waits_for_a_newer_token_when_little_life_is_left(session, issuer, time):
+    time.alive += 969.9  # no timer ran, so nothing was renewed in the background
+    assert session.lend(lasting=True).generation == 1
+    time.alive += 0.1
+    assert session.lend().generation == 1
+    assert session.lend(lasting=True) is None
+    assert (await session.borrow(lasting=True)).generation == 2
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_many_that_wait_wait_for_one_renewal(session, issuer, time):
+    gate = issuer.hold("refresh")
+    time.alive += 980
+    borrowers = together(20, session.borrow, lasting=True)
+    await settle()
+    assert not any(one.done() for one in borrowers)
+    gate.set()
+    assert {token.generation for token in await ended(borrowers)} == {2}
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_if_that_renewal_fails_the_living_token_has_to_do(session, issuer, time, down):
+    issuer.failing = down
+    time.alive += 980
+    assert (await session.borrow(lasting=True)).generation == 1
+    assert issuer.names == ["issue", "refresh", "issue"]
+    assert (await session.borrow(lasting=True)).generation == 1  # no second try at once
+    assert issuer.names == ["issue", "refresh", "issue"]
+
+
+async def test_that_renewal_is_waited_for_no_longer_than_the_living_token_lives(
+    session, issuer, time
+):
+    gate = issuer.hold("refresh")
+    time.alive += 995
+    [borrower] = together(1, session.borrow, lasting=True)
+    await time.advance(4.5)
+    assert not borrower.done()
+    await time.advance(1)  # it died; now there is nothing but the renewal
+    assert not borrower.done()
+    gate.set()
+    assert (await borrower).generation == 2
+
+
+async def test_that_renewal_is_waited_for_no_longer_than_the_limit(begin, issuer, time):
+    session = await begin(wait_limit=3.0)
+    issuer.hold("refresh")
+    time.alive += 975
+    [borrower] = together(1, session.borrow, lasting=True)
+    await time.advance(3.5)
+    assert (await borrower).generation == 1
+
+
+async def test_a_short_life_is_thin_in_its_last_quarter(begin, issuer, time):
+    issuer.life = 40.0
+    session = await begin()
+    time.alive += 29.9
+    assert session.lend(lasting=True).generation == 1
+    time.alive += 0.2
+    assert session.lend(lasting=True) is None
+    assert session.lend().generation == 1
 
 
 # -- the wall clock ---------------------------------------------------------------------
