@@ -54,8 +54,8 @@ from proxy.errors import (
 )
 from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse
 from proxy.tokens.manager import Session, Token
-from proxy.upstream.connection import Reply
 from proxy.upstream.dialler import Dialler
+from proxy.upstream.reply import Reply
 
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "

@@ -23,8 +23,9 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.upstream.connection import Connection, Reply
+from proxy.upstream.connection import Connection
 from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.reply import Reply
 from proxy.upstream.tunnel import open_tunnel
 
 _MAX_WHOLE = 1024 * 1024
