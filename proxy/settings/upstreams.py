@@ -1,0 +1,277 @@
+"""Complete each upstream: its origin, its credentials, its mount, the way to it."""
+
+import ipaddress
+import re
+import ssl
+from collections.abc import Mapping
+
+from yarl import URL
+
+from proxy.core.origin import PRODUCTION, SANDBOX, Origin
+from proxy.core.secret import Secret
+from proxy.settings.addresses import Address, parse_address, parse_origin
+from proxy.settings.credentials import (
+    CREDENTIAL_VARIABLES,
+    read_credentials,
+    read_secret_file,
+)
+from proxy.settings.effective import ReadyUpstream
+from proxy.settings.model import SettingsModel, UpstreamSettings
+from proxy.settings.sources import Report
+
+_MISSING_HINT = (
+    "Set NOMBA_CLIENT_ID, NOMBA_CLIENT_SECRET (or NOMBA_CLIENT_SECRET_FILE) and "
+    "NOMBA_ACCOUNT_ID, or try it without any: nomba-proxy serve --simulate"
+)
+_IDENTIFIER = re.compile(r"[\x21-\x7e]{1,256}")
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
+
+
+def complete_upstreams(
+    model: SettingsModel, *, environ: Mapping[str, str], required: bool, report: Report
+) -> tuple[ReadyUpstream, ...]:
+    """The upstreams that can be completed; what is wrong with the others is a problem.
+
+    Args:
+        model: validated settings.
+        environ: the environment, for credentials.
+        required: whether missing credentials are a problem.
+        report: takes problems, and where credentials came from.
+    """
+    entries = model.upstream or (UpstreamSettings(),)
+    outside = read_credentials(environ, report=report)
+    if outside and len(entries) > 1:
+        report.problem(
+            ", ".join(CREDENTIAL_VARIABLES[key][0] for key in outside),
+            "is set for several upstreams at once",
+            hint="Put client_id, client_secret_file and account_id into each [[upstream]] entry.",
+            origin="environment",
+        )
+        outside = {}
+    ready = []
+    for at, entry in enumerate(entries):
+        _check_ca_file(f"upstream.{at}.ca_file", entry.ca_file, report=report)
+        origin = _origin(f"upstream.{at}", entry, report=report)
+        mount = _mount(f"upstream.{at}", entry, report=report)
+        connect_proxy = _way(f"upstream.{at}", entry, origin=origin, report=report)
+        found = _credentials(
+            at,
+            entry,
+            outside=outside,
+            alone=len(entries) == 1,
+            required=required,
+            report=report,
+        )
+        if origin is None or mount is None:
+            continue
+        anonymous = model.callers.anonymous
+        if anonymous == "auto":
+            anonymous = origin.environment in {"loopback", "sandbox"}
+        one = ReadyUpstream(
+            name=entry.name,
+            origin=origin,
+            mount=mount,
+            client_id=found["client_id"],
+            client_secret=Secret(found["client_secret"], origin=origin.text),
+            account_id=found["account_id"],
+            anonymous=anonymous,
+            options=entry,
+            connect_proxy=connect_proxy,
+        )
+        ready.append(one)
+    return tuple(ready)
+
+
+def simulated_account(model: SettingsModel, *, environ: Mapping[str, str], report: Report) -> str:
+    """The account of the simulator: the one that is set, so that an app can keep its own.
+
+    It stands where the first upstream would, under the same policies.
+    """
+    entry = model.upstream[0] if model.upstream else UpstreamSettings()
+    _mount("upstream.0", entry, report=report)
+    key = "upstream.0.account_id"
+    account = entry.account_id or ""
+    outside = read_credentials(environ, report=report, only=["account_id"])
+    if outside and not (account and report.origins.get(key) == "flag"):
+        account, report.origins[key] = outside["account_id"]
+    if account and not _IDENTIFIER.fullmatch(account):
+        report.problem(key, "contains a space or a control character")
+    return account
+
+
+def _credentials(
+    at: int,
+    entry: UpstreamSettings,
+    *,
+    outside: Mapping[str, tuple[str, str]],
+    alone: bool,
+    required: bool,
+    report: Report,
+) -> dict[str, str]:
+    """The three credentials of an entry; what is missing is empty, and a problem."""
+    origins = report.origins
+    found: dict[str, str] = {}
+    before = len(report.problems)
+    for key in CREDENTIAL_VARIABLES:
+        name = f"upstream.{at}.{key}"
+        if key == "client_secret":
+            own = None
+            if key not in outside and entry.client_secret_file:
+                file_key = f"{name}_file"
+                own = read_secret_file(
+                    entry.client_secret_file,
+                    key=file_key,
+                    origin=origins.get(file_key, "default"),
+                    report=report,
+                )
+                origins[name] = f"file {entry.client_secret_file}"
+        else:
+            own = getattr(entry, key)
+        if own is not None and origins.get(name) == "flag":
+            found[key] = own
+        elif key in outside:
+            found[key], origins[name] = outside[key]
+        else:
+            found[key] = own or ""
+        if key == "client_secret" and not _is_utf8(found[key]):
+            text = "is no UTF-8 text"
+            report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
+        if key != "client_secret" and found[key] and not _IDENTIFIER.fullmatch(found[key]):
+            text = "contains a space or a control character"
+            report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
+    told = {one.key for one in report.problems if one.origin}
+    for key, names in CREDENTIAL_VARIABLES.items():
+        name = f"upstream.{at}.{key}"
+        settable = f"{name}_file" if key == "client_secret" else name
+        related = {name, f"{name}_file", *names, *(f"{one}_FILE" for one in names)}
+        if required and not found[key] and not told & related:
+            report.problem(
+                names[0] if alone else settable,
+                "is not set" if alone else f"is not set (upstream {entry.name})",
+                hint=_MISSING_HINT if alone and len(report.problems) == before else "",
+                origin="",
+            )
+    return found
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _origin(prefix: str, entry: UpstreamSettings, *, report: Report) -> Origin | None:
+    named = {"production": PRODUCTION, "sandbox": SANDBOX}
+    try:
+        origin = parse_origin(entry.base_url or named[entry.environment or "production"])
+    except ValueError as error:
+        report.problem(f"{prefix}.base_url", str(error))
+        return None
+    if entry.base_url and entry.environment and origin.text != named[entry.environment]:
+        report.problem(
+            f"{prefix}.environment",
+            f"says {entry.environment}, but base_url is {origin.text}",
+            hint="Set one of the two.",
+        )
+    return origin
+
+
+def _check_ca_file(key: str, path: str | None, *, report: Report) -> None:
+    if path is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:  # an OSError and a ValueError, so it comes first
+        report.problem(key, f"{path} holds no certificates in PEM format")
+    except OSError as error:
+        report.problem(key, f"{path} cannot be read: {error.strerror}")
+    except ValueError:  # a NUL in it
+        report.problem(key, f"{path!r} is no file name")
+
+
+def _way(
+    prefix: str, entry: UpstreamSettings, *, origin: Origin | None, report: Report
+) -> tuple[str, int] | None:
+    """Check how the upstream is to be reached; the proxy to CONNECT through, if any."""
+    plain = origin is not None and not origin.tls
+    for text in entry.addresses:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            report.problem(f"{prefix}.addresses", f"{text!r} is no IP address")
+            continue
+        if plain and not address.is_loopback:
+            report.problem(f"{prefix}.addresses", f"{text}: plain http is for loopback only")
+        if entry.ipv4_only and address.version != 4:
+            report.problem(f"{prefix}.addresses", f"{text} is IPv6, and ipv4_only is set")
+    if entry.connect_proxy is None:
+        return None
+    key = f"{prefix}.connect_proxy"
+    if plain:
+        report.problem(key, "is for https origins: a proxy would see the token")
+    if entry.addresses or entry.ipv4_only:
+        report.problem(
+            key,
+            "dials by itself: addresses and ipv4_only mean nothing beside it",
+            hint="Set one or the other.",
+        )
+    proxy = read_address(key, entry.connect_proxy, report=report)
+    return proxy.host, proxy.port
+
+
+def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | None:
+    mount = entry.mount.rstrip("/")
+    try:
+        plain = mount == "" or (mount[0] == "/" and URL(mount).raw_path == mount)
+    except ValueError:
+        plain = False
+    if not plain or re.search(r"[?#;%\s]|//|/\.{1,2}(/|$)", mount):
+        report.problem(f"{prefix}.mount", f"{entry.mount!r} is no plain path prefix such as /nomba")
+        return None
+    return mount
+
+
+def check_upstreams(
+    upstreams: tuple[ReadyUpstream, ...], *, listen: Address, report: Report
+) -> None:
+    """Check that the upstreams go together, and that none is the listener itself."""
+    here = listen.loopback or listen.host in _WILDCARDS
+    names: set[str] = set()
+    mounts: set[str] = set()
+    sessions: set[tuple[str, str]] = set()
+    for one in upstreams:
+        key = f"upstream {one.name}"
+        origin = one.origin
+        if origin.port == listen.port and (
+            origin.host == listen.host or (here and origin.environment == "loopback")
+        ):
+            report.problem(key, "is the proxy itself", hint="Check NOMBA_BASE_URL and listen.")
+        if one.anonymous and origin.environment in {"production", "custom"}:
+            report.warnings.append(
+                f"anybody on this machine, web pages included, may use {origin.text} "
+                "through the proxy (callers.anonymous = true)"
+            )
+        if one.name in names:
+            report.problem(key, "has the same name as another upstream")
+        if one.mount in mounts:
+            report.problem(key, "has the same mount as another upstream")
+        if one.client_id and (origin.text, one.client_id) in sessions:
+            report.problem(
+                key,
+                "has the same origin and client_id as another upstream",
+                hint="Nomba keeps one session per client: they would end each other's.",
+            )
+        names.add(one.name)
+        mounts.add(one.mount)
+        sessions.add((origin.text, one.client_id))
+
+
+def read_address(key: str, text: str, *, report: Report) -> Address:
+    """The address in a setting; a problem, and any free port, if it is none."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        report.problem(key, f"{text!r}: {error}")
+        return Address("127.0.0.1", 0)
