@@ -131,7 +131,9 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     authorities: set[str] = set()
     handler = Handler(
         tuple(wired),
-        limits=Limits(login_lifetime=model.callers.login_lifetime),
+        limits=Limits(
+            login_lifetime=model.callers.login_lifetime, write_stall=model.callers.write_stall
+        ),
         bodies=Bodies(
             BodyLimits(
                 size=int(model.body.limit),

@@ -51,6 +51,7 @@ from proxy.errors import (
     TokenUnavailable,
     UpgradeUnsupported,
     UpstreamError,
+    UpstreamTimeout,
 )
 from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse
 from proxy.tokens.manager import Session, Token
@@ -112,10 +113,12 @@ class Limits:
     Attributes:
         head: bytes of a whole request head.
         login_lifetime: seconds a stand-in token claims to live.
+        write_stall: seconds in which it has to read something of its reply.
     """
 
     head: int = 64 * 1024
     login_lifetime: float = 3600.0
+    write_stall: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,7 @@ class Handler:
         else:
             if isinstance(result, _Local):
                 return self._local(request, exchange, result)
+            departure.ignore()  # from here on, writing to it tells
             try:
                 return await self._deliver(request, exchange, result)
             finally:
@@ -317,7 +321,11 @@ class Handler:
             return _Answer(reply, attempt.upstream, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
         try:
-            departure.heed()
+            try:
+                departure.heed()
+            except CallerLeft:
+                session.refused(token.generation)  # the next one need not find out again
+                raise
             token = await self._waiting(exchange, session.renew(after=token.generation))
         except RenewalNotAllowed:
             return _Answer(reply, attempt.upstream)
@@ -387,7 +395,10 @@ class Handler:
             reply = await attempt.send(head)
         except UpstreamError as error:
             if attempt.resent or not may_resend(
-                error.outcome, stale=error.stale, method=attempt.method
+                error.outcome,
+                late=isinstance(error, UpstreamTimeout),
+                stale=error.stale,
+                method=attempt.method,
             ):
                 raise
             attempt.resent = True
@@ -456,7 +467,11 @@ class Handler:
             own=own,
             location=answer.upstream.locate if self._headers.rewrite_location else None,
         )
-        write = request.writer.write
+
+        async def write(data: bytes) -> None:
+            async with asyncio.timeout(self._limits.write_stall):
+                await request.writer.write(data)
+
         try:
             if whole is not None:
                 exchange.reply_bytes = len(whole)
@@ -470,6 +485,10 @@ class Handler:
                 await write(b"0\r\n\r\n")
         except ConnectionError:
             exchange.status = 499
+            return RawReply(keep_alive=False)
+        except TimeoutError:  # it reads nothing, and holds a connection to the upstream
+            exchange.status, exchange.error = 499, "caller_stalled"
+            cut(request, reset=True)
             return RawReply(keep_alive=False)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN

@@ -49,6 +49,7 @@ _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
 _OWN = frozenset({b"authorization", b"accountid"})
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
+_ODD_LOCATION = re.compile(rb"[\x00-\x20\x7f\\]")
 _CONNECTION_TOKENS = re.compile(rb"[^\s,]+")
 
 
@@ -215,6 +216,10 @@ def own_location(value: bytes, *, origin: bytes, mount: bytes) -> bytes:
         origin: the upstream's, lower case, without a trailing slash.
         mount: the prefix under which the caller reaches it.
     """
+    if _ODD_LOCATION.search(value):  # some read a backslash as a slash, and drop tabs
+        return value
+    if value[:1] == b"/" and value[:2] != b"//":
+        return mount + value
     if value[: len(origin)].lower() != origin:
         return value
     rest = value[len(origin) :]

@@ -14,7 +14,7 @@ The match is anchored to fields of the envelope, never a substring of the body.
 
 | an attempt ends without a reply                              | resend, over a fresh connection |
 | ------------------------------------------------------------ | ------------------------------- |
-| not a byte was written                                       | any method                      |
+| not a byte was written, and not for want of time             | any method                      |
 | a used connection ends without a byte of a reply             | GET, HEAD, OPTIONS              |
 | anything else                                                | no                              |
 
@@ -118,15 +118,17 @@ def may_replay(verdict: Verdict, *, kind: Kind) -> bool:
     return verdict is Verdict.REFUSAL or (verdict is Verdict.REFUSAL_UNPROVEN and kind is Kind.READ)
 
 
-def may_resend(outcome: Outcome, *, stale: bool, method: str) -> bool:
+def may_resend(outcome: Outcome, *, late: bool, stale: bool, method: str) -> bool:
     """Whether a request may be sent over a fresh connection after an attempt brought no reply.
 
     Args:
         outcome: of the attempt.
+        late: whether its time was over.
         stale: whether a used connection ended without a byte of a reply.
         method: upper case.
     """
-    return outcome is Outcome.NOT_SENT or (stale and method in READ_METHODS)
+    unsent = outcome is Outcome.NOT_SENT and not late
+    return unsent or (stale and method in READ_METHODS)
 
 
 def _gzip(body: bytes) -> bytes:

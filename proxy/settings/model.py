@@ -53,6 +53,7 @@ class CallerSettings(_Section):
     anonymous: Literal["auto"] | bool = "auto"
     login_lifetime: Seconds = 3600.0
     idle_timeout: Seconds = 75.0
+    write_stall: Seconds = 60.0
 
 
 class BodySettings(_Section):

@@ -180,7 +180,7 @@ class Session:
     async def _try_renewal(self, token: Token) -> None:
         """Wait for one renewal, as long as `token` lives; whatever comes of it."""
         now = self._clocks.alive()
-        held_off = self._stopped or (self._failures and now < self._retry_at)
+        held_off = self._stopped or self._closed or (self._failures and now < self._retry_at)
         if self._flight is None and not held_off:
             self._start(self._refresh_or_issue, reason="thin")
         if self._flight is not None:

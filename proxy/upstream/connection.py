@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
             and self._persists
             and self._all_sent
             and self._problem is None
+            and not self._paused  # what was not read to its end would never be read again
             and transport is not None
             and not transport.is_closing()
             and not transport.get_write_buffer_size()
@@ -138,7 +139,14 @@ class Connection(asyncio.Protocol):
         self._asked = True
         self.used += 1
 
-    async def send(self, head: bytes, *, body: Iterable[bytes], stall: float) -> None:
+    async def send(
+        self,
+        head: bytes,
+        *,
+        body: Iterable[bytes],
+        stall: float,
+        sending: Callable[[], object] = lambda: None,
+    ) -> None:
         """Write the request, no faster than the upstream takes it, until it answers.
 
         From the first byte on a failure's outcome is `unknown`. A reply that comes before
@@ -148,6 +156,7 @@ class Connection(asyncio.Protocol):
             head: complete request head.
             body: the body in parts, each with something in it.
             stall: seconds in which the upstream has to take something.
+            sending: told right before the first byte is written.
 
         Raises:
             UpstreamUnreachable: the connection is gone already; nothing was written.
@@ -155,6 +164,7 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
+        sending()
         pending = head
         for part in body:
             if len(pending) + len(part) <= _MAX_HEAD:
@@ -199,6 +209,8 @@ class Connection(asyncio.Protocol):
         while not self._head_done:
             self._raise_problem()
             await self._wait()
+        if not (self._complete or self._parts):  # what is known to be broken is not begun
+            self._raise_problem()
 
     @property
     def complete(self) -> bool:
@@ -374,7 +386,8 @@ class Connection(asyncio.Protocol):
             return
         self.status = status
         codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
-        if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
+        old = self._parser.get_http_version() != "1.1"  # RFC 9112 section 6.1: faulty framing
+        if codings and (old or len(codings) > 1 or codings[0].lower() != b"chunked"):
             self._problem = "framed its reply in a way the proxy does not pass on"
             return
         self._persists = self._parser.get_http_version() == "1.1"

@@ -29,6 +29,7 @@ from proxy.upstream.reply import Reply
 from proxy.upstream.tunnel import open_tunnel
 
 _MAX_WHOLE = 1024 * 1024
+_OWN_CALLS = 4  # connections for calls of our own; renewals come one at a time
 _HAPPY_EYEBALLS = 0.25  # seconds before the next address is tried too (RFC 8305 section 5)
 
 
@@ -87,10 +88,13 @@ class Dialler:
         self._via = via
         self._tls = _tls(self._way.ca_file) if origin.tls else None
         self._pool = Pool(self._connect, limits=limits or PoolLimits())
+        # Requests that wait for a renewal hold connections: it must not wait for theirs.
+        self._own = Pool(self._connect, limits=PoolLimits(size=_OWN_CALLS))
 
     def close(self) -> None:
         """Close the connections kept; requests under way go on."""
         self._pool.close()
+        self._own.close()
 
     async def send(
         self,
@@ -101,6 +105,7 @@ class Dialler:
         fresh: bool = False,
         recent: bool = False,
         sending: Callable[[], object] = lambda: None,
+        own: bool = False,
     ) -> Reply:
         """Send a request and wait for the head of its reply.
 
@@ -111,6 +116,7 @@ class Dialler:
             fresh: over a connection that has carried nothing yet.
             recent: over one that is fresh or was used a moment ago.
             sending: told right before the first byte is written.
+            own: a call of the proxy's own, beside those it forwards.
 
         Raises:
             UpstreamUnreachable, Overloaded: not a byte was sent.
@@ -119,18 +125,20 @@ class Dialler:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeouts.total
-        connection = None if fresh else self._pool.pick(recent=recent)
+        pool = self._own if own else self._pool
+        connection = None if fresh else pool.pick(recent=recent)
         if connection is None:
-            connection = await self._take(deadline, fresh=fresh or recent)
+            connection = await self._take(pool, deadline=deadline, fresh=fresh or recent)
         try:
             connection.begin(head_only=head_only)
-            sending()
             async with asyncio.timeout_at(deadline) as limit:
-                await connection.send(head, body=body, stall=self._timeouts.write_stall)
+                await connection.send(
+                    head, body=body, stall=self._timeouts.write_stall, sending=sending
+                )
                 limit.reschedule(min(deadline, loop.time() + self._timeouts.first_byte))
                 await connection.wait_head()
         except TimeoutError:
-            self._give_up(connection)
+            _give_up(connection, pool)
             raise UpstreamTimeout(
                 "The upstream took the request and did not answer in time.",
                 hint=(
@@ -140,34 +148,31 @@ class Dialler:
                 outcome=Outcome.UNKNOWN,
             ) from None
         except UpstreamError as error:
-            error.stale = connection.used > 1 and connection.silent
-            self._give_up(connection)
+            ended = isinstance(error, UpstreamBroken)
+            error.stale = ended and connection.used > 1 and connection.silent
+            _give_up(connection, pool)
             raise
         except BaseException:
-            self._give_up(connection)
+            _give_up(connection, pool)
             raise
         if self._tls is not None and connection.used == 1:
             self._tls.remember(connection.tls)
         return Reply(
             connection,
-            release=self._pool.give,
+            release=pool.give,
             between=self._timeouts.between_bytes,
             deadline=deadline,
         )
 
-    async def _take(self, deadline: float, *, fresh: bool) -> Connection:
+    async def _take(self, pool: Pool, *, deadline: float, fresh: bool) -> Connection:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._pool.take(fresh=fresh)
+                return await pool.take(fresh=fresh)
         except TimeoutError:
             raise UpstreamTimeout(
                 "No connection to the upstream became free in time; nothing was sent.",
                 hint="The request may be repeated. Send fewer at a time, or raise pool.size.",
             ) from None
-
-    def _give_up(self, connection: Connection) -> None:
-        connection.close()
-        self._pool.give(connection)
 
     async def call(
         self, target: bytes, *, headers: Headers, body: bytes, within: float
@@ -181,7 +186,9 @@ class Dialler:
         lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
         try:
             async with asyncio.timeout(within):
-                reply = await self.send(b"".join(lines), body=(body,), head_only=False, fresh=True)
+                reply = await self.send(
+                    b"".join(lines), body=(body,), head_only=False, fresh=True, own=True
+                )
                 try:
                     data, complete = await reply.peek(_MAX_WHOLE)
                 finally:
@@ -242,6 +249,11 @@ class Dialler:
                 return connection
         assert problem is not None  # noqa: S101 - there is at least one address
         raise problem
+
+
+def _give_up(connection: Connection, pool: Pool) -> None:
+    connection.close()
+    pool.give(connection)
 
 
 class _Tls(ssl.SSLContext):

@@ -12,7 +12,7 @@ _OPEN = re.compile(rb"HTTP/1\.[01] 2\d\d[ \r]")
 
 
 class _Asking(asyncio.Protocol):
-    """Waits for the proxy's word; what follows it is the upstream's."""
+    """Waits for the proxy's word; bytes behind it, which nobody asked for yet, are a refusal."""
 
     def __init__(self) -> None:
         self._head = b""

@@ -294,8 +294,11 @@ METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "PURGE"]
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("stale", [True, False])
 @pytest.mark.parametrize("outcome", Outcome)
-def test_only_what_was_not_sent_or_reads_nobody_heard_of_are_sent_again(method, stale, outcome):
-    may = may_resend(outcome, stale=stale, method=method)
-    assert may == (outcome == "not_sent" or (stale and method in METHODS[:3]))
+def test_only_what_was_not_sent_or_reads_nobody_heard_of_are_sent_again(
+    method, stale, late, outcome
+):
+    may = may_resend(outcome, late=late, stale=stale, method=method)
+    assert may == ((outcome == "not_sent" and not late) or (stale and method in METHODS[:3]))

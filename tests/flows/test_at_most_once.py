@@ -211,3 +211,53 @@ async def test_beyond_the_pool_and_its_queue_a_caller_is_told_to_come_again(star
         assert third.get("Retry-After") == "1"
     assert [(await one).status for one in (first, second)] == [404, 404]
     assert simulator.ledger == []
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_renewal_needs_no_connection_of_those_that_wait_for_it(
+    start_proxy, simulator, size
+):
+    proxy = await start_proxy(pool__size=size, token__wait_limit=5)
+    await proxy.get("/v1/accounts/balance")
+    simulator.revoke()
+    replies = await asyncio.gather(*(proxy.transfer(f"ref-{n}") for n in range(6)))
+    assert {(reply.status, reply.outcome) for reply in replies} == {(200, "answered")}
+    assert len(simulator.ledger) == 6
+    assert simulator.count("/v1/auth/token/issue") == 2
+
+
+@pytest.mark.parametrize("size", [100_000, 300_000, 400_000, 600_000])
+async def test_after_a_large_refusal_the_replay_is_heard(start_proxy, simulator, size):
+    proxy = await start_proxy(timeouts__first_byte=2)
+    await proxy.get("/v1/accounts/balance")
+    simulator.fail(TRANSFER, status=401, body=b"x" * size)
+    reply = await proxy.transfer()
+    assert (reply.status, reply.outcome) == (200, "answered")
+    assert len(simulator.ledger) == 1
+
+
+async def test_who_waited_in_vain_for_a_connection_is_not_sent_afterwards(start_proxy, simulator):
+    proxy = await start_proxy(pool__size=1, timeouts__total=0.5)
+    await proxy.get("/v1/accounts/balance")
+    with simulator.hold(PATH) as hold:
+        first = asyncio.create_task(proxy.send("POST", PATH, body=b"{}"))
+        await hold.caught()
+        replies = await asyncio.gather(*(proxy.transfer(f"ref-{n}") for n in range(3)))
+        assert (await first).outcome == "unknown"
+    for reply in replies:
+        assert (reply.status, reply.outcome) in {(504, "not_sent"), (200, "answered")}
+    lines = [one for one in await proxy.exchanges(5) if one["outcome"] == "not_sent"]
+    assert {one["attempts"] for one in lines} <= {1}
+
+
+async def test_a_caller_that_reads_nothing_is_cut_off(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=0.2)
+    size = 30_000_000
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    )
+    _, writer = await asyncio.open_connection(*proxy.address, limit=1024)
+    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    (line,) = await proxy.exchanges()
+    assert (line["status"], line["error"]) == (499, "caller_stalled")
+    writer.transport.abort()

@@ -390,6 +390,9 @@ LOCATIONS = [
     ("{origin}.evil.example/v1", "{origin}.evil.example/v1"),
     ("{origin}@evil.example/v1", "{origin}@evil.example/v1"),
     ("{origin}//evil.example/v1", "{origin}//evil.example/v1"),
+    ("{origin}/\\evil.example/v1", "{origin}/\\evil.example/v1"),
+    ("{origin}/\t/evil.example", "{origin}/\t/evil.example"),
+    ("//evil.example/v1", "//evil.example/v1"),
     ("https://checkout.example/1", "https://checkout.example/1"),
     ("", ""),
 ]
@@ -415,6 +418,14 @@ async def test_a_location_is_found_under_the_mount(start_proxy, upstream):
     )
     reply = await proxy.get("/nomba/v1/y")
     assert reply.get("Location") == "/nomba/v1/x"
+
+
+async def test_a_path_is_found_under_the_mount_too(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, upstream__mount="/nomba")
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 302 Found\r\nLocation: /v1/x\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert (await proxy.get("/nomba/v1/y")).get("Location") == "/nomba/v1/x"
 
 
 @pytest.mark.parametrize("choice", ["remove", "pass"])
