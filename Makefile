@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+LOOP   ?= asyncio
+export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml requirements/dev.txt
 run: $(STAMP) ## start the proxy; without Nomba credentials, against the built-in simulator
 	@exec $(BIN)/nomba-proxy serve --simulate=auto $(ARGS)
 
-test: $(STAMP) ## run every test, with branch coverage
+test: $(STAMP) ## run every test, with branch coverage; LOOP=uvloop runs them on uvloop
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 check: $(STAMP) ## format, lint, types, Dockerfile, then the tests
@@ -45,7 +47,7 @@ torture: $(STAMP) ## the figures to hold, at full size; prints the table (some m
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
-	@$(call compile,run,pyproject.toml)
+	@$(call compile,run,pyproject.toml --extra uvloop)
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 

@@ -53,7 +53,7 @@ from proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse
+from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse, write
 from proxy.tokens.manager import Session, Token
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
@@ -86,7 +86,7 @@ class Upstream:
 
     def locate(self, location: bytes) -> bytes:
         """Where a caller finds what the upstream's `Location` names."""
-        return own_location(location, origin=self.dialler.origin.text.encode(), mount=self.mount)
+        return own_location(location, origin=self.dialler.origin, mount=self.mount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +291,7 @@ class Handler:
                 method=method,
                 kind=route.kind,
                 sending=sending,
+                deadline=upstream.dialler.deadline(),
             )
             return await self._steps_5_to_7(exchange, attempt, departure)
         finally:
@@ -468,21 +469,19 @@ class Handler:
             location=answer.upstream.locate if self._headers.rewrite_location else None,
         )
 
-        async def write(data: bytes) -> None:
-            async with asyncio.timeout(self._limits.write_stall):
-                await request.writer.write(data)
-
+        stall = self._limits.write_stall
         try:
             if whole is not None:
                 exchange.reply_bytes = len(whole)
-                await write(head + whole)
+                await write(request, head + whole, stall=stall)
                 return RawReply(keep_alive=keep_alive)
-            await write(head)
+            await write(request, head, stall=stall)
             async for part in reply.parts():
                 exchange.reply_bytes += len(part)
-                await write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+                data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+                await write(request, data, stall=stall)
             if chunked:
-                await write(b"0\r\n\r\n")
+                await write(request, b"0\r\n\r\n", stall=stall)
         except ConnectionError:
             exchange.status = 499
             return RawReply(keep_alive=False)
@@ -554,6 +553,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
+        deadline: loop time at which the exchange has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         sending: told right before a first byte is written.
     """
@@ -565,6 +565,7 @@ class _Attempt:
     method: str
     kind: Kind
     sending: Callable[[], None]
+    deadline: float
     resent: bool = False
 
     def send(self, head: bytes, *, fresh: bool = False) -> Awaitable[Reply]:
@@ -576,6 +577,7 @@ class _Attempt:
             fresh=fresh,
             recent=self.kind is Kind.MONEY,
             sending=self.sending,
+            deadline=self.deadline,
         )
 
 

@@ -175,6 +175,28 @@ async def _continue(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+async def write(request: web.BaseRequest, data: bytes, *, stall: float) -> None:
+    """Write some of a reply, no faster than the caller reads it.
+
+    Args:
+        request: whose caller gets it.
+        data: goes out as it is.
+        stall: seconds in which a caller that is behind has to read something.
+
+    Raises:
+        ConnectionError: the caller has gone.
+        TimeoutError: it reads nothing.
+    """
+    transport, writer = request.transport, request.writer
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError
+    writer.output_size += len(data)
+    transport.write(data)
+    if transport.get_write_buffer_size():
+        async with asyncio.timeout(stall):
+            await writer.drain()
+
+
 def cut(request: web.BaseRequest, *, reset: bool) -> None:
     """End a reply that cannot be completed so that the caller sees it was cut.
 

@@ -1,5 +1,7 @@
 """A running proxy in front of a running simulator, over real sockets."""
 
+import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -10,6 +12,15 @@ from proxy.app import start
 from proxy.settings import load
 from proxy.simulator import Simulator, Switches
 from proxy.telemetry import Telemetry
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """`LOOP=uvloop` runs the tests on uvloop, but for those that move asyncio's own time."""
+    if os.environ.get("LOOP") == "uvloop" and "tokens" not in item.path.parts:
+        import uvloop
+
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

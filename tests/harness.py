@@ -4,7 +4,9 @@ import asyncio
 import io
 import json
 import os
+import socket
 import ssl
+import struct
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -32,6 +34,13 @@ async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
     )
     out, err = await asyncio.wait_for(process.communicate(), 30)
     return process.returncode, out.decode(), err.decode()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a TCP reset instead of a FIN."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 class Log(io.TextIOWrapper):

@@ -60,7 +60,7 @@ async def call():
     async def begin(send, version=b"1.1"):
         log = Log()
         telemetry = Telemetry("json", level="info", version="x", stream=log)
-        dialler = SimpleNamespace(origin=ORIGIN, send=send)
+        dialler = SimpleNamespace(origin=ORIGIN, send=send, deadline=lambda: 0.0)
         upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"), anonymous=True)
         watch = {"observe": telemetry.observe, "emit": telemetry.emit}
         handler = Handler(

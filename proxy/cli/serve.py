@@ -1,7 +1,9 @@
 """`nomba-proxy serve`."""
 
 import asyncio
+import importlib
 import sys
+from collections.abc import Callable
 
 from proxy.app import CannotStart
 from proxy.app import serve as run
@@ -11,10 +13,21 @@ from proxy.settings import Settings
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
     try:
-        asyncio.run(run(settings))
+        with asyncio.Runner(loop_factory=event_loop()) as runner:
+            runner.run(run(settings))
     except CannotStart as error:
         print(f"nomba-proxy: cannot start: {error}", file=sys.stderr)
         return 1
     except asyncio.CancelledError:  # a second signal
         return 1
     return 0
+
+
+def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes uvloop's event loop if it is installed (extra `uvloop`); None is asyncio's."""
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

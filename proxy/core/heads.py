@@ -9,6 +9,7 @@ sends can remove or precede it.
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from proxy.core.origin import Origin
 from proxy.errors import HeadInvalid, HeadTooLarge
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -49,6 +50,8 @@ _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
 _OWN = frozenset({b"authorization", b"accountid"})
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
+# A path, or an authority with what follows it: `scheme://host/…`, `//host/…`.
+_LOCATION = re.compile(rb"(?:(?:(https?):)?//([^/?#]+)|(?=/(?!/)))(.*)", re.IGNORECASE)
 _ODD_LOCATION = re.compile(rb"[\x00-\x20\x7f\\]")
 _CONNECTION_TOKENS = re.compile(rb"[^\s,]+")
 
@@ -206,26 +209,38 @@ def names_us(headers: Headers, *, via: bytes) -> bool:
     return False
 
 
-def own_location(value: bytes, *, origin: bytes, mount: bytes) -> bytes:
+def own_location(value: bytes, *, origin: Origin, mount: bytes) -> bytes:
     """A `Location` on the upstream's own origin as the caller reaches it; else as it is.
 
     It becomes a path (RFC 9110 section 10.2.2), so no host has to be believed.
 
     Args:
         value: as the upstream sent it.
-        origin: the upstream's, lower case, without a trailing slash.
+        origin: the upstream's.
         mount: the prefix under which the caller reaches it.
     """
-    if _ODD_LOCATION.search(value):  # some read a backslash as a slash, and drop tabs
+    found = None if _ODD_LOCATION.search(value) else _LOCATION.fullmatch(value)
+    if found is None:
         return value
-    if value[:1] == b"/" and value[:2] != b"//":
-        return mount + value
-    if value[: len(origin)].lower() != origin:
-        return value
-    rest = value[len(origin) :]
-    if rest[:1] not in {b"/", b"?", b"#", b""} or (rest[:2] == b"//" and not mount):
-        return value  # another host or port; or what would be read as one
-    return mount + (rest if rest.startswith(b"/") else b"/" + rest)
+    scheme, authority, rest = found.groups()
+    if authority is not None:
+        secure = b"https" if origin.tls else b"http"
+        host, port = _authority(authority, default=b"443" if origin.tls else b"80")
+        here = (origin.host.encode(), b"%d" % origin.port)
+        if (scheme or secure).lower() != secure or (host.strip(b"[]"), port) != here:
+            return value
+        if not rest.startswith(b"/"):
+            rest = b"/" + rest
+    if rest.startswith(b"//") and not mount:
+        return value  # it would be read as a host
+    return mount + rest
+
+
+def _authority(text: bytes, *, default: bytes) -> tuple[bytes, bytes]:
+    host, colon, port = text.lower().rpartition(b":")
+    if not colon or port.endswith(b"]"):
+        return text.lower(), default
+    return host, port or default
 
 
 def reply_head(

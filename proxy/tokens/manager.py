@@ -171,11 +171,12 @@ class Session:
         Raises:
             TokenUnavailable: none could be had within the wait limit.
         """
+        began = self._clocks.alive()
         token = self.lend()
         if lasting and token is not None:
             await self._try_renewal(token)
             token = self.lend()
-        return token or await self._wait(after=0)
+        return token or await self._wait(after=0, waited=self._clocks.alive() - began)
 
     async def _try_renewal(self, token: Token) -> None:
         """Wait for one renewal, as long as `token` lives; whatever comes of it."""
@@ -468,9 +469,9 @@ class Session:
             )
         )
 
-    async def _wait(self, *, after: int) -> Token:
+    async def _wait(self, *, after: int, waited: float = 0.0) -> Token:
         try:
-            async with asyncio.timeout(self._settings.wait_limit):
+            async with asyncio.timeout(self._settings.wait_limit - waited):
                 while True:
                     token = self.lend()
                     if token is not None and token.generation > after:

@@ -9,9 +9,11 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from proxy.core.heads import Headers
 from proxy.core.origin import Origin
@@ -35,7 +37,7 @@ _HAPPY_EYEBALLS = 0.25  # seconds before the next address is tried too (RFC 8305
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits of one attempt, in seconds."""
+    """Limits in seconds: `total` of an exchange, the others of each attempt in it."""
 
     connect: float = 5.0
     tls: float = 5.0
@@ -96,6 +98,10 @@ class Dialler:
         self._pool.close()
         self._own.close()
 
+    def deadline(self) -> float:
+        """Loop time at which an exchange that begins now has to be over."""
+        return asyncio.get_running_loop().time() + self._timeouts.total
+
     async def send(
         self,
         head: bytes,
@@ -106,6 +112,7 @@ class Dialler:
         recent: bool = False,
         sending: Callable[[], object] = lambda: None,
         own: bool = False,
+        deadline: float | None = None,
     ) -> Reply:
         """Send a request and wait for the head of its reply.
 
@@ -117,6 +124,7 @@ class Dialler:
             recent: over one that is fresh or was used a moment ago.
             sending: told right before the first byte is written.
             own: a call of the proxy's own, beside those it forwards.
+            deadline: of the exchange; without one it begins now.
 
         Raises:
             UpstreamUnreachable, Overloaded: not a byte was sent.
@@ -124,7 +132,10 @@ class Dialler:
             UpstreamBroken: sent, and no valid reply.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeouts.total
+        if deadline is None:
+            deadline = self.deadline()
+        elif loop.time() >= deadline:
+            raise _no_time()
         pool = self._own if own else self._pool
         connection = None if fresh else pool.pick(recent=recent)
         if connection is None:
@@ -169,10 +180,7 @@ class Dialler:
             async with asyncio.timeout_at(deadline):
                 return await pool.take(fresh=fresh)
         except TimeoutError:
-            raise UpstreamTimeout(
-                "No connection to the upstream became free in time; nothing was sent.",
-                hint="The request may be repeated. Send fewer at a time, or raise pool.size.",
-            ) from None
+            raise _no_time() from None
 
     async def call(
         self, target: bytes, *, headers: Headers, body: bytes, within: float
@@ -218,7 +226,6 @@ class Dialler:
             ) from None
 
     async def _dial(self, protocol: Callable[[], Connection]) -> Connection:
-        """Try one address after the other; with a name, as RFC 8305 says."""
         origin, way, loop = self.origin, self._way, asyncio.get_running_loop()
         secure: dict[str, Any] = {}
         if self._tls is not None:
@@ -231,24 +238,37 @@ class Dialler:
             return await open_tunnel(
                 way.proxy, to=(origin.host, origin.port), protocol=protocol, **secure
             )
+        sock = await self._socket()
+        _, connection = await loop.create_connection(protocol, sock=sock, **secure)
+        return connection
+
+    async def _socket(self) -> socket.socket:
+        """A TCP connection to the first of the origin's addresses that takes it."""
+        way, port = self._way, self.origin.port
         family = socket.AF_INET if way.ipv4_only else socket.AF_UNSPEC
-        problem: OSError | None = None
-        for host in way.addresses or (origin.host,):
-            try:
-                _, connection = await loop.create_connection(
-                    protocol,
-                    host,
-                    origin.port,
-                    family=family,
-                    happy_eyeballs_delay=None if way.addresses else _HAPPY_EYEBALLS,
-                    **secure,
-                )
-            except OSError as error:
-                problem = error
-            else:
-                return connection
-        assert problem is not None  # noqa: S101 - there is at least one address
-        raise problem
+        found: list[AddrInfoType] = []
+        for host in way.addresses or (self.origin.host,):
+            found += await _look_up(host, port, family=family)
+        return await start_connection(
+            found,
+            happy_eyeballs_delay=_HAPPY_EYEBALLS,
+            interleave=0 if way.addresses else 1,
+        )
+
+
+async def _look_up(host: str, port: int, *, family: int) -> Sequence[AddrInfoType]:
+    kind = {"family": family, "type": socket.SOCK_STREAM}
+    try:  # an address needs neither DNS nor the thread that asks it
+        return socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST, **kind)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, **kind)
+
+
+def _no_time() -> UpstreamTimeout:
+    return UpstreamTimeout(
+        "There was no time left to send the request; nothing was sent.",
+        hint="The request may be repeated. Send fewer at a time, or raise pool.size.",
+    )
 
 
 def _give_up(connection: Connection, pool: Pool) -> None:

@@ -72,10 +72,10 @@ class Pool:
         while self._idle:
             connection = next(reversed(self._idle))
             age = now - connection.idle_since
-            if age > within and age <= self._limits.idle:
+            if within <= age < self._limits.idle:
                 return None  # still good for others; the older ones are no younger
             del self._idle[connection]
-            if age <= min(within, connection.idle_limit - _MARGIN) and connection.quiet:
+            if age < min(within, connection.idle_limit - _MARGIN) and connection.quiet:
                 return connection
             connection.close()
             self._vacate()

@@ -43,11 +43,11 @@ async def open_tunnel(
     *,
     to: tuple[str, int],
     protocol: Callable[[], Connection],
-    ssl: _ssl.SSLContext | None = None,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
+    ssl: _ssl.SSLContext,
+    server_hostname: str,
+    ssl_handshake_timeout: float,
 ) -> Connection:
-    """A connection to `to` through a proxy; the rest is as `loop.create_connection` has it.
+    """A TLS connection to `to` through a proxy; the rest is as `loop.start_tls` has it.
 
     Raises:
         OSError: the proxy cannot be reached or refuses, or TLS with the upstream fails.
@@ -60,10 +60,6 @@ async def open_tunnel(
         transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (authority, authority))
         await asking.answered
         connection = protocol()
-        if ssl is None:
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            return connection
         secure = await loop.start_tls(
             transport,
             connection,

@@ -8,8 +8,10 @@ from proxy.core.heads import (
     caller_accounts,
     check_head,
     named_by_connection,
+    own_location,
     reply_head,
 )
+from proxy.core.origin import Origin
 from proxy.errors import HeadInvalid, HeadTooLarge
 
 HOP_BY_HOP = [
@@ -302,3 +304,35 @@ def test_connection_cannot_remove_a_replys_length():
 
 def test_a_reply_without_a_reason_keeps_none():
     assert reply_head(200, reason=b"", headers=[], own=[]) == b"HTTP/1.1 200 \r\n\r\n"
+
+
+# -- where a reply points ----------------------------------------------------------------
+
+NOMBA = Origin("https://api.nomba.com", "api.nomba.com", 443, True, "api.nomba.com", "production")
+SIX = Origin("http://[::1]", "::1", 80, False, "[::1]", "loopback")
+
+
+@pytest.mark.parametrize(
+    ("origin", "sent", "got"),
+    [
+        (NOMBA, b"https://api.nomba.com:443/v1/x", b"/m/v1/x"),
+        (NOMBA, b"HTTPS://API.nomba.COM:/v1/x", b"/m/v1/x"),
+        (NOMBA, b"//api.nomba.com:443", b"/m/"),
+        (NOMBA, b"http://api.nomba.com/v1/x", None),
+        (NOMBA, b"https://api.nomba.com:80/v1/x", None),
+        (NOMBA, b"https://a@api.nomba.com/v1/x", None),
+        (NOMBA, b"https:/v1/x", None),
+        (SIX, b"http://[::1]/v1/x", b"/m/v1/x"),
+        (SIX, b"http://[::1]:80/v1/x", b"/m/v1/x"),
+        (SIX, b"http://[::1]:81/v1/x", None),
+    ],
+)
+def test_an_origin_is_ours_by_scheme_host_and_port(origin, sent, got):
+    assert own_location(sent, origin=origin, mount=b"/m") == (sent if got is None else got)
+
+
+@given(st.binary(max_size=20), st.sampled_from([b"", b"/m"]))
+def test_what_is_told_of_a_location_is_a_path_of_ours_or_what_the_upstream_said(tail, mount):
+    for start in (b"", b"/", b"//", b"https://api.nomba.com", b"//api.nomba.com"):
+        told = own_location(start + tail, origin=NOMBA, mount=mount)
+        assert told == start + tail or (told.startswith(mount + b"/") and told[:2] != b"//")

@@ -4,11 +4,17 @@ Every method, every fault, over a new and over a used connection.
 """
 
 import asyncio
+import itertools
+import json
+import re
 import ssl
+from contextlib import suppress
 
 import pytest
 import trustme
 from harness import ScriptedUpstream, transfer_body
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from proxy.simulator import parse_fault
 
@@ -135,6 +141,132 @@ async def test_a_resend_is_had_once_in_an_exchange_replays_included(proxy, simul
     reply = await proxy.get(PATH)
     assert (reply.status, reply.outcome) == LOST
     assert simulator.count(PATH) - before == 3  # lost, refused, replayed and lost
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_exchange_has_one_deadline(start_proxy, upstream, method):
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=0.8)
+
+    async def answer(head, _, writer):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.5)  # twice is more than there is
+        if b"token-1" in head:
+            writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    upstream.answer = answer
+    reply = await proxy.send(method, "/v1/x", body=b"{}")
+    assert (reply.status, reply.outcome, len(upstream.requests)) == (504, "unknown", 2)
+
+
+async def test_a_replay_whose_time_is_over_is_not_sent(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=0.6)
+    await proxy.get("/v1/x")
+    grant, refuse = upstream._grant, upstream.reply_with(COURSES["refuse"])
+
+    async def late_grant(writer):
+        await asyncio.sleep(0.4)
+        await grant(writer)
+
+    async def late_refusal(*arguments):
+        await asyncio.sleep(0.4)
+        await refuse(*arguments)
+
+    upstream._grant, upstream.answer = late_grant, late_refusal
+    reply = await proxy.transfer()
+    assert (reply.status, reply.outcome) == (504, "refused")
+    assert [b"/v2/transfers" in head for head, _ in upstream.requests] == [False, True]
+
+
+# -- laws over any course of an exchange -------------------------------------------------
+
+JWT_EXPIRED = b'{"code":"500","description":"JWT expired at 2026-07-07T23:10:48Z."}'
+COURSES = {  # what an upstream does with one sending of a request
+    "answer": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "refuse": b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno",
+    "expired": b"HTTP/1.1 500 No\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    % (len(JWT_EXPIRED), JWT_EXPIRED),
+    "forbid": b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n",
+    "close": b"",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhalf",
+    "garbage": b"what?\r\n\r\n",
+}
+UNPROVEN = {"expired", "close", "cut", "garbage"}  # the work may have been done
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from([*METHODS, "OPTIONS"]),
+    target=st.sampled_from([TRANSFER, PATH, "/v1/accounts/balance"]),
+    course=st.lists(st.sampled_from(sorted(COURSES)), min_size=4, max_size=4),
+    used=st.booleans(),
+)
+async def test_whatever_happens_nothing_is_done_twice(retry_bench, method, target, course, used):
+    reply, happened = await retry_bench(method, target, course, used=used)
+    reads = {"GET", "HEAD", "OPTIONS"}
+    if method not in reads:  # what may have been done is the last thing that is sent
+        assert not UNPROVEN & set(happened[:-1])
+        assert len(happened) <= 2
+    assert len(happened) <= 3  # once, one replay, one resend
+    assert happened.count("refuse") <= 2
+    last = happened[-1]
+    if last in {"close", "cut", "garbage"} and (last != "cut" or method != "HEAD"):
+        assert reply is None or reply.outcome == "unknown"
+    elif last == "expired" and method not in reads:
+        assert reply.outcome == "unknown"
+    else:
+        assert reply.outcome == "answered"
+
+
+@pytest.fixture
+async def retry_bench(start_proxy):
+    """Sends a request to an upstream that takes a given course; tells what it did."""
+    plan, happened, tokens = [], [], itertools.count()
+
+    async def serve(reader, writer):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                await reader.readexactly(int(length[1]) if length else 0)
+                if head.startswith(b"POST /v1/auth/token/"):
+                    data = {"access_token": f"t{next(tokens)}", "expires_in": 1800}
+                    body = json.dumps({"code": "00", "data": data}).encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                    writer.write(body)
+                    continue
+                step = plan.pop(0) if plan else "answer"
+                happened.append(step)
+                said = COURSES[step]
+                if head.startswith(b"HEAD "):
+                    said = said[: said.find(b"\r\n\r\n") + 4]
+                writer.write(said)
+                if step in {"close", "cut", "garbage"}:
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    proxy = await start_proxy(base_url=origin, timeouts__first_byte=2, timeouts__total=5)
+
+    async def play(method, target, course, *, used):
+        plan.clear()
+        # An answer ends every rule about tokens refused in a row.
+        assert (await proxy.get("/v1/x")).status == 200
+        if not used:
+            plan[:] = ["close", "close"]
+            await proxy.get("/v1/x")
+        happened.clear()
+        plan[:] = course
+        try:
+            reply = await proxy.send(method, target, body=None if method in READS else b"{}")
+        except asyncio.IncompleteReadError:
+            reply = None  # cut, and seen so
+        return reply, list(happened)
+
+    yield play
+    server.close()
 
 
 # -- a caller that leaves ----------------------------------------------------------------

@@ -386,6 +386,15 @@ LOCATIONS = [
     ("{origin}?a", "/?a"),
     ("{ORIGIN}/v1", "/v1"),
     ("/v1/x", "/v1/x"),
+    ("//{authority}/v1/x", "/v1/x"),
+    ("//{authority}", "/"),
+    ("//{authority}//evil.example", "//{authority}//evil.example"),
+    ("https://{authority}/v1", "https://{authority}/v1"),
+    ("http://localhost/v1", "http://localhost/v1"),
+    ("http://localhost:x/v1", "http://localhost:x/v1"),
+    ("v1/x", "v1/x"),
+    ("?a=b", "?a=b"),
+    ("/v1/x\xe9", "/v1/x\xe9"),
     ("{origin}1/v1", "{origin}1/v1"),
     ("{origin}.evil.example/v1", "{origin}.evil.example/v1"),
     ("{origin}@evil.example/v1", "{origin}@evil.example/v1"),
@@ -403,9 +412,10 @@ LOCATIONS = [
 async def test_a_location_on_the_upstream_becomes_ours(start_proxy, upstream, sent, got, rewrite):
     proxy = await start_proxy(base_url=upstream.origin, headers__rewrite_location=rewrite)
     names = {"origin": upstream.origin, "ORIGIN": upstream.origin.upper()}
+    names["authority"] = upstream.origin.removeprefix("http://")
     sent, got = sent.format(**names), got.format(**names)
     upstream.answer = upstream.reply_with(
-        f"HTTP/1.1 302 Found\r\nlocation: {sent}\r\nContent-Length: 0\r\n\r\n".encode()
+        f"HTTP/1.1 302 Found\r\nlocation: {sent}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
     )
     reply = await proxy.get("/v1/x")
     assert reply.get("location") == (got if rewrite else sent)

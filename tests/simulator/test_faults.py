@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import read_reply
+from harness import read_reply, reset
 
 from proxy.simulator import KINDS, Fault, Simulator, parse_fault
 from proxy.simulator.faults import fits, make_fault
@@ -176,9 +176,8 @@ async def test_slow_bytes_end_with_their_reader(sim, talk):
     _, writer = await talk("GET", BALANCE)
     await started.wait()
     [connection] = [one for one in sim._server._connections if one._reader._connection > 1]
-    writer.transport.abort()
-    while not connection._lost.is_set():
-        await asyncio.sleep(0)
+    reset(writer)
+    await asyncio.wait_for(connection._lost.wait(), 5)
     go.set()
     await asyncio.wait_for(connection._task, 5)
 

@@ -408,6 +408,20 @@ async def test_that_renewal_is_waited_for_no_longer_than_the_limit(begin, issuer
     assert (await borrower).generation == 1
 
 
+async def test_waiting_for_it_and_then_for_any_token_takes_no_longer_than_the_limit(
+    begin, issuer, time
+):
+    session = await begin(wait_limit=20.0)
+    issuer.hold("refresh")
+    time.alive += 985  # it dies 15 seconds from now, and what would replace it never comes
+    [borrower] = together(1, session.borrow, lasting=True)
+    await time.advance(19)
+    assert not borrower.done()
+    await time.advance(2)
+    with pytest.raises(TokenUnavailable):
+        await borrower
+
+
 async def test_a_short_life_is_thin_in_its_last_quarter(begin, issuer, time):
     issuer.life = 40.0
     session = await begin()

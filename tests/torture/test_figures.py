@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import environ, read_reply
+from harness import environ, read_reply, reset
 
 HERE = Path(__file__).parent
 LOST = (ConnectionError, asyncio.IncompleteReadError)
@@ -225,9 +225,7 @@ async def test_r7_a_reply_that_is_cut_anywhere_is_seen_as_cut(start_proxy, upstr
         await writer.drain()
         if framing == "unframed" or rng.random() < 0.5:
             await asyncio.sleep(0.001)  # so that what was sent is not lost with the reset
-            sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            writer.transport.abort()
+            reset(writer)
 
     upstream.answer = answer
 

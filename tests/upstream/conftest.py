@@ -1,14 +1,13 @@
 """Scripted raw servers: they say what the test wrote, and keep what they received."""
 
 import asyncio
-import socket
 import ssl
-import struct
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 import pytest
 import trustme
+from harness import reset
 
 from proxy.settings import parse_origin
 from proxy.upstream.dialler import Dialler, Timeouts, Way
@@ -39,13 +38,6 @@ async def fetch(dialler, request=REQUEST, *, body=(), head_only=False, **options
     finally:
         reply.close()
     return Fetched(reply.status, reply.reason, reply.headers, reply.length, reply.bodyless, content)
-
-
-def reset(writer):
-    """Close with RST instead of FIN."""
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
 
 
 class Peer:
@@ -155,11 +147,6 @@ def _fetch():
 @pytest.fixture(name="say")
 def _say():
     return say
-
-
-@pytest.fixture(name="reset")
-def _reset():
-    return reset
 
 
 # -- throw-away certificates ------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from harness import reset
 
 from proxy.errors import Overloaded, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 
@@ -145,7 +146,7 @@ async def test_what_comes_on_an_idle_connection_is_nobodys_reply(serve, fetch, u
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
-async def test_a_connection_that_ended_while_idle_is_not_used_again(serve, fetch, reset, end):
+async def test_a_connection_that_ended_while_idle_is_not_used_again(serve, fetch, end):
     writers = []
 
     async def first(writer):
@@ -223,7 +224,7 @@ async def test_money_takes_a_new_connection_or_one_that_was_just_used(serve, fet
     await fetch(dialler)
     await fetch(dialler, recent=True)
     assert peer.connections == 1
-    dialler = peer.dialler(pool={"recent": 1e-9})
+    dialler = peer.dialler(pool={"recent": 0.0})
     await fetch(dialler)
     await asyncio.sleep(0)
     await fetch(dialler, recent=True)
@@ -286,11 +287,23 @@ async def test_beyond_the_queue_a_request_is_refused_and_not_sent(serve, fetch):
     assert bytes(peer.received) == REQUEST * 3
 
 
+async def test_what_comes_after_its_deadline_is_not_sent_over_a_connection_that_is_ready(
+    serve, fetch
+):
+    peer = await serve(talk(HI))
+    dialler = peer.dialler()
+    await fetch(dialler)
+    received = len(peer.received)
+    with pytest.raises(UpstreamTimeout, match="no time left") as caught:
+        await dialler.send(REQUEST, body=(), head_only=False, deadline=dialler.deadline() - 90)
+    assert (caught.value.outcome, len(peer.received)) == ("not_sent", received)
+
+
 async def test_waiting_ends_with_the_total_time_and_nothing_is_sent(serve, fetch):
     peer = await serve(talk(OK + b"Content-Length: 9\r\n\r\nhi"))
     dialler = peer.dialler(pool={"size": 1}, total=0.1)
     first = await dialler.send(REQUEST, body=(), head_only=False)
-    with pytest.raises(UpstreamTimeout, match="became free") as caught:
+    with pytest.raises(UpstreamTimeout, match="no time left") as caught:
         await fetch(dialler)
     assert caught.value.outcome == "not_sent"
     first.close()
