@@ -43,7 +43,7 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
 
-torture: $(STAMP) ## the figures to hold, at full size; prints the table (some minutes)
+torture: $(STAMP) ## the figures to hold, at full size; prints the table (half an hour)
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)

@@ -3,13 +3,18 @@
     ProxyError                       status  outcome
     ├── TargetAmbiguous                 400  not_sent
     ├── HeadInvalid                     400  not_sent
+    ├── LoginInvalid                    400  not_sent
     ├── CallerUnknown                   401  not_sent
+    │   └── RefreshTokenUnknown         404  not_sent
+    ├── CallerForbidden                 403  not_sent
     ├── AccountMismatch                 403  not_sent
     ├── HostRefused                     403  not_sent
+    ├── OriginRefused                   403  not_sent
     ├── MountUnknown                    404  not_sent
     ├── MethodNotAllowed                405  not_sent
     ├── BodyTimeout                     408  not_sent
     ├── BodyTooLarge                    413  not_sent
+    ├── RateLimited                     429  not_sent
     ├── HeadTooLarge                    431  not_sent
     ├── UpgradeUnsupported              501  not_sent
     ├── LoopDetected                    508  not_sent
@@ -92,18 +97,53 @@ class CallerUnknown(ProxyError):
     status = 401
 
 
+class LoginInvalid(ProxyError):
+    """A login whose body cannot be understood."""
+
+    code = "login_invalid"
+    status = 400
+
+
+class RefreshTokenUnknown(CallerUnknown):
+    """A login by a refresh token that nobody was given, or whose time is over."""
+
+    code = "refresh_token_unknown"
+    status = 404
+
+
+class CallerForbidden(ProxyError):
+    """The caller is known and may not do this."""
+
+    code = "caller_forbidden"
+    status = 403
+
+
 class AccountMismatch(ProxyError):
-    """The caller asked for an account that this upstream does not serve."""
+    """The request is for an account that the upstream does not serve, or is not the caller's."""
 
     code = "account_mismatch"
     status = 403
 
 
 class HostRefused(ProxyError):
-    """An absolute-form target names somebody else: this is no forward proxy."""
+    """A target or `Host` that is not this proxy's: no forward proxy, no DNS rebinding."""
 
     code = "host_refused"
     status = 403
+
+
+class OriginRefused(ProxyError):
+    """A web page of somebody else's calls through a browser on this machine."""
+
+    code = "origin_refused"
+    status = 403
+
+
+class RateLimited(ProxyError):
+    """The caller asks for more than it may."""
+
+    code = "rate_limited"
+    status = 429
 
 
 class MountUnknown(ProxyError):

@@ -44,12 +44,17 @@ class Route:
     Attributes:
         template: the operation's path template, or `other`: safe as a metric label.
         kind: `read`, `write` or `money`.
+        family: the first word of the path behind its version, or `other`.
+        account_at: which part of the path, split at its slashes, names a sub-account.
     """
 
     template: str
     kind: Kind
+    family: str = "other"
+    account_at: int | None = None
 
 
+_ACCOUNTS = frozenset({"{subaccountid}", "{accountid}"})
 _UNKNOWN_READ = Route("other", Kind.READ)
 _UNKNOWN_MONEY = Route("other", Kind.MONEY)
 
@@ -66,7 +71,8 @@ def _build() -> _Node:
     for operation in operations():
         node = root
         # `/sandbox` is no part of the canonical path, so the table loses it too.
-        for segment in canonical_path(operation.template.encode())[1:].split("/"):
+        segments = canonical_path(operation.template.encode()).split("/")
+        for segment in segments[1:]:
             if segment.startswith("{"):
                 node.variable = node.variable or _Node()
                 node = node.variable
@@ -76,8 +82,17 @@ def _build() -> _Node:
             kind = Kind.MONEY
         else:
             kind = Kind.READ if operation.method in READ_METHODS else Kind.WRITE
-        node.routes.setdefault(operation.method, Route(operation.template, kind))
+        account_at = next((at for at, one in enumerate(segments) if one in _ACCOUNTS), None)
+        route = Route(operation.template, kind, segments[2], account_at)
+        node.routes.setdefault(operation.method, route)
     return root
+
+
+def families() -> frozenset[str]:
+    """The families of operations there are, for rules."""
+    return frozenset(
+        canonical_path(one.template.encode()).split("/")[2] for one in operations()
+    ) | {"other"}
 
 
 class RouteTable:
@@ -105,6 +120,12 @@ class RouteTable:
         if route is not None:
             return route
         return _UNKNOWN_READ if method in READ_METHODS else _UNKNOWN_MONEY
+
+    def reread(self, method: str, path: str) -> Route:
+        """The route of another reading of a path, in canonical form."""
+        wanted = "GET" if method == "HEAD" else method
+        unknown = _UNKNOWN_READ if method in READ_METHODS else _UNKNOWN_MONEY
+        return self._lookup(wanted, path) or unknown
 
     def _lookup(self, method: str, path: str) -> Route | None:
         return _find(self._root, path[1:].split("/"), 0, method)

@@ -132,7 +132,7 @@ def hostile(rng, *, evil):
 async def test_r12_nothing_a_caller_sends_chooses_where_it_goes(
     start_proxy, witness, elsewhere, size, figure
 ):
-    total, rng = size(10_000, 100_000), random.Random(12)
+    total, rng = size(10_000, 1_000_000), random.Random(12)
     proxy = await start_proxy(base_url=f"http://127.0.0.1:{witness.port}")
     statuses = Counter()
 
@@ -217,7 +217,7 @@ def faithful(rng):
 async def test_r13_what_is_forwarded_is_identical_and_our_pair_is_there_once(
     start_proxy, witness, size, figure
 ):
-    total, rng = size(10_000, 50_000), random.Random(13)
+    total, rng = size(10_000, 1_000_000), random.Random(13)
     proxy = await start_proxy(
         base_url=f"http://127.0.0.1:{witness.port}", headers__via_upstream=False
     )
