@@ -1,8 +1,8 @@
 """The admin listener: health, readiness, metrics, and the session's switches.
 
 It listens on loopback only. A page in a browser on this machine could still reach it,
-so whatever looks like one is refused: a foreign `Host` (DNS rebinding), or any `Origin`
-or `Sec-Fetch-Site` on a request that changes something.
+so whatever looks like one is refused: a foreign `Host` (DNS rebinding), a foreign `Origin`
+or `cross-site`, and any page at all on a request that changes something.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import orjson
 from aiohttp import web
 
+from proxy.core.browser import Pages
+from proxy.errors import ProxyError
+
+_NO_PAGES = Pages()
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -129,6 +133,10 @@ def _from_here(request: web.BaseRequest, is_loopback: Callable[[str], bool]) -> 
     except ValueError:
         return False
     if not is_loopback(host):
+        return False
+    try:
+        _NO_PAGES.check(request.raw_headers)
+    except ProxyError:
         return False
     page = "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
     return not page or request.method in {"GET", "HEAD"}

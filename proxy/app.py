@@ -1,8 +1,11 @@
 """The composition root: the only place where things are constructed and wired."""
 
 import asyncio
+import contextlib
+import hmac
 import os
 import random
+import secrets
 import signal
 import sys
 import time
@@ -18,16 +21,23 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from proxy import __version__
 from proxy.admin import ControlFailed, SessionControls, build_admin
 from proxy.body import Bodies, BodyLimits
+from proxy.callers.keep import signing_key as kept_signing_key
+from proxy.callers.login import Login
+from proxy.callers.registry import Door, Registry
+from proxy.callers.revoked import Revoked
 from proxy.core.account import AccountRule
-from proxy.core.exchange import Event
-from proxy.core.secret import Secret, mask
+from proxy.core.browser import Pages
+from proxy.core.exchange import Emit, Event
+from proxy.core.phantom import Phantoms
+from proxy.core.secret import SIGNING, Secret, mask
 from proxy.errors import ProxyError
-from proxy.handler import Handler, Headers, Limits, Upstream
+from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.server import QuietServer
 from proxy.settings import (
     Address,
     ReadyUpstream,
     Settings,
+    SettingsError,
     UpstreamSettings,
     is_loopback,
     parse_origin,
@@ -48,6 +58,8 @@ from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
 _Result = TypeVar("_Result")
+_REFRESH = 24  # lives of an access token that its refresh token lives
+_LOOK_EVERY = 1.0  # seconds between two looks at the callers file
 _ANY_PORT = Address("127.0.0.1", 0)
 _SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 
@@ -98,7 +110,9 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         simulator, control = await start_simulator(settings, stack=stack)
         upstreams = (_simulated(settings, simulator),)
 
-    via = b"1.1 nomba-proxy-%b" % os.urandom(4).hex().encode()
+    key = _signing_key(settings, emit=telemetry.emit)
+    # The same in every process that has the key, so a way round through another is seen too.
+    via = b"1.1 nomba-proxy-%b" % hmac.digest(key, b"via", "sha256")[:4].hex().encode()
     wired = []
     controls: dict[str, SessionControls] = {}
     for one in upstreams:
@@ -128,12 +142,15 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     admin_listen = await _listen(admin, settings.admin_listen, stack=stack, key="admin.listen")
 
     model = settings.model
+    callers = _callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit)
+    watch = asyncio.create_task(
+        _watch_callers(settings, registry=callers.registry, emit=telemetry.emit)
+    )
+    stack.push_async_callback(_end, watch)
     authorities: set[str] = set()
     handler = Handler(
         tuple(wired),
-        limits=Limits(
-            login_lifetime=model.callers.login_lifetime, write_stall=model.callers.write_stall
-        ),
+        limits=Limits(write_stall=model.callers.write_stall),
         bodies=Bodies(
             BodyLimits(
                 size=int(model.body.limit),
@@ -145,6 +162,7 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
                 spool_budget=int(model.body.spool_budget),
             )
         ),
+        callers=callers,
         headers=Headers(
             via=via,
             via_upstream=model.headers.via_upstream,
@@ -289,8 +307,95 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry, via: 
             allowed=frozenset(one.options.account_allow),
             override_money=one.options.account_override_money,
         ),
-        anonymous=one.anonymous,
     )
+
+
+def _signing_key(settings: Settings, *, emit: Emit) -> bytes:
+    """What phantom tokens are signed with: given, else kept, else for this process only."""
+    if settings.signing_key is not None:
+        return settings.signing_key.reveal(to=SIGNING).encode()
+    try:
+        return kept_signing_key(settings.state_dir).encode()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        fields: dict[str, object] = {
+            "reason": f"{settings.state_dir}: {why}",
+            "hint": "phantom tokens end with this process; set state_dir or callers.signing_key",
+        }
+        emit(Event("signing_key_not_kept", "warning", fields=fields))
+        return secrets.token_bytes(32)
+
+
+def _callers(
+    settings: Settings, *, upstreams: tuple[ReadyUpstream, ...], key: bytes, emit: Emit
+) -> Callers:
+    options = settings.model.callers
+    accepted = options.accept_upstream_credentials and settings.listen.loopback
+    doors = {
+        one.name: Door(
+            one.anonymous,
+            explicit=options.anonymous is True,
+            client_id=one.client_id,
+            client_secret=one.client_secret if accepted else None,
+        )
+        for one in upstreams
+    }
+    phantoms = Phantoms(
+        key, lifetime=options.login_lifetime, refresh_lifetime=_REFRESH * options.login_lifetime
+    )
+    path = settings.state_dir / "revoked"
+    revoked = Revoked(
+        path if settings.state_dir.is_dir() else None, wall=time.time, monotonic=time.monotonic
+    )
+    registry = Registry(
+        settings.callers,
+        doors=doors,
+        phantoms=phantoms,
+        revoked=revoked,
+        wall=time.time,
+        monotonic=time.monotonic,
+    )
+    login = Login(
+        registry,
+        phantoms=phantoms,
+        revoked=revoked,
+        wall=time.time,
+        emit=emit,
+        fails_in_200=options.login_failure == "200",
+    )
+    return Callers(registry, login, Pages.of(hosts=options.hosts, origins=options.origins))
+
+
+async def _watch_callers(settings: Settings, *, registry: Registry, emit: Emit) -> None:
+    """Take over the callers file whenever it changes; a bad one changes nothing."""
+
+    def look() -> tuple[int, int, int] | None:
+        try:
+            found = settings.callers_file.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    seen = look()
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        if (now := look()) == seen:
+            continue
+        seen = now
+        try:
+            roster = settings.read_callers()
+        except SettingsError as error:
+            told: dict[str, object] = {"reason": str(error.problems[0])}
+            emit(Event("callers_not_reloaded", "error", fields=told))
+            continue
+        registry.replace(roster)
+        emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
@@ -307,7 +412,7 @@ def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
         client_id=switches.client_id,
         client_secret=Secret(switches.client_secret, origin=origin.text),
         account_id=switches.account_id,
-        anonymous=settings.model.callers.anonymous is not False,
+        anonymous=settings.simulated_anonymous,
         options=options,
     )
 
@@ -370,11 +475,7 @@ def banner(running: Running, *, settings: Settings) -> str:
             f"  upstream   {one.name}: {what}, {one.origin.text}, mounted at {one.mount or '/'}",
             f"  account    {mask(one.account_id)}",
         ]
-        if one.anonymous:
-            lines.append("  callers    anybody on this machine (callers.anonymous)")
-        else:
-            lines.append("  callers    nobody yet: anonymous callers are refused here;")
-            lines.append("             allow them explicitly: NOMBA_PROXY_CALLERS_ANONYMOUS=true")
+    lines += _who_may_call(running, settings=settings)
     if running.simulator is not None:
         lines.append(f"  faults     {running.simulator.origin}  (docs/simulator.md)")
     lines += [f"  warning    {one}" for one in settings.warnings]
@@ -383,8 +484,33 @@ def banner(running: Running, *, settings: Settings) -> str:
     lines += [
         f"  listening  {url}  (admin http://{running.admin_listen})",
         "",
-        "  try it:" if first.anonymous else "  try it (it answers 401 until callers are allowed):",
-        f"    curl -s {url}{first.mount}/v1/accounts/balance",
+        "  try it:",
+        f"    curl -s {'' if _is_open(first, settings) else _WITH_KEY}{url}{first.mount}/v1/accounts/balance",
         "",
     ]
     return "\n".join(lines)
+
+
+_WITH_KEY = "-H 'X-Nomba-Proxy-Key: …' "
+
+
+def _is_open(one: ReadyUpstream, settings: Settings) -> bool:
+    """Whether callers nobody knows may use an upstream, as the proxy starts."""
+    explicit = settings.model.callers.anonymous is True
+    return one.anonymous and (explicit or settings.callers.keeps_anonymous)
+
+
+def _who_may_call(running: Running, *, settings: Settings) -> list[str]:
+    names = [one.name for one in settings.callers.callers]
+    said = []
+    opened = [one.name for one in running.upstreams if _is_open(one, settings)]
+    if opened:
+        where = "" if len(opened) == len(running.upstreams) else f", for {', '.join(opened)} only"
+        said.append(f"anybody on this machine{where} (callers.anonymous)")
+    if names:
+        said.append(", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else ""))
+    if settings.model.callers.accept_upstream_credentials and settings.listen.loopback:
+        said.append("apps that log in with the upstream's own client id and secret")
+    if not names and not opened:
+        said.append("add one with a key of its own: nomba-proxy caller add NAME")
+    return [f"  {'' if at else 'callers':<9}  {one}" for at, one in enumerate(said)]

@@ -52,9 +52,20 @@ class Bodies:
         self.memory = 0
         self.spooled = 0
 
-    def begin(self) -> "Body":
-        """An empty body."""
-        return Body(self)
+    def begin(self, size: int | None = None, *, most: int | None = None) -> "Body":
+        """An empty body.
+
+        Args:
+            size: bytes that are announced, or None if nobody knows.
+            most: bytes it may have, if that is less than everybody's limit.
+
+        Raises:
+            BodyTooLarge: more are announced than it may have.
+        """
+        limit = self.limits.size if most is None else min(most, self.limits.size)
+        body = Body(self, limit=limit)
+        body.check(size or 0)
+        return body
 
 
 class Body:
@@ -62,13 +73,15 @@ class Body:
 
     Args:
         bodies: whose budget it uses.
+        limit: bytes it may have.
 
     Attributes:
         size: bytes so far.
     """
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, *, limit: int) -> None:
         self._bodies = bodies
+        self._limit = limit
         self._limits = bodies.limits
         self._memory = bytearray()
         self._file: IO[bytes] | None = None
@@ -83,13 +96,27 @@ class Body:
             Overloaded: all together are, or the disk is full.
         """
         size = self.size + len(data)
-        check_size(size, limits=self._limits)
+        self.check(size)
         if self._file is None and size <= self._limits.memory:
             self._reserve_memory(len(data))
             self._memory += data
         else:
             self._spool(data)
         self.size = size
+
+    def check(self, size: int) -> None:
+        """Refuse more bytes than it may have.
+
+        Raises:
+            BodyTooLarge: it would.
+        """
+        if size > self._limit:
+            raise BodyTooLarge(
+                f"The body is larger than {self._limit} bytes.",
+                hint="Nomba's calls are small JSON; body.limit, or body_limit of a caller, "
+                "raises the limit.",
+                close=True,
+            )
 
     def __iter__(self) -> Iterator[bytes]:
         """The parts, none of them empty."""
@@ -133,20 +160,6 @@ class Body:
         self._memory = bytearray()
         self._bodies.spooled += more
         self._spooled += more
-
-
-def check_size(size: int, *, limits: BodyLimits) -> None:
-    """Refuse a body of more bytes than one may have.
-
-    Raises:
-        BodyTooLarge: it is.
-    """
-    if size > limits.size:
-        raise BodyTooLarge(
-            f"The body is larger than {limits.size} bytes.",
-            hint="Nomba's calls are small JSON; body.limit raises the limit.",
-            close=True,
-        )
 
 
 def _write(file: IO[bytes], data: bytes | bytearray) -> None:

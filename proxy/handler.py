@@ -15,7 +15,7 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 
@@ -23,8 +23,11 @@ from aiohttp import web
 from aiohttp.http import HttpVersion10
 
 from proxy.body import Bodies
-from proxy.callers.login import answer_login
+from proxy.callers.login import Login, LoginCall
+from proxy.callers.registry import Registry
 from proxy.core.account import AccountRule, decide_account
+from proxy.core.browser import Pages
+from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import (
     RequestHead,
@@ -36,11 +39,12 @@ from proxy.core.heads import (
 )
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
+from proxy.core.limits import Limiter
 from proxy.core.refusal import local_reply
-from proxy.core.routes import READ_METHODS, Kind, RouteTable, login_call
+from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
-    CallerUnknown,
+    CallerForbidden,
     Internal,
     LoopDetected,
     MethodNotAllowed,
@@ -58,6 +62,7 @@ from proxy.tokens.manager import Session, Token
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
 
+_LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
     "requery by merchantTxRef or orderReference before repeating"
@@ -74,7 +79,6 @@ class Upstream:
         dialler: carries requests to it.
         session: lends its token.
         account: whose requests these are.
-        anonymous: whether callers we do not know may use it.
     """
 
     name: str
@@ -82,7 +86,6 @@ class Upstream:
     dialler: Dialler
     session: Session
     account: AccountRule
-    anonymous: bool
 
     def locate(self, location: bytes) -> bytes:
         """Where a caller finds what the upstream's `Location` names."""
@@ -112,13 +115,26 @@ class Limits:
 
     Attributes:
         head: bytes of a whole request head.
-        login_lifetime: seconds a stand-in token claims to live.
         write_stall: seconds in which it has to read something of its reply.
     """
 
     head: int = 64 * 1024
-    login_lifetime: float = 3600.0
     write_stall: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """Who may call.
+
+    Attributes:
+        registry: knows them.
+        login: answers those that log in as if we were Nomba.
+        pages: which web pages may call without a key.
+    """
+
+    registry: Registry
+    login: Login
+    pages: Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +146,17 @@ class _Local:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An upstream's reply to deliver, with a hint if its outcome needs one."""
+    """An upstream's reply to deliver, with a hint if its outcome needs one.
+
+    Attributes:
+        token: the one it was asked with, which must not come back in it.
+        ambient: whether no page of another origin may read it.
+    """
 
     reply: Reply
     upstream: Upstream
+    token: Token
+    ambient: bool
     hint: str = ""
 
 
@@ -144,12 +167,12 @@ class Handler:
         upstreams: in any order; the longest mount that matches wins.
         limits: of one request.
         bodies: holds request bodies.
+        callers: who may call.
         headers: what is done to them.
         is_own_authority: whether a `host:port` is this listener.
         observe: takes the record of every exchange, once.
         emit: takes events.
         monotonic: seconds, for durations.
-        wall: epoch seconds, for stand-in tokens.
     """
 
     def __init__(
@@ -158,22 +181,22 @@ class Handler:
         *,
         limits: Limits,
         bodies: Bodies,
+        callers: Callers,
         headers: Headers,
         is_own_authority: Callable[[str], bool],
         observe: Observe,
         emit: Emit,
         monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
         self._limits = limits
         self._bodies = bodies
+        self._callers = callers
         self._headers = headers
         self._is_own_authority = is_own_authority
         self._observe = observe
         self._emit = emit
         self._monotonic = monotonic
-        self._wall = wall
         self._routes = RouteTable()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -184,8 +207,9 @@ class Handler:
             method=request.method,
         )
         departure = Departure(request)
+        entered: list[Limiter] = []
         try:
-            result = await self._steps_1_to_7(request, exchange, departure)
+            result = await self._steps_1_to_7(request, exchange, departure, entered)
         except ProxyError as error:
             return self._refusal(request, exchange, error)
         except CallerLeft:
@@ -210,13 +234,19 @@ class Handler:
                 result.reply.close()
         finally:
             departure.ignore()
+            for limiter in entered:
+                limiter.leave()
             exchange.seconds = self._monotonic() - exchange.started
             self._observe(exchange)
 
     # -- steps 1 to 7 --------------------------------------------------------------------
 
     async def _steps_1_to_7(
-        self, request: web.BaseRequest, exchange: Exchange, departure: Departure
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        departure: Departure,
+        entered: list[Limiter],
     ) -> _Answer | _Local:
         method = request.method
         headers = request.raw_headers
@@ -246,26 +276,40 @@ class Handler:
         target = strip_mount(target, mount=upstream.mount)
         call = login_call(target.decoded)
 
-        # 2 identify
-        if not upstream.anonymous:
-            raise CallerUnknown(
-                "The proxy does not know who is calling.",
-                hint="Anonymous callers are not allowed for this upstream (callers.anonymous).",
+        sent_accounts = caller_accounts(headers)
+        if call is not None:  # its credentials are in its body
+            return await self._login(
+                request, exchange, call=call, length=length, upstream=upstream, sent=sent_accounts
             )
-        exchange.caller = "anonymous"
+
+        # 2 identify
+        identity = self._callers.registry.identify(headers, upstream=upstream.name)
+        caller = identity.caller
+        exchange.caller = caller.name
+        if identity.ambient:
+            self._callers.pages.check(headers)
 
         # 3 authorize
-        sent_accounts = caller_accounts(headers)
-        if call is not None:
-            await self._login(request, exchange, call, length)
-            return self._login_answer(call, upstream, sent_accounts)
         route = self._routes.classify(method, target)
         exchange.route, exchange.kind = route.template, route.kind
         account = decide_account(upstream.account, sent=sent_accounts, kind=route.kind)
         exchange.account_replaced = account.replaced is not None
+        self._authorize(
+            caller,
+            exchange=exchange,
+            upstream=upstream,
+            target=target,
+            route=route,
+            account=account.account,
+        )
+        limiter = self._callers.registry.enter(caller)
+        if limiter is not None:
+            entered.append(limiter)
 
         # 4 read
-        body = await read_body(request, length=length, bodies=self._bodies)
+        body = await read_body(
+            request, length=length, bodies=self._bodies, most=caller.body_limit or None
+        )
         try:
             exchange.body_bytes = body.size if body is not None else 0
             head = RequestHead(
@@ -290,6 +334,7 @@ class Handler:
                 body=body if body is not None else (),
                 method=method,
                 kind=route.kind,
+                ambient=identity.ambient,
                 sending=sending,
                 deadline=upstream.dialler.deadline(),
             )
@@ -315,11 +360,11 @@ class Handler:
         # 7 judge
         if verdict is Verdict.ANSWER:
             exchange.outcome = Outcome.ANSWERED
-            return _Answer(reply, attempt.upstream)
+            return attempt.answer(reply, token)
         if not may_replay(verdict, kind=attempt.kind):
             session.refused(token.generation)
             exchange.outcome = Outcome.UNKNOWN
-            return _Answer(reply, attempt.upstream, hint=_HINT_REQUERY)
+            return attempt.answer(reply, token, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
         try:
             try:
@@ -329,7 +374,7 @@ class Handler:
                 raise
             token = await self._waiting(exchange, session.renew(after=token.generation))
         except RenewalNotAllowed:
-            return _Answer(reply, attempt.upstream)
+            return attempt.answer(reply, token)
         except TokenUnavailable as error:
             reply.close()
             error.outcome = Outcome.REFUSED
@@ -345,9 +390,9 @@ class Handler:
                 error.outcome = Outcome.REFUSED
             raise
         if verdict is Verdict.REFUSAL_UNPROVEN and attempt.kind is not Kind.READ:
-            return _Answer(reply, attempt.upstream, hint=_HINT_REQUERY)
+            return attempt.answer(reply, token, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.ANSWERED
-        return _Answer(reply, attempt.upstream)
+        return attempt.answer(reply, token)
 
     def _select(self, target: Target) -> Upstream:
         path = target.path
@@ -360,9 +405,45 @@ class Handler:
             hint=f"Mounts: {', '.join(one.mount.decode() or '/' for one in self._upstreams)}",
         )
 
-    async def _login(
-        self, request: web.BaseRequest, exchange: Exchange, call: str, length: int | None
+    def _authorize(
+        self,
+        caller: Caller,
+        *,
+        exchange: Exchange,
+        upstream: Upstream,
+        target: Target,
+        route: Route,
+        account: str,
     ) -> None:
+        """Refuse what the caller may not do, in any way an upstream could read it."""
+        check_upstream(caller, upstream=upstream.name)
+        readings: tuple[Reading, ...] = (Reading(target.canonical, route),)
+        if target.decoded != target.canonical:
+            further = self._routes.reread(exchange.method, target.decoded)
+            readings += (Reading(target.decoded, further),)
+        check_accounts(caller, account=account, readings=readings)
+        why = why_refused(caller, method=exchange.method, readings=readings)
+        if not why:
+            return
+        if not caller.observe:
+            raise CallerForbidden(
+                f"Caller {caller.name} may not do this: {why}.",
+                hint="Its role and rules are in its settings (nomba-proxy caller list).",
+            )
+        fields: dict[str, object] = {"caller": caller.name, "reason": why}
+        fields |= {"request_id": exchange.request_id, "route": route.template}
+        self._emit(Event("policy_observed", "warning", upstream.name, fields))
+
+    async def _login(
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        *,
+        call: str,
+        length: int | None,
+        upstream: Upstream,
+        sent: tuple[str, ...],
+    ) -> _Local:
         exchange.route, exchange.kind = f"/v1/auth/token/{call}", "login"
         if request.method != "POST":
             raise MethodNotAllowed(
@@ -370,19 +451,17 @@ class Handler:
                 allow="POST",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
-        body = await read_body(request, length=length, bodies=self._bodies)
+        body = await read_body(request, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
+        data = b""
         if body is not None:
             exchange.body_bytes = body.size
+            data = b"".join(body)
             body.close()
-
-    def _login_answer(self, call: str, upstream: Upstream, sent: tuple[str, ...]) -> _Local:
-        # Some apps compare `businessId` with their own account id (facts, section 5), so it
-        # is told back; which account a request is made for is decided per request.
-        business = sent[0] if len(sent) == 1 else upstream.account.account
-        lifetime = self._limits.login_lifetime
-        return _Local(
-            answer_login(call, business_id=business, wall=self._wall(), lifetime=lifetime)
+        answer = self._callers.login.answer(
+            LoginCall(call, data, upstream.name, upstream.account, sent)
         )
+        exchange.caller = answer.caller
+        return _Local(answer.body)
 
     async def _attempt(
         self, exchange: Exchange, attempt: "_Attempt", token: Token
@@ -464,9 +543,10 @@ class Handler:
         head = reply_head(
             reply.status,
             reason=reply.reason,
-            headers=reply.headers,
+            headers=self._without_token(exchange, answer),
             own=own,
             location=answer.upstream.locate if self._headers.rewrite_location else None,
+            shared=not answer.ambient,
         )
 
         stall = self._limits.write_stall
@@ -499,6 +579,16 @@ class Handler:
             cut(request, reset=http10 and reply.length is None)
             return RawReply(keep_alive=False)
         return RawReply(keep_alive=keep_alive)
+
+    def _without_token(self, exchange: Exchange, answer: _Answer) -> Sequence[tuple[bytes, bytes]]:
+        """The fields of a reply, our token masked should the upstream have put it there."""
+        access, fields = answer.token.access, answer.reply.headers
+        token = access.reveal(to=answer.upstream.dialler.origin.text).encode()
+        if all(token not in value for _, value in fields):
+            return fields
+        told: dict[str, object] = {"request_id": exchange.request_id}
+        self._emit(Event("token_in_reply", "error", answer.upstream.name, told))
+        return [(name, value.replace(token, b"***")) for name, value in fields]
 
     def _refusal(
         self, request: web.BaseRequest, exchange: Exchange, error: ProxyError
@@ -564,9 +654,14 @@ class _Attempt:
     body: Iterable[bytes]
     method: str
     kind: Kind
+    ambient: bool
     sending: Callable[[], None]
     deadline: float
     resent: bool = False
+
+    def answer(self, reply: Reply, token: Token, *, hint: str = "") -> _Answer:
+        """What is delivered of it."""
+        return _Answer(reply, self.upstream, token, self.ambient, hint)
 
     def send(self, head: bytes, *, fresh: bool = False) -> Awaitable[Reply]:
         """Send once; money goes over a connection that is new or was just used."""

@@ -20,7 +20,7 @@ from aiohttp.http import HttpVersion10
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from proxy.body import Bodies, Body, check_size
+from proxy.body import Bodies, Body
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.ids import new_request_id
 from proxy.core.refusal import local_reply, refusal_parts
@@ -123,13 +123,16 @@ class Departure:
             self._task.cancel()
 
 
-async def read_body(request: web.BaseRequest, *, length: int | None, bodies: Bodies) -> Body | None:
+async def read_body(
+    request: web.BaseRequest, *, length: int | None, bodies: Bodies, most: int | None = None
+) -> Body | None:
     """The whole body; None if the caller declared none. Whoever gets it closes it.
 
     Args:
         request: whose body is read.
         length: declared length; `CHUNKED`, or None for no body (`heads.check_head`).
         bodies: makes it, and refuses what is too much.
+        most: bytes it may have, if that is less than everybody's limit.
 
     Raises:
         BodyTooLarge, BodyTimeout, HeadInvalid: the body did not arrive whole.
@@ -139,8 +142,7 @@ async def read_body(request: web.BaseRequest, *, length: int | None, bodies: Bod
     if length is None:
         return None
     limits = bodies.limits
-    check_size(length, limits=limits)
-    body = bodies.begin()
+    body = bodies.begin(length, most=most)
     if length == 0:
         return body
     content = request.content

@@ -30,15 +30,18 @@ async def simulator():
 
 
 @pytest.fixture
-async def start_proxy(simulator):
+async def start_proxy(simulator, tmp_path):
     """Start proxies in front of the simulator; keyword arguments are settings.
 
-    `base_url` sends it elsewhere. `env` adds variables.
+    `base_url` sends it elsewhere. `env` adds variables, and None takes one away.
     """
     async with AsyncExitStack() as stack:
 
         async def begin(
-            *, base_url: str | None = None, env: Mapping[str, str] | None = None, **settings: object
+            *,
+            base_url: str | None = None,
+            env: Mapping[str, str | None] | None = None,
+            **settings: object,
         ) -> Proxy:
             switches = simulator.switches
             environ = {
@@ -48,8 +51,10 @@ async def start_proxy(simulator):
                 "NOMBA_BASE_URL": base_url or simulator.origin,
                 "NOMBA_PROXY_LISTEN": "127.0.0.1:0",
                 "NOMBA_PROXY_ADMIN_LISTEN": "127.0.0.1:0",
+                "NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"),
                 **(env or {}),
             }
+            environ = {name: value for name, value in environ.items() if value is not None}
             flags = {key.replace("__", "."): str(value) for key, value in settings.items()}
             flags = {key.replace("upstream.", "upstream.0."): value for key, value in flags.items()}
             log = Log()

@@ -8,17 +8,21 @@ import socket
 import ssl
 import struct
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from proxy.app import Running
 from proxy.telemetry import Telemetry
 
+_STATE = tempfile.TemporaryDirectory(prefix="nomba-proxy-tests-")
+
 
 def environ(**more: str) -> dict[str, str]:
     """The environment of a process that is tested: little, and nothing of Nomba's."""
     kept = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "LANG")
-    return {key: os.environ[key] for key in kept if key in os.environ} | more
+    inherited = {key: os.environ[key] for key in kept if key in os.environ}
+    return inherited | {"XDG_STATE_HOME": _STATE.name} | more
 
 
 async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
@@ -156,7 +160,7 @@ class Proxy:
         body: bytes | None = None,
     ) -> WireReply:
         """A plain request."""
-        lines = [f"{method} {target} HTTP/1.1", "Host: proxy.test", *headers]
+        lines = [f"{method} {target} HTTP/1.1", "Host: localhost", *headers]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"

@@ -84,7 +84,9 @@ async def test_unknown_paths_name_the_known_ones(admin):
     assert "/readyz" in (await reply.json())["paths"]
     refused = await http.post("/metrics")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
-    assert (await http.head("/livez", headers={"Origin": "http://x"})).status == 200
+    for page in ({"Origin": "http://x"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert (await http.get("/livez", headers=page)).status == 403
+    assert (await http.head("/livez", headers={"Sec-Fetch-Site": "none"})).status == 200
     assert (await http.head("/metrics")).status == 200
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from proxy import __version__, errors
 from proxy.cli import _parser
+from proxy.core.caller import Digest
 from proxy.settings import SettingsModel, UpstreamSettings, load
 from proxy.settings.credentials import CREDENTIAL_VARIABLES
-from proxy.settings.model import keys, variable
+from proxy.settings.model import CallerEntry, keys, variable
 from proxy.settings.sources import PLAIN_VARIABLES
 from proxy.simulator import KINDS, Simulator, Switches
 from proxy.simulator.control import Control
@@ -72,6 +73,7 @@ def test_every_command_in_the_docs_exists():
 def test_every_variable_in_the_docs_exists():
     known = {variable(key) for key in keys()} | set(PLAIN_VARIABLES.values())
     known |= {name for names in CREDENTIAL_VARIABLES.values() for name in names}
+    known |= {"NOMBA_PROXY_CALLERS_SIGNING_KEY"}
     known |= {f"{name}_FILE" for name in known} | {"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_UPSTREAM_"}
     texts = [path.read_text() for path in DOCS] + [(ROOT / "config/proxy.toml").read_text()]
     for text in texts:
@@ -117,6 +119,17 @@ def test_the_manual_of_the_simulator_knows_every_fault_switch_and_route():
     assert listed == set(KINDS) | switches
     for route in Control(Simulator()).routes:
         assert route.partition(" ")[2] in text, route
+
+
+def test_the_example_of_a_caller_can_be_used(tmp_path):
+    text = (ROOT / "docs/callers.md").read_text()
+    (example,) = re.findall(r"(?s)```toml\n(.+?)```", text)
+    digest = str(Digest.of("x", salt="0" * 16))
+    path = tmp_path / "callers.toml"
+    path.write_text(example.replace("hmac-sha256:…", digest))
+    assert set(tomllib.loads(path.read_text())["caller"][0]) == set(CallerEntry.model_fields)
+    settings = load(environ={"NOMBA_PROXY_CALLERS_FILE": str(path)}, config=None, credentials=False)
+    assert [one.name for one in settings.callers.callers] == ["billing"]
 
 
 def test_the_changelog_knows_this_version():

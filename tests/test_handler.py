@@ -8,11 +8,14 @@ from aiohttp import web
 from harness import Log, read_reply
 
 from proxy.body import Bodies, BodyLimits
+from proxy.callers.registry import Identity
 from proxy.core.account import AccountRule
+from proxy.core.browser import Pages
+from proxy.core.caller import Caller
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
 from proxy.errors import Outcome
-from proxy.handler import Handler, Headers, Limits, Upstream
+from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.server import QuietServer
 from proxy.settings import parse_origin
 from proxy.telemetry import Telemetry
@@ -61,12 +64,17 @@ async def call():
         log = Log()
         telemetry = Telemetry("json", level="info", version="x", stream=log)
         dialler = SimpleNamespace(origin=ORIGIN, send=send, deadline=lambda: 0.0)
-        upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"), anonymous=True)
+        upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"))
+        anybody = SimpleNamespace(
+            identify=lambda *_, **__: Identity(Caller("anonymous"), "anonymous"),
+            enter=lambda _: None,
+        )
         watch = {"observe": telemetry.observe, "emit": telemetry.emit}
         handler = Handler(
             (upstream,),
             limits=Limits(),
             bodies=Bodies(BodyLimits()),
+            callers=Callers(anybody, None, Pages(hosts=frozenset({"x"}))),
             headers=Headers(via=b"1.1 test"),
             is_own_authority=lambda _: False,
             **watch,
@@ -76,7 +84,7 @@ async def call():
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         reader, writer = await asyncio.open_connection(*runner.addresses[0])
-        writer.write(b"GET /marked-secret HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /marked-secret HTTP/" + version + b"\r\nHost: localhost\r\n\r\n")
         try:
             return await read_reply(reader), log
         except (asyncio.IncompleteReadError, ConnectionError):

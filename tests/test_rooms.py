@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {
         "app",
+        "core",
         "settings",
         "simulator",
         "proxy",
@@ -50,6 +51,7 @@ ONLY_IN = {
     "prometheus_client": {"telemetry"},
     "pydantic": {"settings"},
     "argparse": {"cli"},
+    "tomlkit": {"cli"},
 }
 
 # What the pure core has no use for: clocks, chance, waiting, the world outside.
@@ -77,7 +79,14 @@ READS_ENVIRONMENT = {"settings/__init__.py"}
 
 OPENS_CONNECTIONS = {
     *("create_connection", "create_unix_connection", "open_connection", "open_unix_connection"),
-    *("sock_connect", "connect_ex", "ClientSession", "TCPConnector", "start_tls"),
+    *(
+        "start_connection",
+        "sock_connect",
+        "connect_ex",
+        "ClientSession",
+        "TCPConnector",
+        "start_tls",
+    ),
     *("urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_datagram_endpoint"),
 }
 # Beside upstream/, `nomba-proxy token` asks the admin listener of this machine. The

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.caller import Digest
 from proxy.core.secret import SecretMisuse
 from proxy.settings import SettingsError, describe, load, parse_address, parse_origin
 
@@ -654,7 +655,6 @@ def test_an_empty_base_url_does_not_turn_a_sandbox_into_production(write):
         ("[::1]:8080", "http://localhost:8080"),
         ("localhost:8080", "http://127.0.0.1:8080"),
         ("localhost:8080", "http://[::1]:8080"),
-        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
         ("127.0.0.1:80", "http://127.0.0.1"),
     ],
 )
@@ -696,39 +696,49 @@ def test_anonymous_production_is_a_warning_that_names_the_origin(url, warned):
 NOT_LOOPBACK = ["0.0.0.0:8080", "[::]:8080", "192.168.1.5:8080", "proxy.internal:8080"]
 
 
+@pytest.fixture
+def callers(tmp_path):
+    """A callers file with one caller in it."""
+    secret = Digest.of("x", salt="0" * 16)
+    path = tmp_path / "callers.toml"
+    path.write_text(f'[[caller]]\nname = "app"\nsecrets = ["{secret}"]\n')
+    return {"NOMBA_PROXY_CALLERS_FILE": str(path)}
+
+
 @pytest.mark.parametrize("listen", NOT_LOOPBACK)
 @pytest.mark.parametrize(
     "environ",
     [
-        SANDBOX,
-        {"NOMBA_BASE_URL": "http://127.0.0.1:9000"},
         {"NOMBA_PROXY_CALLERS_ANONYMOUS": "true"},
-        {"NOMBA_PROXY_SIMULATE": "true"},
         {"NOMBA_PROXY_SIMULATE": "true", "NOMBA_PROXY_CALLERS_ANONYMOUS": "true"},
     ],
 )
-def test_an_open_door_to_other_machines_is_refused(listen, environ):
-    found = problem(settings, NOMBA_PROXY_LISTEN=listen, **environ)
+def test_an_open_door_to_other_machines_is_refused(listen, environ, callers):
+    private = {"NOMBA_PROXY_INSECURE_PLAIN_HTTP": "true"}
+    found = problem(settings, NOMBA_PROXY_LISTEN=listen, **environ, **private, **callers)
     assert found.key == "listen"
     assert "callers.anonymous" in found.hint
 
 
 @pytest.mark.parametrize("listen", NOT_LOOPBACK)
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        SANDBOX | {"NOMBA_PROXY_CALLERS_ANONYMOUS": "false"},
-        {"NOMBA_PROXY_SIMULATE": "true", "NOMBA_PROXY_CALLERS_ANONYMOUS": "false"},
-    ],
-)
-def test_a_closed_door_may_face_other_machines(listen, environ):
-    assert str(settings(NOMBA_PROXY_LISTEN=listen, **environ).listen) == listen
+@pytest.mark.parametrize("environ", [{}, SANDBOX, {"NOMBA_PROXY_SIMULATE": "true"}])
+def test_a_listener_for_other_machines_needs_callers_and_says_that_it_is_not_encrypted(
+    listen, environ, callers
+):
+    environ = environ | {"NOMBA_PROXY_LISTEN": listen}
+    private = {"NOMBA_PROXY_INSECURE_PLAIN_HTTP": "true"}
+    assert "caller add" in problem(settings, **environ, **private).hint
+    assert "insecure_plain_http" in problem(settings, **environ, **callers).hint
+    loaded = settings(**environ, **private, **callers)
+    assert str(loaded.listen) == listen
+    assert not loaded.simulated_anonymous
+    assert not any(one.anonymous for one in loaded.upstreams)  # `auto` is for this machine
 
 
 def test_one_open_upstream_among_several_closes_the_listener(write):
     file = write(several(write, 'environment = "production"', 'environment = "sandbox"'))
-    assert problem(bare, file, NOMBA_PROXY_LISTEN="0.0.0.0:8080").key == "listen"
+    more = {"NOMBA_PROXY_CALLERS_ANONYMOUS": "true", "NOMBA_PROXY_INSECURE_PLAIN_HTTP": "true"}
+    assert problem(bare, file, NOMBA_PROXY_LISTEN="0.0.0.0:8080", **more).key == "listen"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `token`, `simulate`, `version`.
+"""The command line: `serve`, `check`, `token`, `caller`, `simulate`, `version`.
 
 Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be used).
 """
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=arguments.config,
             flags=_flags(parser, arguments),
             credentials=arguments.verb in {"serve", "check"},
-            listeners=arguments.verb != "simulate",
+            listeners=arguments.verb not in {"simulate", "caller"},
         )
     except SettingsError as error:
         print("nomba-proxy: these settings cannot be used:", file=sys.stderr)
@@ -96,6 +96,10 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         from proxy.cli.check import check
 
         return check(settings, show=arguments.show, as_json=arguments.json)
+    if arguments.verb == "caller":
+        from proxy.cli.caller import caller
+
+        return caller(settings, arguments)
     from proxy.cli.token import token
 
     return token(
@@ -176,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument(
                 "--stop", action="store_true", help="stay without a token until `token renew`"
             )
+    _add_caller(verbs, general)
     simulate = verbs.add_parser(
         "simulate",
         parents=[general],
@@ -189,6 +194,53 @@ def _parser() -> argparse.ArgumentParser:
         simulate.add_argument(flag, dest=key, metavar=metavar, help=text, action=how)
     verbs.add_parser("version", help="print the version")
     return parser
+
+
+def _add_caller(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", general: argparse.ArgumentParser
+) -> None:
+    caller = verbs.add_parser("caller", help="give services keys and policies of their own")
+    actions = caller.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, text: str, *, named: bool = True) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, parents=[general], help=text, description=text)
+        if named:
+            made.add_argument("name", metavar="NAME", help="lower-case letters, digits and -")
+        made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    add = action("add", "add a caller and print its key, once")
+    add.add_argument("--role", choices=("full", "no-money", "read-only"), help="at most (full)")
+    add.add_argument("--upstream", action="append", metavar="NAME", help="only this (repeatable)")
+    add.add_argument(
+        "--account", action="append", metavar="ID", help="only for this account (repeatable)"
+    )
+    add.add_argument(
+        "--rule",
+        action="append",
+        metavar="RULE",
+        help="e.g. 'allow GET /v1/transactions/**', 'allow family:checkout', 'deny class:money'; "
+        "the first that fits decides, nothing else is allowed (repeatable)",
+    )
+    add.add_argument("--observe", action="store_true", help="only log what would be refused")
+    add.add_argument("--rate", type=float, metavar="N", help="requests a second")
+    add.add_argument("--burst", type=int, metavar="N", help="so many of them at once")
+    add.add_argument("--concurrent", type=int, metavar="N", help="requests at a time")
+    add.add_argument("--body-limit", metavar="SIZE", help="largest request body, e.g. 64KiB")
+    add.add_argument("--expires", metavar="WHEN", help="30d, 2027-01-31, or a time with one")
+    door = add.add_mutually_exclusive_group()
+    door.add_argument(
+        "--close-anonymous", action="store_true", help="callers without a key are refused"
+    )
+    door.add_argument(
+        "--keep-anonymous", action="store_true", help="they are let in where they are now"
+    )
+    action("list", "list the callers; never their secrets", named=False)
+    rotate = action("rotate", "make a second key; the old one stays valid until --finish")
+    rotate.add_argument("--finish", action="store_true", help="end the old key")
+    action("disable", "let a caller do nothing, at once")
+    action("enable", "the opposite")
+    action("remove", "forget a caller")
 
 
 def _flags(

@@ -66,6 +66,26 @@ def decide_account(rule: AccountRule, *, sent: tuple[str, ...], kind: Kind) -> A
     return AccountDecision(differing[0])
 
 
+def told_account(rule: AccountRule, *, sent: tuple[str, ...], own: frozenset[str]) -> str:
+    """The account that an app is told it has logged in for: some compare it with their own.
+
+    Args:
+        rule: the upstream's rule.
+        sent: the different ids the caller sent.
+        own: ids, lower case, that this caller may act for beside.
+
+    Raises:
+        AccountMismatch: it is not one that requests of this caller could be made for.
+    """
+    if not sent:
+        return rule.account
+    allowed = own | ({one.lower() for one in rule.allowed} if rule.policy == "allow" else set())
+    for one in sent:
+        if one.lower() != rule.account.lower() and one.lower() not in allowed:
+            raise _mismatch(rule, (one,), "it is none of this caller's")
+    return sent[0]
+
+
 def _mismatch(rule: AccountRule, differing: tuple[str, ...], why: str) -> AccountMismatch:
     return AccountMismatch(
         f"The request names account {mask(differing[0])}, this proxy serves "

@@ -45,9 +45,11 @@ _FORWARDED_PREFIX = b"x-forwarded-"
 # Headers a reply carries in our name: an upstream must not be able to fake them.
 _REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
 _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
+# A page of another origin may read a reply that says so.
+_SHARING_PREFIX = b"access-control-"
 # Ours, compared by letters and digits only: servers that map names to variables take
 # `account_id`, `Account-Id` or `account.id` for `accountId`.
-_OWN = frozenset({b"authorization", b"accountid"})
+_OWN = frozenset({b"authorization", b"accountid", b"xnombaproxykey"})
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
 # A path, or an authority with what follows it: `scheme://host/…`, `//host/…`.
@@ -250,6 +252,7 @@ def reply_head(
     headers: Headers,
     own: Iterable[tuple[bytes, bytes]],
     location: Callable[[bytes], bytes] | None = None,
+    shared: bool = True,
 ) -> bytes:
     """The head of a forwarded reply.
 
@@ -259,6 +262,7 @@ def reply_head(
         headers: raw fields of the upstream's reply.
         own: fields the proxy adds: request id, outcome, framing.
         location: makes the `Location` that the caller gets, or None to leave it.
+        shared: whether the upstream may open it to pages of other origins (CORS).
     """
     # The length stays whatever `Connection` says: without it the reply would have no end.
     named = named_by_connection(headers) - {b"content-length"}
@@ -266,7 +270,10 @@ def reply_head(
     for name, value in headers:
         lower = name.lower()
         if not (
-            lower in _REPLY_DROPPED or lower in named or lower.startswith(_REPLY_DROPPED_PREFIX)
+            lower in _REPLY_DROPPED
+            or lower in named
+            or lower.startswith(_REPLY_DROPPED_PREFIX)
+            or (not shared and lower.startswith(_SHARING_PREFIX))
         ):
             if location is not None and lower == b"location":
                 lines += (name, b": ", location(value), b"\r\n")

@@ -70,6 +70,8 @@ def refusal_parts(
     if error.retry_after is not None:
         extra.append(("Retry-After", str(error.retry_after)))
         proxy["retry_after"] = error.retry_after
+    if error.status == 401:  # RFC 9110 section 15.5.2; no Basic: a browser would ask its user
+        extra.append(("WWW-Authenticate", 'Bearer realm="nomba-proxy"'))
     if isinstance(error, MethodNotAllowed):
         extra.append(("Allow", error.allow))
     envelope: dict[str, object] = {

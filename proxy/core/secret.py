@@ -4,6 +4,9 @@ import hashlib
 import hmac
 from typing import NoReturn, final
 
+# What the key of phantom tokens is pinned to: no origin at all.
+SIGNING = "signing:"
+
 
 class SecretMisuse(Exception):
     """A secret was about to be sent to an origin it does not belong to."""
@@ -33,6 +36,10 @@ class Secret:
         if to != self._origin:
             raise SecretMisuse(f"a secret of {self._origin} was asked for by {to}")
         return self._value
+
+    def holds(self, text: str) -> bool:
+        """Whether `text` is the secret (constant time)."""
+        return hmac.compare_digest(self._value.encode(), text.encode())
 
     def digest(self) -> str:
         """Twelve hex digits that identify the secret without revealing it."""

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from proxy.core.secret import SIGNING, Secret
 from proxy.settings.sources import Report
 
 # Names that integrators already have (facts, section 5), by key of `[[upstream]]`.
@@ -56,6 +57,39 @@ def read_credentials(
         if given:
             found[key] = given[0]
     return found
+
+
+_SIGNING_KEY = "NOMBA_PROXY_CALLERS_SIGNING_KEY"
+_MIN_SIGNING_KEY = 32
+
+
+def read_signing_key(
+    file: str | None, *, environ: Mapping[str, str], report: Report
+) -> Secret | None:
+    """The key that phantom tokens are signed with, if one is given.
+
+    Args:
+        file: `callers.signing_key_file`.
+        environ: the environment.
+        report: takes problems, and where it came from.
+    """
+    rest = {name: value for name, value in environ.items() if name != f"{_SIGNING_KEY}_FILE"}
+    given = _one(_SIGNING_KEY, rest, report=report)
+    if given is None and file:
+        key = "callers.signing_key_file"
+        origin = report.origins.get(key, "default")
+        text = read_secret_file(file, key=key, origin=origin, report=report)
+        given = None if text is None else (text, f"file {file}")
+    if given is None:
+        return None
+    value, report.origins["callers.signing_key"] = given
+    if len(value) < _MIN_SIGNING_KEY:
+        report.problem(
+            "callers.signing_key",
+            f"is shorter than {_MIN_SIGNING_KEY} characters",
+            hint="Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'",
+        )
+    return Secret(value, origin=SIGNING)
 
 
 def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str, str] | None:

@@ -1,8 +1,10 @@
 """Settings that can be used, and what is said of those that cannot."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from proxy.core.caller import Roster
 from proxy.core.origin import Origin
 from proxy.core.secret import Secret, mask
 from proxy.settings.addresses import Address
@@ -49,7 +51,7 @@ class ReadyUpstream:
     """One upstream, complete and checked.
 
     Attributes:
-        anonymous: whether unknown callers may use it.
+        anonymous: whether the settings let callers nobody knows use it.
         mount: path prefix without a trailing slash; empty for the root.
         connect_proxy: host and port of the HTTP proxy to go through, if any.
     """
@@ -74,8 +76,14 @@ class Settings:
         listen, admin_listen: parsed addresses.
         upstreams: complete entries; empty when simulating.
         simulate: whether the built-in simulator is the upstream.
+        simulated_anonymous: as `ReadyUpstream.anonymous`, for it.
         simulated_account: the account it stands in for, or "" for one of its own.
         simulator_listen, simulator_control_listen: where it listens, if that is set.
+        callers: the configured callers.
+        callers_file: where `nomba-proxy caller` keeps them.
+        read_callers: reads them again; raises `SettingsError`.
+        state_dir: where the proxy keeps what has to outlive it.
+        signing_key: of phantom tokens, if one is given.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
     """
@@ -85,6 +93,12 @@ class Settings:
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     simulate: bool
+    callers: Roster
+    callers_file: Path
+    read_callers: Callable[[], Roster]
+    state_dir: Path
+    signing_key: Secret | None = None
+    simulated_anonymous: bool = False
     simulated_account: str = ""
     simulator_listen: Address | None = None
     simulator_control_listen: Address | None = None
@@ -119,6 +133,7 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         for name in ("mount", "account_policy", "account_override_money"):
             row(f"upstream.0.{name}", getattr(entry, name))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
+    row("callers.signing_key", "***" if settings.signing_key else "")
     for at, one in enumerate(settings.upstreams):
         prefix = f"upstream.{at}"
         for name in UpstreamSettings.model_fields:

@@ -1,19 +1,19 @@
 """Validate the merged values, complete the upstreams, and check what hangs together."""
 
-import difflib
-import re
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from proxy.core.caller import Roster
 from proxy.settings.addresses import Address
-from proxy.settings.credentials import (
-    any_credentials,
-)
+from proxy.settings.callers import read_callers
+from proxy.settings.credentials import any_credentials, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
-from proxy.settings.model import ALLOWED, SettingsModel, keys
+from proxy.settings.explain import explain
+from proxy.settings.model import SettingsModel
 from proxy.settings.sources import Report, read_sources
 from proxy.settings.upstreams import (
     check_upstreams,
@@ -55,17 +55,41 @@ def load(
     simulate = model.simulate is True or (model.simulate == "auto" and not given)
     upstreams: tuple[ReadyUpstream, ...] = ()
     if not simulate:
-        upstreams = complete_upstreams(model, environ=environ, required=credentials, report=report)
+        upstreams = complete_upstreams(
+            model, environ=environ, required=credentials, here=listen.loopback, report=report
+        )
     account, simulator_listen, simulator_control_listen = "", None, None
     if simulate:
         account = simulated_account(model, environ=environ, report=report)
         simulator_listen, simulator_control_listen = _simulator(model, report=report)
-    open_door = any(one.anonymous for one in upstreams)
-    if simulate:
-        open_door = model.callers.anonymous is not False
+    state_dir = _state_dir(model, environ=environ)
+    callers_file = Path(model.callers.file) if model.callers.file else state_dir / "callers.toml"
+    names = ["simulator"] if simulate else [one.name for one in upstreams]
+
+    def roster() -> Roster:
+        fresh = Report()
+        found = read_callers(callers_file, entries=model.caller, upstreams=names, report=fresh)
+        if fresh.problems:
+            raise SettingsError(fresh.problems)
+        return found
+
+    callers = read_callers(callers_file, entries=model.caller, upstreams=names, report=report)
+    signing_key = read_signing_key(model.callers.signing_key_file, environ=environ, report=report)
+    anonymous = model.callers.anonymous is True or (
+        model.callers.anonymous == "auto" and listen.loopback
+    )
+    doors = [anonymous] if simulate else [one.anonymous for one in upstreams]
+    explicit = model.callers.anonymous is True
+    open_door = any(doors) and (explicit or callers.keeps_anonymous)
+    if model.callers.file and not callers_file.exists():
+        report.warnings.append(
+            f"callers.file: {callers_file} is not there; `nomba-proxy caller add` makes it"
+        )
     if listeners:
         _check_spool(model, report=report)
-        _check_listeners(listen, admin=admin, open_door=open_door, report=report)
+        _check_listeners(listen, admin=admin, report=report)
+        if not listen.loopback:
+            _check_exposed(listen, model=model, open_door=open_door, callers=callers, report=report)
     check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
         raise SettingsError(report.problems)
@@ -75,12 +99,28 @@ def load(
         admin_listen=admin,
         upstreams=upstreams,
         simulate=simulate,
+        simulated_anonymous=anonymous,
         simulated_account=account,
         simulator_listen=simulator_listen,
         simulator_control_listen=simulator_control_listen,
+        callers=callers,
+        callers_file=callers_file,
+        read_callers=roster,
+        state_dir=state_dir,
+        signing_key=signing_key,
         warnings=tuple(report.warnings),
         origins=report.origins,
     )
+
+
+def _state_dir(model: SettingsModel, *, environ: Mapping[str, str]) -> Path:
+    """Where the proxy keeps what has to outlive it."""
+    if model.state_dir:
+        return Path(model.state_dir)
+    if given := environ.get("STATE_DIRECTORY"):  # systemd; several are separated by colons
+        return Path(given.partition(":")[0])
+    home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME') or '/nonexistent'}/.local/state"
+    return Path(home) / "nomba-proxy"
 
 
 # -- the model ---------------------------------------------------------------------------
@@ -90,38 +130,15 @@ def _validate(values: dict[str, Any], *, report: Report) -> SettingsModel:
     try:
         return SettingsModel.model_validate(values)
     except ValidationError as error:
-        for one in error.errors(include_input=False, include_url=False):
-            _explain(one["loc"], kind=one["type"], message=one["msg"], report=report)
-            _drop(values, one["loc"])
+        for found in error.errors(include_input=False, include_url=False):
+            key, text, hint = explain(found["loc"], kind=found["type"], message=found["msg"])
+            if all(one.key != key for one in report.problems):
+                report.problem(key, text, hint=hint)
+            _drop(values, found["loc"])
     try:  # once more without what is wrong, to find what else is
         return SettingsModel.model_validate(values)
     except ValidationError:
         return SettingsModel()
-
-
-def _explain(loc: tuple[int | str, ...], *, kind: str, message: str, report: Report) -> None:
-    # The branches of a union are no part of the key.
-    parts = [str(one) for one in loc if not str(one).startswith(("literal", "bool"))]
-    key = ".".join(parts)
-    if any(one.key == key for one in report.problems):
-        return
-    generic = re.sub(r"^upstream\.\d+\.", "upstream.0.", key)
-    if kind == "extra_forbidden" and parts[-1] == "client_secret":
-        report.problem(
-            key,
-            "secrets do not belong into the settings file",
-            hint="Put it into a file of its own and name that as client_secret_file.",
-        )
-    elif kind == "extra_forbidden":
-        siblings = [one for one in keys() if one.count(".") == generic.count(".")]
-        if "." not in key:
-            siblings += SettingsModel.model_fields
-        near = difflib.get_close_matches(generic, siblings, n=1)
-        hint = f"Did you mean {near[0].replace('.0.', '.')}?" if near else ""
-        report.problem(key, "is no setting", hint=hint)
-    else:
-        allowed = ALLOWED.get(generic)
-        report.problem(key, f"must be {allowed}" if allowed else message[:1].lower() + message[1:])
 
 
 def _drop(values: Any, loc: tuple[int | str, ...]) -> None:
@@ -154,7 +171,7 @@ def _check_spool(model: SettingsModel, *, report: Report) -> None:
         )
 
 
-def _check_listeners(listen: Address, *, admin: Address, open_door: bool, report: Report) -> None:
+def _check_listeners(listen: Address, *, admin: Address, report: Report) -> None:
     if listen == admin and listen.port:
         report.problem("admin.listen", "is the same address as listen")
     if not admin.loopback:
@@ -163,11 +180,31 @@ def _check_listeners(listen: Address, *, admin: Address, open_door: bool, report
             f"{admin} can be reached from other machines",
             hint="It renews and revokes tokens without a password: keep it on 127.0.0.1 or [::1].",
         )
-    if open_door and not listen.loopback:
+
+
+def _check_exposed(
+    listen: Address, *, model: SettingsModel, open_door: bool, callers: Roster, report: Report
+) -> None:
+    """What a listener that other machines can reach has to have."""
+    reach = f"{listen} can be reached from other machines, and "
+    if open_door:
         report.problem(
             "listen",
-            f"{listen} can be reached from other machines, and anybody may call",
+            reach + "anybody may call",
             hint="Listen on 127.0.0.1, or close the door: callers.anonymous = false",
+        )
+    elif not callers.callers:
+        report.problem(
+            "listen",
+            reach + "no caller is configured",
+            hint="Add one: nomba-proxy caller add NAME",
+        )
+    if not model.insecure_plain_http:
+        report.problem(
+            "listen",
+            reach + "keys would travel in clear text",
+            hint="Put TLS in front and listen on 127.0.0.1, or say that the network is private: "
+            "insecure_plain_http = true",
         )
 
 

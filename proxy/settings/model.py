@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -51,7 +52,13 @@ class CallerSettings(_Section):
     """Who may call."""
 
     anonymous: Literal["auto"] | bool = "auto"
+    file: Text = None
+    signing_key_file: Text = None
+    accept_upstream_credentials: bool = True
     login_lifetime: Seconds = 3600.0
+    login_failure: Annotated[Literal["401", "200"], BeforeValidator(str)] = "401"
+    hosts: Texts = ()
+    origins: Texts = ()
     idle_timeout: Seconds = 75.0
     write_stall: Seconds = 60.0
 
@@ -163,10 +170,46 @@ class UpstreamSettings(_Section):
     connect_proxy: Text = None
 
 
+def _moment(value: object) -> object:
+    """A date is the beginning of that day; a time without a zone is UTC."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+class CallerEntry(_Section):
+    """One entry of `[[caller]]`, in the settings or in `callers.file`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+    secrets: tuple[str, ...] = ()
+    enabled: bool = True
+    expires: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    upstreams: Texts = ()
+    accounts: Texts = ()
+    role: Literal["full", "no-money", "read-only"] = "full"
+    rules: Lines = ()
+    observe: bool = False
+    rate: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 0.0
+    burst: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    concurrent: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    body_limit: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)
+
+
+class CallersFile(_Section):
+    """The file that `nomba-proxy caller` keeps."""
+
+    anonymous: bool | None = None
+    caller: tuple[CallerEntry, ...] = ()
+
+
 class SettingsModel(_Section):
     """Everything that can be set, with its default."""
 
     listen: str = "127.0.0.1:8080"
+    insecure_plain_http: bool = False
+    state_dir: Text = None
     simulate: Literal["auto"] | bool = False
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
@@ -179,12 +222,18 @@ class SettingsModel(_Section):
     drain: DrainSettings = DrainSettings()
     simulator: SimulatorSettings = SimulatorSettings()
     upstream: tuple[UpstreamSettings, ...] = ()
+    caller: tuple[CallerEntry, ...] = ()
 
 
 # What a key with few values takes, in words.
 ALLOWED = {
     "simulate": "true, false or auto",
     "callers.anonymous": "true, false or auto",
+    "callers.login_failure": "401 or 200",
+    "caller.0.name": "a short lower-case name (letters, digits and -)",
+    "caller.0.role": "full, no-money or read-only",
+    "caller.0.expires": "a date such as 2027-01-31, or a time with one",
+    "caller.0.body_limit": "a size such as 1MiB",
     "body.limit": "a size such as 64MiB, more than nothing",
     "body.memory": "a size such as 1MiB",
     "body.memory_budget": "a size such as 256MiB, more than nothing",
@@ -202,6 +251,8 @@ def keys() -> list[str]:
     """Every key that can be set, dotted; `upstream.0.` stands for the only entry."""
     found = []
     for name, info in SettingsModel.model_fields.items():
+        if name == "caller":
+            continue  # in a file only
         if name == "upstream":
             found += [f"upstream.0.{one}" for one in UpstreamSettings.model_fields]
         elif isinstance(info.default, BaseModel):

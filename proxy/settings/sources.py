@@ -16,6 +16,7 @@ from proxy.settings.model import PREFIX, keys, variable
 
 # Names that integrators already have (facts, section 5).
 PLAIN_VARIABLES = {"base_url": "NOMBA_BASE_URL", "environment": "NOMBA_ENVIRONMENT"}
+_OTHERS = frozenset({"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_CALLERS_SIGNING_KEY"})
 # A Kubernetes Service named nomba-proxy injects these.
 _INJECTED = re.compile(r"NOMBA_PROXY_(?:PORT|SERVICE_.*|PORT_.*)")
 
@@ -59,7 +60,7 @@ def read_sources(
     values = _file(config, report=report) if config else {}
     known = {variable(key): key for key in keys()}
     for name, value in environ.items():
-        if not name.startswith(PREFIX) or name == "NOMBA_PROXY_CONFIG" or _INJECTED.fullmatch(name):
+        if not name.startswith(PREFIX) or name in _OTHERS or _INJECTED.fullmatch(name):
             continue
         if name in known:
             _put(values, known[name], value, origin=f"environment {name}", report=report)

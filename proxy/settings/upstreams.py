@@ -28,7 +28,12 @@ _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never b
 
 
 def complete_upstreams(
-    model: SettingsModel, *, environ: Mapping[str, str], required: bool, report: Report
+    model: SettingsModel,
+    *,
+    environ: Mapping[str, str],
+    required: bool,
+    here: bool,
+    report: Report,
 ) -> tuple[ReadyUpstream, ...]:
     """The upstreams that can be completed; what is wrong with the others is a problem.
 
@@ -36,6 +41,7 @@ def complete_upstreams(
         model: validated settings.
         environ: the environment, for credentials.
         required: whether missing credentials are a problem.
+        here: whether only this machine can reach the listener.
         report: takes problems, and where credentials came from.
     """
     entries = model.upstream or (UpstreamSettings(),)
@@ -66,7 +72,7 @@ def complete_upstreams(
             continue
         anonymous = model.callers.anonymous
         if anonymous == "auto":
-            anonymous = origin.environment in {"loopback", "sandbox"}
+            anonymous = here and origin.environment in {"loopback", "sandbox"}
         one = ReadyUpstream(
             name=entry.name,
             origin=origin,

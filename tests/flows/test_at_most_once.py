@@ -275,7 +275,7 @@ async def retry_bench(start_proxy):
 async def leave(proxy, method, path, body=b""):
     """Send a request whole; hang up when told: `await gone()`."""
     _, writer = await asyncio.open_connection(*proxy.address)
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
 
     async def gone():
@@ -388,7 +388,7 @@ async def test_a_caller_that_reads_nothing_is_cut_off(start_proxy, upstream):
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     )
     _, writer = await asyncio.open_connection(*proxy.address, limit=1024)
-    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
     (line,) = await proxy.exchanges()
     assert (line["status"], line["error"]) == (499, "caller_stalled")
     writer.transport.abort()

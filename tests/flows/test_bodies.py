@@ -23,7 +23,7 @@ async def test_a_body_of_exactly_the_limit_passes(through, upstream):
 
 async def test_a_declared_body_above_the_limit_is_refused_unread(through, upstream):
     reply = await through.raw(
-        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MIB + 1)
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (MIB + 1)
     )
     assert (reply.status, reply.json["proxy"]["error"]) == (413, "body_too_large")
     assert reply.get("Connection") == "close"
@@ -33,7 +33,7 @@ async def test_a_declared_body_above_the_limit_is_refused_unread(through, upstre
 async def test_a_chunked_body_above_the_limit_is_refused(through, upstream):
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     reply = await through.raw(
-        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         + chunk * 17
         + b"0\r\n\r\n"
     )
@@ -49,7 +49,9 @@ async def test_the_limit_is_a_setting(start_proxy, upstream):
 
 async def test_a_half_received_request_is_never_sent(through, upstream):
     _, writer = await asyncio.open_connection(*through.address)
-    writer.write(b"POST /v2/transfers/bank HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+    writer.write(
+        b"POST /v2/transfers/bank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"
+    )
     await writer.drain()
     writer.close()
     line = (await through.exchanges())[0]
@@ -60,7 +62,7 @@ async def test_a_half_received_request_is_never_sent(through, upstream):
 @pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
 async def test_a_caller_that_stops_sending_gets_408(start_proxy, upstream, framing):
     proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="0.3")
-    head = f"POST /v1/x HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode()
+    head = f"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode()
     reply = await proxy.raw(head + b"3\r\nabc\r\n"[: 4 if "Length" in framing else 99])
     assert (reply.status, reply.json["proxy"]["error"]) == (408, "body_timeout")
     assert upstream.requests == []
@@ -69,7 +71,9 @@ async def test_a_caller_that_stops_sending_gets_408(start_proxy, upstream, frami
 async def test_a_broken_chunk_is_answered_and_not_sent(start_proxy, upstream):
     proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="0.5")
     reader, writer = await asyncio.open_connection(*proxy.address)
-    writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab")
+    writer.write(
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab"
+    )
     await writer.drain()
     await asyncio.sleep(0.05)
     writer.write(b"cXXXXX\r\n\r\n")
@@ -82,7 +86,7 @@ async def test_a_broken_chunk_is_answered_and_not_sent(start_proxy, upstream):
 async def test_expect_100_continue_is_answered_by_us(through, upstream):
     reader, writer = await asyncio.open_connection(*through.address)
     writer.write(
-        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
     )
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert upstream.requests == []
@@ -95,7 +99,7 @@ async def test_expect_100_continue_is_answered_by_us(through, upstream):
 async def test_a_refused_expectation_never_asks_for_the_body(start_proxy, upstream):
     proxy = await start_proxy(base_url=upstream.origin, callers__anonymous="false")
     reply = await proxy.raw(
-        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
     )
     assert reply.status == 401
 
@@ -112,7 +116,7 @@ async def test_a_reply_streams_before_it_is_complete(through, upstream):
 
     upstream.answer = answer
     reader, writer = await asyncio.open_connection(*through.address)
-    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     assert b"Transfer-Encoding: chunked" in head
     assert await reader.readexactly(10) == b"5\r\nfirst\r\n"
@@ -129,7 +133,7 @@ async def test_a_large_reply_is_identical(through, upstream, framing, version):
     data = os.urandom(3_000_000)
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if b"chunked" in framing else data
     upstream.answer = upstream.reply_with(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n" + sent)
-    reply = await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+    reply = await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: localhost\r\n\r\n")
     assert reply.body == data
     assert (reply.get("Transfer-Encoding") is None) or version == b"1.1"
 
@@ -145,7 +149,7 @@ async def test_a_large_reply_is_identical(through, upstream, framing, version):
 async def test_replies_without_a_body_keep_the_connection(through, upstream, request_head, reply):
     upstream.answer = upstream.reply_with(reply)
     reader, writer = await asyncio.open_connection(*through.address)
-    request = request_head + b" /v1/x HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = request_head + b" /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for _ in range(2):
         writer.write(request)
         got = await read_reply(reader, head_only=True)
@@ -173,7 +177,7 @@ CUT = {
 async def test_a_reply_cut_short_is_seen_as_cut_short(through, upstream, how, version):
     upstream.answer = upstream.reply_with(CUT[how])
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-        await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+        await through.raw(b"GET /v1/x HTTP/" + version + b"\r\nHost: localhost\r\n\r\n")
     line = (await through.exchanges())[0]
     assert (line["error"], line["outcome"]) == ("upstream_broken", "unknown")
 
@@ -219,7 +223,9 @@ async def test_a_caller_that_hangs_up_does_not_stop_a_payment(through, upstream)
 
     upstream.answer = answer
     _, writer = await asyncio.open_connection(*through.address)
-    writer.write(b"POST /v2/transfers/bank HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+    writer.write(
+        b"POST /v2/transfers/bank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+    )
     await asyncio.wait_for(reached.wait(), 5)
     writer.close()
     await asyncio.sleep(0.05)
@@ -265,7 +271,7 @@ async def test_malformed_requests_are_answered_without_repeating_them(
 async def test_a_length_of_five_thousand_digits_is_a_bad_head(through, upstream):
     length = "0" * 5000 + "2"
     reply = await through.raw(
-        f"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{}}".encode()
+        f"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{{}}".encode()
     )
     assert (reply.status, reply.json["proxy"]["error"]) == (400, "head_invalid")
     assert upstream.requests == []
@@ -309,7 +315,7 @@ async def test_a_spooled_body_arrives_whole_with_a_length_and_again_at_a_replay(
             b"%x\r\n%b\r\n" % (len(body[at : at + MIB]), body[at : at + MIB])
             for at in range(0, len(body), MIB)
         )
-        head = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         reply = await proxy.raw(head + chunks + b"0\r\n\r\n")
     assert (reply.status, reply.body) == (200, b"ok")
     digest = hashlib.sha256(body).hexdigest()
@@ -338,7 +344,7 @@ async def test_what_a_caller_leaves_behind_is_let_go_of(start_proxy, upstream):
     )
     for number in range(3):
         _, writer = await asyncio.open_connection(*proxy.address)
-        writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MIB)
+        writer.write(b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % MIB)
         writer.write(b"x" * (MIB - 1))
         await writer.drain()
         writer.close()

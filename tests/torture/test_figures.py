@@ -72,7 +72,7 @@ async def test_r1_nothing_is_done_twice_while_upstream_workers_are_killed(
             method = ("POST", "PUT", "PATCH", "DELETE")[count % 4]
             path = "/v2/transfers/bank" if count % 8 == 0 else "/v1/checkout/order"
             reply = await line.ask(
-                f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ref)}\r\n\r\n{ref}".encode()
+                f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(ref)}\r\n\r\n{ref}".encode()
             )
             outcomes[ref] = (reply.status, reply.outcome)
         line.close()
@@ -170,7 +170,9 @@ async def test_r6_nothing_unasked_is_delivered_to_another_request(start_proxy, s
         line = Line(proxy.address)
         for count in range(total // 8):
             ref = f"{number}-{count}"
-            reply = await line.ask(f"GET /v1/x?ref={ref} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            reply = await line.ask(
+                f"GET /v1/x?ref={ref} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            )
             statuses[reply.status] += 1
             if reply.status == 200 and reply.body.decode() != ref:
                 wrong.append((ref, reply.body))
@@ -233,7 +235,7 @@ async def test_r7_a_reply_that_is_cut_anywhere_is_seen_as_cut(start_proxy, upstr
         for _ in range(total // 8):
             version = rng.choice(["1.0", "1.1"])
             reader, writer = await asyncio.open_connection(*proxy.address)
-            writer.write(f"GET /v1/x HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+            writer.write(f"GET /v1/x HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
             try:
                 reply = await read_reply(reader)
             except LOST:
@@ -336,12 +338,14 @@ async def test_r8_a_large_body_passes_both_ways_with_flat_memory(tmp_path, size,
             address = (found[1].decode(), int(found[2]))
     caller = Line(address)
     assert (
-        await caller.ask(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok")
+        await caller.ask(b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nok")
     ).status == 200
     before = memory(process.pid)
 
     part, sent = os.urandom(MIB), hashlib.sha256()
-    caller.writer.write(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % total)
+    caller.writer.write(
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % total
+    )
     for _ in range(total // MIB):
         sent.update(part)
         caller.writer.write(part)
@@ -350,7 +354,7 @@ async def test_r8_a_large_body_passes_both_ways_with_flat_memory(tmp_path, size,
     assert (reply.status, reply.outcome) == (200, "answered")
     up = memory(process.pid) - before
 
-    caller.writer.write(b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    caller.writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await caller.reader.readuntil(b"\r\n\r\n")
     received, left = hashlib.sha256(), total
     while left:

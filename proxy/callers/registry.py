@@ -1,0 +1,300 @@
+"""Who is calling: decided from the head alone, before a body byte is read."""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from proxy.callers.revoked import Revoked
+from proxy.core.caller import ANONYMOUS, KEY_PREFIX, OWNER, Caller, Roster
+from proxy.core.heads import Headers
+from proxy.core.limits import Limiter
+from proxy.core.phantom import Phantom, Phantoms, Refresh
+from proxy.core.secret import Secret
+from proxy.errors import CallerUnknown, RateLimited
+
+Way = Literal["anonymous", "phantom", "key", "basic"]
+
+_WHO_LOGS_IN = (
+    "The proxy answers this login itself. It takes a caller's name and key (nomba-proxy caller add), "
+    "and the upstream's own client id and secret (callers.accept_upstream_credentials)."
+)
+_KEY_FIELDS = frozenset({b"x-nomba-proxy-key", b"proxy-authorization"})
+_LOG_IN = (
+    "Log in again at /v1/auth/token/issue, or send X-Nomba-Proxy-Key (nomba-proxy caller add)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Who gets in to one upstream beside the configured callers.
+
+    Attributes:
+        anonymous: whether the settings let in callers nobody knows.
+        explicit: whether they say so themselves, so that adding callers changes nothing.
+        client_id, client_secret: the upstream's own credentials, which log in the built-in
+            caller `owner`; None where they do not.
+    """
+
+    anonymous: bool
+    explicit: bool = False
+    client_id: str = ""
+    client_secret: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is calling, and how it said so.
+
+    Attributes:
+        caller: with what it may do.
+        way: what it was recognised by.
+    """
+
+    caller: Caller
+    way: Way
+
+    @property
+    def ambient(self) -> bool:
+        """Whether a browser would let any page call like this."""
+        return self.way in {"anonymous", "basic"}
+
+
+_ANONYMOUS = Identity(Caller(ANONYMOUS), "anonymous")
+_OWNER = Caller(OWNER)
+
+
+@dataclass(slots=True)
+class _Credentials:
+    """What a head holds that could identify somebody."""
+
+    keys: list[bytes] = field(default_factory=list)
+    own: list[bytes] = field(default_factory=list)
+
+
+class Registry:
+    """Knows the callers and recognises them.
+
+    Args:
+        roster: the configured callers.
+        doors: by name of the upstream.
+        phantoms: reads phantom tokens.
+        revoked: those that ended early.
+        wall: epoch seconds.
+        monotonic: seconds, for limits.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        *,
+        doors: Mapping[str, Door],
+        phantoms: Phantoms,
+        revoked: Revoked,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._doors = doors
+        self._phantoms = phantoms
+        self._revoked = revoked
+        self._wall = wall
+        self._monotonic = monotonic
+        self._limiters: dict[str, Limiter] = {}
+        self._callers: dict[str, Caller] = {}
+        self.replace(roster)
+
+    def replace(self, roster: Roster) -> None:
+        """Take over another roster; what is under way goes on."""
+        before, self._roster = self._callers, roster
+        self._callers = {one.name: one for one in roster.callers}
+        for name, old in before.items():
+            if (new := self._callers.get(name)) is None or _limits(new) != _limits(old):
+                self._limiters.pop(name, None)
+
+    # -- from a head ---------------------------------------------------------------------
+
+    def identify(self, headers: Headers, *, upstream: str) -> Identity:
+        """Who sent a request to an upstream.
+
+        A key, if there is one, has to be right. Everything else that opens nothing is
+        worth nothing: who sent it is anonymous where that is allowed.
+
+        Raises:
+            CallerUnknown: nobody we know, and anonymous callers are not allowed.
+        """
+        found = _credentials(headers)
+        if found.keys:
+            return self._by_key(found.keys)
+        identity = self._by_authorization(found.own[0], upstream) if len(found.own) == 1 else None
+        if identity is not None:
+            return identity
+        if self.lets_in_anonymous(upstream):
+            return _ANONYMOUS
+        if not found.own:
+            raise CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
+        raise CallerUnknown("The token is unknown, expired or revoked.", hint=_LOG_IN)
+
+    def lets_in_anonymous(self, upstream: str) -> bool:
+        """Whether callers that nobody knows may use an upstream."""
+        door = self._doors[upstream]
+        return door.anonymous and (door.explicit or self._roster.keeps_anonymous)
+
+    def _by_key(self, keys: list[bytes]) -> Identity:
+        if len(keys) > 1:
+            raise CallerUnknown(
+                "The request carries several keys.",
+                hint="Send X-Nomba-Proxy-Key or Proxy-Authorization, once.",
+            )
+        return Identity(self._check(*_read_key(keys[0])), "key")
+
+    def _by_authorization(self, value: bytes, upstream: str) -> Identity | None:
+        scheme, _, rest = value.strip().partition(b" ")
+        scheme = scheme.lower()
+        if scheme == b"basic":
+            try:
+                return Identity(self._check(*_read_basic(rest.strip())), "basic")
+            except CallerUnknown:
+                return None
+        text = rest.strip() if scheme == b"bearer" else value.strip()
+        phantom = self._phantoms.read(text)
+        if phantom is None:
+            return None
+        known = self._holder(phantom, upstream)
+        return Identity(known, "phantom") if known is not None else None
+
+    def _check(self, name: str, secret: str) -> Caller:
+        """The caller that has this secret.
+
+        Raises:
+            CallerUnknown: there is none, or it may not call now.
+        """
+        caller = self._callers.get(name)
+        if caller is None or caller.find(secret) is None:
+            raise CallerUnknown(
+                "The key is not one of a caller's.",
+                hint="nomba-proxy caller list shows the callers; rotate makes a new key.",
+            )
+        self._check_living(caller)
+        return caller
+
+    def _check_living(self, caller: Caller) -> None:
+        if not caller.enabled:
+            raise CallerUnknown(
+                f"Caller {caller.name} is disabled.",
+                hint=f"nomba-proxy caller enable {caller.name}",
+            )
+        if self._wall() >= caller.expires:
+            raise CallerUnknown(
+                f"Caller {caller.name} has expired.",
+                hint="Whoever runs the proxy can set another `expires`.",
+            )
+
+    def _holder(self, phantom: Phantom, upstream: str) -> Caller | None:
+        """Whose phantom token it is, if it opens this upstream now."""
+        if phantom.upstream != upstream or self._wall() >= phantom.expires:
+            return None
+        if phantom.token_id in self._revoked:
+            return None
+        return self._with_secret(phantom.caller, phantom.secret, upstream)
+
+    def _with_secret(self, name: str, secret: str, upstream: str) -> Caller | None:
+        if name == OWNER:
+            return _OWNER if self._doors[upstream].client_secret is not None else None
+        caller = self._callers.get(name)
+        if caller is None or all(one.id != secret for one in caller.secrets):
+            return None
+        try:
+            self._check_living(caller)
+        except CallerUnknown:
+            return None
+        return caller
+
+    # -- from a login --------------------------------------------------------------------
+
+    def log_in(self, client_id: str, secret: str, *, upstream: str) -> tuple[Caller, str]:
+        """Whom a pair of credentials belongs to, and the id of its secret.
+
+        Raises:
+            CallerUnknown: to nobody.
+        """
+        door = self._doors[upstream]
+        if door.client_secret is not None and client_id == door.client_id:
+            if door.client_secret.holds(secret):
+                return _OWNER, ""
+        elif (caller := self._callers.get(client_id)) and (digest := caller.find(secret)):
+            self._check_living(caller)
+            return caller, digest.id
+        raise CallerUnknown("The client id or secret is wrong.", hint=_WHO_LOGS_IN)
+
+    def of_refresh(self, refresh: Refresh) -> tuple[Caller, str] | None:
+        """Whose living refresh token it is, and the id of the secret it was issued for."""
+        if self._wall() >= refresh.expires or refresh.token_id in self._revoked:
+            return None
+        upstream = refresh.upstream
+        if self._phantoms.is_for(refresh, caller=OWNER, secret=""):
+            owner = self._with_secret(OWNER, "", upstream)
+            return (owner, "") if owner is not None else None
+        for caller in self._roster.callers:
+            for one in caller.secrets:
+                if self._phantoms.is_for(refresh, caller=caller.name, secret=one.id):
+                    known = self._with_secret(caller.name, one.id, upstream)
+                    return (known, one.id) if known is not None else None
+        return None
+
+    # -- limits --------------------------------------------------------------------------
+
+    def enter(self, caller: Caller) -> Limiter | None:
+        """Let a request of a caller in; the limiter, if there is one, is told when it ends.
+
+        Raises:
+            RateLimited: it asks for more than it may.
+        """
+        if not caller.rate and not caller.concurrent:
+            return None
+        limiter = self._limiters.get(caller.name)
+        now = self._monotonic()
+        if limiter is None:
+            rate, burst, concurrent = _limits(caller)
+            limiter = Limiter(rate=rate, burst=burst, concurrent=concurrent, now=now)
+            self._limiters[caller.name] = limiter
+        if wait := limiter.enter(now):
+            raise RateLimited(
+                f"Caller {caller.name} asks for more than it may.",
+                hint="Its limits are rate, burst and concurrent in its settings.",
+                retry_after=wait,
+            )
+        return limiter
+
+
+def _limits(caller: Caller) -> tuple[float, int, int]:
+    return caller.rate, caller.burst, caller.concurrent
+
+
+def _credentials(headers: Headers) -> _Credentials:
+    found = _Credentials()
+    for name, value in headers:
+        if len(name) == 13 and name.lower() == b"authorization":
+            found.own.append(value)
+        elif len(name) in {17, 19} and name.lower() in _KEY_FIELDS:
+            found.keys.append(value)
+    return found
+
+
+def _read_key(value: bytes) -> tuple[str, str]:
+    """Name and secret in a key, as it is or behind a scheme; empty texts if it is none."""
+    scheme, _, rest = value.strip().partition(b" ")
+    if scheme.lower() == b"basic":
+        return _read_basic(rest.strip())
+    text = (rest if scheme.lower() == b"bearer" else value).strip().decode("latin-1")
+    name = text.removeprefix(KEY_PREFIX).partition("_")[0] if text.startswith(KEY_PREFIX) else ""
+    return name, text
+
+
+def _read_basic(text: bytes) -> tuple[str, str]:
+    """Name and secret in HTTP Basic (RFC 7617); empty texts if it is none."""
+    try:
+        name, _, secret = base64.b64decode(text, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return name, secret

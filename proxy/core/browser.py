@@ -1,0 +1,96 @@
+"""Keep web pages out: what a browser on this machine sends for somebody else's page.
+
+Two attacks, two checks. A name of the attacker's that suddenly points at this machine
+(DNS rebinding) comes with that name in `Host`. A page that calls another origin comes
+with its own in `Origin`, or says `cross-site` in `Sec-Fetch-Site`; no program that is no
+browser sends either.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from proxy.core.heads import Headers
+from proxy.core.origin import PRODUCTION, SANDBOX
+from proxy.errors import HostRefused, OriginRefused
+
+_NAMES = frozenset(
+    {
+        "localhost",
+        "host.docker.internal",
+        *(one.partition("//")[2] for one in (PRODUCTION, SANDBOX)),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Which hosts and origins are ours.
+
+    Attributes:
+        hosts: names, lower case, that `Host` may hold beside this machine's own.
+        origins: of pages that may call, lower case.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, *, hosts: Iterable[str], origins: Iterable[str]) -> "Pages":
+        """From what people write."""
+        return cls(
+            frozenset(one.lower() for one in hosts),
+            frozenset(one.lower().rstrip("/") for one in origins),
+        )
+
+    def check(self, headers: Headers) -> None:
+        """Refuse what a foreign page makes a browser send.
+
+        Raises:
+            HostRefused: `Host` is no name of this proxy's.
+            OriginRefused: a page of another origin calls.
+        """
+        host = origin = site = None
+        for name, value in headers:
+            lower = name.lower()
+            if lower == b"host":
+                host = value.decode("latin-1").lower()
+                if not self._is_ours(_name(host)):
+                    raise HostRefused(
+                        "This proxy is not called by the name in Host.",
+                        hint="Against DNS rebinding only this machine's names are answered without "
+                        "a key; list others in callers.hosts.",
+                    )
+            elif lower == b"origin":
+                origin = value.decode("latin-1").lower()
+            elif lower == b"sec-fetch-site":
+                site = value.lower()
+        if origin is not None:
+            if origin in self.origins:
+                return
+            if origin.partition("://")[2] != host:
+                raise _foreign()
+        if site == b"cross-site":
+            raise _foreign()
+
+    def _is_ours(self, name: str) -> bool:
+        if name in _NAMES or name in self.hosts or name.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+def _name(host: str) -> str:
+    """The name in a `Host`, without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def _foreign() -> OriginRefused:
+    return OriginRefused(
+        "A web page of another origin called through a browser.",
+        hint="Call from a server; a page's origin can be allowed in callers.origins.",
+    )

@@ -1,0 +1,101 @@
+"""The callers: from `[[caller]]` in the settings, and from the file that `caller add` keeps."""
+
+import math
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from proxy.core.caller import RESERVED, Caller, Digest, Role, Roster, Rule, parse_rule
+from proxy.core.routes import families
+from proxy.settings.explain import explain
+from proxy.settings.model import CallerEntry, CallersFile
+from proxy.settings.sources import Report
+
+
+def read_callers(
+    path: Path, *, entries: tuple[CallerEntry, ...], upstreams: Iterable[str], report: Report
+) -> Roster:
+    """Every configured caller.
+
+    Args:
+        path: of the callers file, which need not be there.
+        entries: `[[caller]]` of the settings.
+        upstreams: names that there are.
+        report: takes problems.
+    """
+    kept = _file(path, report=report)
+    known = frozenset(upstreams)
+    found: dict[str, Caller] = {}
+    for origin, several in (("settings", entries), (f"file {path}", kept.caller)):
+        for entry in several:
+            key = f"caller {entry.name}"
+            if entry.name in RESERVED:
+                report.problem(key, "is a name of the proxy's own", origin=origin)
+            elif entry.name in found:
+                report.problem(key, "is there twice", origin=origin)
+            found[entry.name] = _caller(entry, known=known, origin=origin, report=report)
+    return Roster(tuple(found.values()), kept.anonymous)
+
+
+def _file(path: Path, *, report: Report) -> CallersFile:
+    origin = f"file {path}"
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return CallersFile()
+    except OSError as error:
+        report.problem("callers.file", f"cannot be read: {error.strerror}", origin=origin)
+        return CallersFile()
+    except (ValueError, RecursionError) as error:
+        report.problem("callers.file", f"is no valid TOML: {error}", origin=origin)
+        return CallersFile()
+    try:
+        return CallersFile.model_validate(values)
+    except ValidationError as error:
+        for one in error.errors(include_input=False, include_url=False):
+            key, text, hint = explain(one["loc"], kind=one["type"], message=one["msg"])
+            report.problem(key, text, hint=hint, origin=origin)
+        return CallersFile()
+
+
+def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: Report) -> Caller:
+    key = f"caller {entry.name}"
+
+    def problem(name: str, text: str, hint: str = "") -> None:
+        report.problem(f"{key}: {name}", text, hint=hint, origin=origin)
+
+    secrets: list[Digest] = []
+    for text in entry.secrets:
+        try:
+            secrets.append(Digest.parse(text))
+        except ValueError as error:
+            problem("secrets", str(error), "A secret itself does not belong into a file.")
+    if len(secrets) > 2:
+        problem("secrets", "are more than two")
+    rules: list[Rule] = []
+    for text in entry.rules:
+        try:
+            rules.append(parse_rule(text, families=families()))
+        except ValueError as error:
+            problem("rules", f"{text!r}: {error}")
+    for name in sorted(set(entry.upstreams) - known):
+        problem("upstreams", f"there is no upstream {name}", f"There are: {', '.join(known)}")
+    if entry.burst and not entry.rate:
+        problem("burst", "is of no use without rate")
+    return Caller(
+        entry.name,
+        secrets=tuple(secrets),
+        enabled=entry.enabled,
+        expires=math.inf if entry.expires is None else entry.expires.timestamp(),
+        upstreams=frozenset(entry.upstreams),
+        accounts=frozenset(one.lower() for one in entry.accounts),
+        role=Role(entry.role),
+        rules=tuple(rules),
+        observe=entry.observe,
+        rate=entry.rate,
+        burst=entry.burst or max(1, math.ceil(entry.rate)),
+        concurrent=entry.concurrent,
+        body_limit=int(entry.body_limit),
+    )

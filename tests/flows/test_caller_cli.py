@@ -1,0 +1,195 @@
+"""`nomba-proxy caller`: as people and scripts use it, with a proxy that runs meanwhile."""
+
+import asyncio
+import json
+import tomllib
+
+import pytest
+from harness import run
+
+from proxy.core.caller import Digest
+
+BALANCE = "/v1/accounts/balance"
+
+
+@pytest.fixture
+def caller(tmp_path):
+    """Run `nomba-proxy caller …` on the state folder of this test's proxies."""
+
+    async def begin(*arguments, **env):
+        return await run("caller", *arguments, NOMBA_PROXY_STATE_DIR=str(tmp_path / "state"), **env)
+
+    return begin
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return lambda: tomllib.loads((tmp_path / "state" / "callers.toml").read_text())
+
+
+async def status(proxy, expected, *headers):
+    """The status of a request, once the proxy has seen what was changed."""
+    for _ in range(100):
+        if (found := (await proxy.get(BALANCE, *headers)).status) == expected:
+            break
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def test_the_whole_life_of_a_caller(caller, kept, start_proxy):
+    proxy = await start_proxy()
+    assert await status(proxy, 200) == 200
+    code, out, err = await caller("add", "billing", "--close-anonymous", "--role", "read-only")
+    key = out.strip()
+    assert code == 0
+    assert key.startswith("npk_billing_")
+    assert out.count("\n") == 1  # so that a script can take it
+    assert "shown once" in err
+    assert key not in err
+    with_key = f"X-Nomba-Proxy-Key: {key}"
+    assert await status(proxy, 200, with_key) == 200
+    assert await status(proxy, 401) == 401
+    transfer = await proxy.send("POST", "/v2/transfers/bank", with_key, body=b"{}")
+    assert (transfer.status, transfer.json["proxy"]["error"]) == (403, "caller_forbidden")
+
+    code, out, err = await caller("rotate", "billing")
+    second = out.strip()
+    assert "--finish" in err
+    for one in (second, key):
+        assert await status(proxy, 200, f"X-Nomba-Proxy-Key: {one}") == 200
+    assert (await caller("rotate", "billing", "--finish"))[0] == 0
+    assert await status(proxy, 401, with_key) == 401
+    assert await status(proxy, 200, f"X-Nomba-Proxy-Key: {second}") == 200
+    code, _, err = await caller("rotate", "billing", "--finish")
+    assert (code, "nothing to finish" in err) == (1, True)
+
+    assert (await caller("disable", "billing"))[0] == 0
+    assert await status(proxy, 401, f"X-Nomba-Proxy-Key: {second}") == 401
+    assert "DISABLED" in (await caller("list"))[1]
+    assert (await caller("enable", "billing"))[0] == 0
+    assert await status(proxy, 200, f"X-Nomba-Proxy-Key: {second}") == 200
+    assert (await caller("remove", "billing"))[0] == 0
+    assert await status(proxy, 401, f"X-Nomba-Proxy-Key: {second}") == 401
+    assert await status(proxy, 401) == 401  # the door that was closed stays closed
+    assert kept() == {"anonymous": False}
+    assert key not in proxy.log.text
+    assert second not in proxy.log.text
+
+
+async def test_the_file_holds_a_digest_and_is_for_its_owner_only(caller, kept, tmp_path):
+    _, out, _ = await caller("add", "app", "--keep-anonymous")
+    path = tmp_path / "state" / "callers.toml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert out.strip() not in path.read_text()
+    (entry,) = kept()["caller"]
+    assert Digest.parse(entry["secrets"][0]).fits(out.strip())
+    assert kept()["anonymous"] is True
+
+
+async def test_everything_that_can_be_said_of_a_caller(caller, kept):
+    code, _, _ = await caller(
+        *("add", "app", "--close-anonymous", "--role", "no-money", "--upstream", "nomba"),
+        *("--account", "A-1", "--account", "b-2", "--rule", "allow GET /v1/**"),
+        *("--rule", "deny any", "--observe", "--rate", "2.5", "--burst", "9"),
+        *("--concurrent", "3", "--body-limit", "64KiB", "--expires", "2099-01-31"),
+    )
+    assert code == 0
+    code, out, _ = await caller("list", "--json")
+    (row,) = json.loads(out)["callers"]
+    (secret,) = row.pop("secrets")
+    assert len(secret) == 12
+    assert row == {
+        "name": "app",
+        "enabled": True,
+        "expires": "2099-01-31T00:00:00Z",
+        "role": "no-money",
+        "upstreams": ["nomba"],
+        "accounts": ["a-1", "b-2"],
+        "rules": ["allow GET /v1/**", "deny any"],
+        "observe": True,
+        "rate": 2.5,
+        "burst": 9,
+        "concurrent": 3,
+        "body_limit": 65536,
+    }
+    code, out, _ = await caller("list")
+    assert "no-money" in out
+    assert "2 rules, observed only" in out
+
+
+async def test_the_first_caller_asks_what_becomes_of_strangers(caller, tmp_path):
+    code, out, err = await caller("add", "app")
+    assert (code, out) == (1, "")
+    assert "--close-anonymous" in err
+    assert "--keep-anonymous" in err
+    assert not (tmp_path / "state" / "callers.toml").exists()
+    assert (await caller("add", "app", NOMBA_PROXY_CALLERS_ANONYMOUS="false"))[0] == 0
+    assert (await caller("add", "second"))[0] == 0  # it was settled
+
+
+async def test_a_setting_that_keeps_the_door_open_is_named(caller):
+    code, _, err = await caller(
+        "add", "app", "--close-anonymous", NOMBA_PROXY_CALLERS_ANONYMOUS="true"
+    )
+    assert (code, "callers.anonymous = true is set" in err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("add", "app", "--close-anonymous"), 1, "already"),
+        (("add", "Bad_Name", "--close-anonymous"), 2, "lower-case"),
+        (("add", "owner", "--close-anonymous"), 2, "the proxy's own"),
+        (("add", "x", "--close-anonymous", "--rule", "allow foo"), 2, "class:read"),
+        (("add", "x", "--close-anonymous", "--upstream", "none"), 2, "there is no upstream none"),
+        (("add", "x", "--close-anonymous", "--expires", "soon"), 1, "2027-01-31"),
+        (("add", "x", "--close-anonymous", "--rate", "-1"), 2, "greater than or equal to 0"),
+        (("add", "x", "--close-anonymous", "--burst", "2"), 2, "without rate"),
+        (("add", "x", "--close-anonymous", "--body-limit", "huge"), 2, "a size such as 1MiB"),
+        (("rotate", "nobody"), 1, "there is no caller nobody; there are: app"),
+        (("disable", "nobody"), 1, "no caller nobody"),
+        (("remove", "nobody"), 1, "no caller nobody"),
+    ],
+)
+async def test_what_cannot_be_done_is_told_and_changes_nothing(
+    caller, tmp_path, arguments, code, text
+):
+    assert (await caller("add", "app", "--close-anonymous"))[0] == 0
+    path = tmp_path / "state" / "callers.toml"
+    before = path.read_text()
+    got, out, err = await caller(*arguments)
+    assert (got, out) == (code, "")
+    assert text in err
+    assert path.read_text() == before
+
+
+async def test_what_a_person_wrote_into_the_file_stays(caller, tmp_path):
+    path = tmp_path / "state" / "callers.toml"
+    path.parent.mkdir()
+    path.write_text('# ours, keep\n[[caller]]\nname = "app" # the shop\nrole = "full"\n')
+    assert (await caller("rotate", "app"))[0] == 0
+    assert (await caller("add", "more"))[0] == 0
+    text = path.read_text()
+    assert "# ours, keep" in text
+    assert "# the shop" in text
+    path.write_text("not = = toml")
+    code, _, err = await caller("add", "third")
+    assert (code, "no valid TOML" in err) == (2, True)
+
+
+async def test_a_caller_of_the_settings_file_is_changed_there(caller, tmp_path):
+    file = tmp_path / "proxy.toml"
+    file.write_text('[[caller]]\nname = "fixed"\n')
+    config = ("--config", str(file))
+    assert "fixed" in (await caller("list", *config))[1]
+    code, _, err = await caller("rotate", "fixed", *config)
+    assert (code, "stands in the settings file" in err) == (1, True)
+    code, _, err = await caller("add", "fixed", "--close-anonymous", *config)
+    assert (code, "already" in err) == (1, True)
+
+
+async def test_many_at_once_lose_nothing(caller, kept):
+    assert (await caller("add", "first", "--close-anonymous"))[0] == 0
+    done = await asyncio.gather(*(caller("add", f"app-{n}") for n in range(6)))
+    assert {code for code, _, _ in done} == {0}
+    assert len(kept()["caller"]) == 7

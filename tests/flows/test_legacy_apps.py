@@ -1,0 +1,85 @@
+"""Apps written for Nomba itself, each in its own way, with nothing changed but the base URL."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from harness import environ
+
+APPS = Path(__file__).parents[1] / "apps"
+RUN = {
+    "urllib_threads.py": sys.executable,
+    "requests_session.py": sys.executable,
+    "httpx_refresh.py": sys.executable,
+    "aiohttp_tasks.py": sys.executable,
+    "fetch.mjs": "node",
+    "curl.sh": "sh",
+}
+NEEDS = {"fetch.mjs": "node", "curl.sh": "curl"}
+
+
+async def play(proxy, app, *, calls, pause=0.0, **credentials):
+    """Run an app to its end; every status it saw."""
+    needed = NEEDS.get(app)
+    if needed is not None and shutil.which(needed) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{needed} is not installed")
+        pytest.skip(f"{needed} is not installed")
+    process = await asyncio.create_subprocess_exec(
+        RUN[app],
+        str(APPS / app),
+        env=environ(NOMBA_BASE_URL=proxy.url, CALLS=str(calls), PAUSE=str(pause), **credentials),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 50)
+    assert process.returncode == 0, err.decode()
+    return json.loads(out)
+
+
+@pytest.fixture
+def owner(simulator):
+    switches = simulator.switches
+    return {
+        "NOMBA_CLIENT_ID": switches.client_id,
+        "NOMBA_CLIENT_SECRET": switches.client_secret,
+        "NOMBA_ACCOUNT_ID": switches.account_id,
+    }
+
+
+@pytest.mark.parametrize("app", RUN)
+async def test_an_app_works_with_its_base_url_changed(start_proxy, simulator, owner, app):
+    proxy = await start_proxy(callers__anonymous="false")
+    statuses = await play(proxy, app, calls=4, **owner)
+    assert set(statuses) == {200}
+    assert simulator.count("/v1/accounts/balance") == 4
+    assert simulator.count("/v1/auth/token/issue") == 1  # the proxy's own
+    callers = {line["caller"] for line in await proxy.exchanges(len(statuses))}
+    assert callers == {"owner"}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("urllib_threads.py", "requests_session.py"),
+        ("httpx_refresh.py", "fetch.mjs"),
+        ("aiohttp_tasks.py", "curl.sh"),
+    ],
+    ids=" and ".join,
+)
+async def test_two_side_by_side_see_no_401_for_many_lifetimes(start_proxy, simulator, owner, pair):
+    """Nomba keeps one session: without the proxy each login of one would end the other's."""
+    simulator.switches.change({"lifetime": 1.0})
+    proxy = await start_proxy(callers__anonymous="false", callers__login_lifetime=2)
+    played = await asyncio.gather(
+        *(play(proxy, app, calls=40, pause=0.15, **owner) for app in pair)
+    )
+    assert {status for statuses in played for status in statuses} == {200}
+    logins = [line for line in await proxy.exchanges() if line["kind"] == "login"]
+    assert len(logins) >= 4
+    assert simulator.count("/v1/auth/token/refresh") >= 3  # lifetimes of the real session
+    assert simulator.count("/v1/auth/token/issue") == 1
