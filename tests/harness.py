@@ -9,7 +9,7 @@ import ssl
 import struct
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from proxy.app import Running
@@ -38,6 +38,47 @@ async def run(*arguments: str, **env: str) -> tuple[int, str, str]:
     )
     out, err = await asyncio.wait_for(process.communicate(), 30)
     return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def spawned(*arguments: str, stdout: int = asyncio.subprocess.PIPE, **env: str):
+    """A process of `nomba-proxy` once it has printed its banner, which ends with a curl line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", *arguments),
+        env=environ(**env),
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        lines = []
+        while not lines or "curl" not in lines[-1]:
+            line = await asyncio.wait_for(process.stderr.readline(), 30)
+            assert line, "".join(lines)
+            lines.append(line.decode())
+        yield process, "".join(lines)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await asyncio.wait_for(process.communicate(), 30)
+
+
+class Served:
+    """A proxy in a process of its own, and what its banner said."""
+
+    def __init__(self, process: asyncio.subprocess.Process, banner: str) -> None:
+        self.process = process
+        self.banner = banner
+        self.curl = next(line.strip() for line in banner.splitlines() if "curl" in line)
+        self.address = self.curl.rpartition("http://")[2].partition("/")[0]
+        self.admin = banner.partition("(admin http://")[2].partition(")")[0]
+
+
+@asynccontextmanager
+async def served(*arguments: str, **options):
+    """`nomba-proxy serve` on ports of its own."""
+    ports = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0")
+    async with spawned("serve", *ports, *arguments, **options) as (process, banner):
+        yield Served(process, banner)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

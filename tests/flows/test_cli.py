@@ -6,12 +6,11 @@ import os
 import pty
 import signal
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
-from harness import environ, run
+from harness import environ, run, served
 
 from proxy.app import Running, banner
 from proxy.settings import load
@@ -21,44 +20,6 @@ CREDENTIALS = {
     "NOMBA_CLIENT_SECRET": "marked-secret-0123456789",
     "NOMBA_ACCOUNT_ID": "account-id-0123456789",
 }
-
-
-class Served:
-    """A proxy in a process of its own, and what its banner said."""
-
-    def __init__(self, process: asyncio.subprocess.Process, banner: str) -> None:
-        self.process = process
-        self.banner = banner
-        self.curl = next(line.strip() for line in banner.splitlines() if "curl" in line)
-        self.address = self.curl.split("/")[2]
-        self.admin = banner.partition("(admin http://")[2].partition(")")[0]
-
-
-@asynccontextmanager
-async def served(*arguments: str, stdout: int = asyncio.subprocess.PIPE, **env: str):
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "proxy",
-        "serve",
-        "--listen=127.0.0.1:0",
-        "--admin-listen=127.0.0.1:0",
-        *arguments,
-        env=environ(**env),
-        stdout=stdout,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        lines = []
-        while not lines or "curl" not in lines[-1]:
-            line = await asyncio.wait_for(process.stderr.readline(), 30)
-            assert line, "".join(lines)
-            lines.append(line.decode())
-        yield Served(process, "".join(lines))
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.communicate(), 30)
 
 
 async def curl(line: str) -> dict:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from harness import environ, run
+from harness import environ, run, spawned
 
 from proxy.simulator import KINDS
 from proxy.simulator.client import Control
@@ -37,25 +37,9 @@ class Simulated:
 
 @asynccontextmanager
 async def simulated(*arguments, **env):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "simulate"),
-        *("--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0"),
-        *arguments,
-        env=environ(**env),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        lines = []
-        while not lines or "curl" not in lines[-1]:
-            line = await asyncio.wait_for(process.stderr.readline(), 30)
-            assert line, "".join(lines)
-            lines.append(line.decode())
-        yield Simulated(process, "".join(lines))
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.communicate(), 30)
+    ports = ("--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
+    async with spawned("simulate", *ports, *arguments, **env) as (process, banner):
+        yield Simulated(process, banner)
 
 
 async def shell(script, *, needs="curl"):
