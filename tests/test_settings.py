@@ -1112,3 +1112,88 @@ def test_paths_that_no_file_can_have_are_problems_and_no_crash(write):
 def test_a_secret_that_is_no_text_is_a_problem():
     found = problem(settings, NOMBA_CLIENT_SECRET="a\udcff")
     assert (found.key, "UTF-8" in found.text) == ("NOMBA_CLIENT_SECRET", True)
+
+
+# -- callers ----------------------------------------------------------------------------
+
+
+DIGEST = str(Digest.of("x", salt="0" * 16))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "told"),
+    [
+        ("[[caller]]", "caller.0.name", "is not set"),
+        ('[[caller]]\nname = "Shop"', "caller.0.name", "lower-case"),
+        ('[[caller]]\nname = "a_b"', "caller.0.name", "lower-case"),
+        ('[[caller]]\nname = "owner"', "caller owner", "of the proxy's own"),
+        ('[[caller]]\nname = "anonymous"', "caller anonymous", "of the proxy's own"),
+        ('[[caller]]\nname = "a"\n[[caller]]\nname = "a"', "caller a", "there twice"),
+        ('[[caller]]\nname = "a"\nrole = "root"', "caller.0.role", "read-only"),
+        ('[[caller]]\nname = "a"\nrol = "full"', "caller.0.rol", "is no setting"),
+        ('[[caller]]\nname = "a"\nsecrets = ["npk_a_x"]', "caller a: secrets", "no digest"),
+        (f'[[caller]]\nname = "a"\nsecrets = {[DIGEST] * 3}', "caller a: secrets", "more than two"),
+        ('[[caller]]\nname = "a"\nrules = ["allow"]', "caller a: rules", "allow|deny"),
+        ('[[caller]]\nname = "a"\nrules = "deny x"', "caller a: rules", "class:read"),
+        ('[[caller]]\nname = "a"\nupstreams = ["x"]', "caller a: upstreams", "no upstream x"),
+        ('[[caller]]\nname = "a"\nexpires = "soon"', "caller.0.expires", "a date such as"),
+        ('[[caller]]\nname = "a"\nrate = -1', "caller.0.rate", "greater than or equal"),
+        ('[[caller]]\nname = "a"\nburst = 3', "caller a: burst", "without rate"),
+        ('[[caller]]\nname = "a"\nbody_limit = "x"', "caller.0.body_limit", "1MiB"),
+        ("caller = 1", "caller", "tuple"),
+        ("anonymous = 7", "anonymous", "boolean"),
+        ("= broken", "callers.file", "no valid TOML"),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False], ids=["callers file", "settings file"])
+def test_what_is_wrong_with_a_caller_is_named_with_its_file(write, text, key, told, own):
+    if not own and key in {"anonymous", "callers.file"}:
+        return
+    path = write(text, "some.toml")
+    found = problem(settings, NOMBA_PROXY_CALLERS_FILE=path) if own else problem(settings, path)
+    assert found.key == key
+    assert told in f"{found.text} {found.hint}"
+    assert found.origin == f"file {path}"
+
+
+def test_callers_of_both_files_count_and_a_name_stands_in_one_only(write):
+    file = write('[[caller]]\nname = "a"\n')
+    own = write('anonymous = true\n[[caller]]\nname = "b"\n', "callers.toml")
+    loaded = settings(file, NOMBA_PROXY_CALLERS_FILE=own)
+    assert [one.name for one in loaded.callers.callers] == ["a", "b"]
+    assert loaded.callers.keeps_anonymous
+    twice = write('[[caller]]\nname = "a"\n', "callers.toml")
+    assert problem(settings, file, NOMBA_PROXY_CALLERS_FILE=twice).text == "is there twice"
+
+
+def test_a_callers_file_that_is_named_and_not_there_is_a_warning(tmp_path):
+    loaded = settings(NOMBA_PROXY_CALLERS_FILE=str(tmp_path / "none.toml"))
+    assert "nomba-proxy caller add" in loaded.warnings[0]
+    assert loaded.callers.callers == ()
+    found = problem(settings, NOMBA_PROXY_CALLERS_FILE=str(tmp_path))
+    assert (found.key, "cannot be read" in found.text) == ("callers.file", True)
+
+
+def test_the_state_folder_is_the_systems_unless_it_is_set():
+    def where(**environ):
+        return str(settings(**environ).state_dir)
+
+    assert where(HOME="/home/a") == "/home/a/.local/state/nomba-proxy"
+    assert where(HOME="/home/a", XDG_STATE_HOME="/s") == "/s/nomba-proxy"
+    assert where(XDG_STATE_HOME="/s", STATE_DIRECTORY="/var/lib/n:/x") == "/var/lib/n"
+    assert where(STATE_DIRECTORY="/var/lib/n", NOMBA_PROXY_STATE_DIR="/here") == "/here"
+
+
+def test_a_signing_key_comes_from_the_environment_or_a_file_and_never_prints(write):
+    key = "MARKED-" + "k" * 40
+    file = write(key + "\n", "key")
+    named = {"NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE": file}
+    for environ in ({"NOMBA_PROXY_CALLERS_SIGNING_KEY": key}, named):
+        loaded = settings(**environ)
+        assert loaded.signing_key.holds(key)
+        assert "MARKED" not in repr(loaded) + str(describe(loaded))
+    assert settings().signing_key is None
+    assert "32 characters" in problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY="short").text
+    assert problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE="/none").text.startswith(
+        "/none cannot be read"
+    )

@@ -101,9 +101,14 @@ def _ask(settings: Settings, arguments: argparse.Namespace) -> bool | None:
             "  --close-anonymous   only callers with a key from now on\n"
             "  --keep-anonymous    as before"
         )
-    print("This is the first caller. Callers without a key are let in where no real money moves")
-    answer = input("(simulator, sandbox, loopback). Close that door? [Y/n] ")
-    return answer.strip().lower() in {"n", "no"}
+    print(  # the key alone goes to stdout
+        "This is the first caller. Callers without a key are let in where no real money moves\n"
+        "(simulator, sandbox, loopback). Close that door? [Y/n] ",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
+    return sys.stdin.readline().strip().lower() in {"n", "no"}
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:

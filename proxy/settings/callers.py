@@ -28,7 +28,8 @@ def read_callers(
     kept = _file(path, report=report)
     known = frozenset(upstreams)
     found: dict[str, Caller] = {}
-    for origin, several in (("settings", entries), (f"file {path}", kept.caller)):
+    given = report.origins.get("caller", "settings")
+    for origin, several in ((given, entries), (f"file {path}", kept.caller)):
         for entry in several:
             key = f"caller {entry.name}"
             if entry.name in RESERVED:

@@ -38,7 +38,8 @@ class Report:
     def problem(self, key: str, text: str, *, hint: str = "", origin: str | None = None) -> None:
         """Add a problem; its origin is the key's unless another is given."""
         if origin is None:
-            origin = self.origins.get(key, "default")
+            section = key.partition(".")[0] if key.startswith("caller.") else key
+            origin = self.origins.get(key) or self.origins.get(section, "default")
         self.problems.append(Problem(key, origin, text, hint))
 
 
@@ -98,10 +99,10 @@ def _file(path: str, *, report: Report) -> dict[str, Any]:
         report.origins[key] = origin
         if isinstance(value, dict):
             report.origins |= dict.fromkeys((f"{key}.{one}" for one in value), origin)
-        elif key == "upstream" and isinstance(value, list):
+        elif key in {"upstream", "caller"} and isinstance(value, list):
             for at, entry in enumerate(value):
                 names = entry if isinstance(entry, dict) else ()
-                report.origins |= dict.fromkeys((f"upstream.{at}.{one}" for one in names), origin)
+                report.origins |= dict.fromkeys((f"{key}.{at}.{one}" for one in names), origin)
     return values
 
 

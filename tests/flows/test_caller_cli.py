@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
+import pty
+import sys
 import tomllib
 
 import pytest
-from harness import run
+from harness import environ, run
 
 from proxy.core.caller import Digest
 
@@ -193,3 +196,23 @@ async def test_many_at_once_lose_nothing(caller, kept):
     done = await asyncio.gather(*(caller("add", f"app-{n}") for n in range(6)))
     assert {code for code, _, _ in done} == {0}
     assert len(kept()["caller"]) == 7
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("\n", False), ("y\n", False), ("n\n", True)])
+async def test_a_person_is_asked_at_a_terminal(kept, tmp_path, answer, stays):
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "caller", "add", "app"),
+        env=environ(NOMBA_PROXY_STATE_DIR=str(tmp_path / "state")),
+        stdin=theirs,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    os.close(ours)
+    assert process.returncode == 0, err
+    assert "Close that door?" in (out + err).decode()
+    assert out.decode().strip().splitlines()[-1].startswith("npk_app_")
+    assert kept()["anonymous"] is stays
