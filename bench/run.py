@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: bench\r\nAccept: */*\r\n\r\n"
-POST = b"POST /v1/transfers/bank/lookup HTTP/1.1\r\nHost: bench\r\nContent-Length: 1024\r\n\r\n"
+GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
+POST = b"POST /v1/transfers/bank/lookup HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1024\r\n\r\n"
 WORK = {"GET, 1 KiB reply": GET, "POST 1 KiB, 1 KiB reply": POST + b"x" * 1024}
 TICK = os.sysconf("SC_CLK_TCK")
 
