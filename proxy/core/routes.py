@@ -37,6 +37,9 @@ class Kind(StrEnum):
     MONEY = "money"
 
 
+_GRAVITY = {Kind.READ: 0, Kind.WRITE: 1, Kind.MONEY: 2}
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """What the endpoint table says of a request.
@@ -80,8 +83,10 @@ def _build() -> _Node:
                 node = node.literal.setdefault(segment, _Node())
         if operation.money:
             kind = Kind.MONEY
+        elif operation.method in READ_METHODS or operation.pages:
+            kind = Kind.READ  # some lists are asked for with POST (facts, section 4)
         else:
-            kind = Kind.READ if operation.method in READ_METHODS else Kind.WRITE
+            kind = Kind.WRITE
         account_at = next((at for at, one in enumerate(segments) if one in _ACCOUNTS), None)
         route = Route(operation.template, kind, segments[2], account_at)
         node.routes.setdefault(operation.method, route)
@@ -105,7 +110,7 @@ class RouteTable:
         """The route of a request; what is unknown and no read counts as money.
 
         An upstream may know no path parameters, or tell cases apart: where the path as
-        sent is a money operation and its canonical form is none, money it is.
+        sent is an operation of more weight than its canonical form, that it is.
 
         Args:
             method: as sent, upper case.
@@ -113,9 +118,9 @@ class RouteTable:
         """
         wanted = "GET" if method == "HEAD" else method
         route = self._lookup(wanted, target.canonical)
-        if route is not None and route.kind is Kind.WRITE:
+        if route is not None and method not in READ_METHODS and route.kind is not Kind.MONEY:
             as_sent = self._lookup(wanted, target.path.decode("ascii"))
-            if as_sent is not None and as_sent.kind is Kind.MONEY:
+            if as_sent is not None and _GRAVITY[as_sent.kind] > _GRAVITY[route.kind]:
                 return as_sent
         if route is not None:
             return route

@@ -20,6 +20,7 @@ class Operation:
         money: `OUT` (money leaves), `CHARGE` (somebody is charged) or `""`.
         idempotency_field: the body field that holds the caller's reference, or `""`.
         declares_account: whether it declares the `accountId` header.
+        pages: whether it lists something, page by page.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Operation:
     money: str
     idempotency_field: str
     declares_account: bool = True
+    pages: bool = False
 
 
 # Older transfer paths that public integrations still call; not in the OpenAPI file.
@@ -49,6 +51,7 @@ def operations() -> tuple[Operation, ...]:
             money=row["money"],
             idempotency_field=row["idempotency_field"],
             declares_account=row["declares_accountId_header"] == "yes",
+            pages=bool(row["paging"]),
         )
         for row in rows
     )

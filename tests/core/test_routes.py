@@ -53,13 +53,27 @@ def filled(template, value="a1b2c3d4-0000"):
 # -- classes ---------------------------------------------------------------------------
 
 
+# What is asked for with POST and only lists something (facts, section 4).
+LISTS = {
+    ("POST", "/v1/accounts/virtual/list"),
+    ("POST", "/v1/transactions/accounts"),
+    ("POST", "/v1/transactions/accounts/{subAccountId}"),
+}
+
+
+def test_a_list_in_another_case_could_be_another_operation():
+    assert classify("POST", "/v1/accounts/virtual/list").kind is Kind.READ
+    for spelling in ("/v1/accounts/virtual/LIST", "/v1/accounts/virtual/list;x"):
+        assert classify("POST", spelling).kind is Kind.WRITE  # one for a sub-account
+
+
 def test_the_table_is_complete():
     assert len(ROWS) == 109
 
 
 @pytest.mark.parametrize(("method", "template", "money"), ROWS + OLDER)
 def test_every_operation_has_its_own_template_and_class(method, template, money):
-    plain = Kind.READ if method == "GET" else Kind.WRITE
+    plain = Kind.READ if method == "GET" or (method, template) in LISTS else Kind.WRITE
     route = classify(method, filled(template))
     assert shape(route.template) == shape(template)
     assert route.kind is (Kind.MONEY if money else plain)
