@@ -304,7 +304,7 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry, via: 
         account=AccountRule(
             one.account_id,
             policy=one.options.account_policy,
-            allowed=frozenset(one.options.account_allow),
+            allowed=frozenset(name.lower() for name in one.options.account_allow),
             override_money=one.options.account_override_money,
         ),
     )
@@ -320,7 +320,8 @@ def _signing_key(settings: Settings, *, emit: Emit) -> bytes:
         why = getattr(error, "strerror", None) or str(error)
         fields: dict[str, object] = {
             "reason": f"{settings.state_dir}: {why}",
-            "hint": "phantom tokens end with this process; set state_dir or callers.signing_key",
+            "hint": "phantom tokens end with this process; set state_dir, or "
+            "NOMBA_PROXY_CALLERS_SIGNING_KEY",
         }
         emit(Event("signing_key_not_kept", "warning", fields=fields))
         return secrets.token_bytes(32)
@@ -343,10 +344,7 @@ def _callers(
     phantoms = Phantoms(
         key, lifetime=options.login_lifetime, refresh_lifetime=_REFRESH * options.login_lifetime
     )
-    path = settings.state_dir / "revoked"
-    revoked = Revoked(
-        path if settings.state_dir.is_dir() else None, wall=time.time, monotonic=time.monotonic
-    )
+    revoked = Revoked(settings.state_dir / "revoked", wall=time.time, monotonic=time.monotonic)
     registry = Registry(
         settings.callers,
         doors=doors,
@@ -380,6 +378,12 @@ async def _watch_callers(settings: Settings, *, registry: Registry, emit: Emit) 
     while True:
         await asyncio.sleep(_LOOK_EVERY)
         if (now := look()) == seen:
+            continue
+        if now is None:  # who is known stays known, and the door as it is
+            if seen is not None:
+                gone: dict[str, object] = {"reason": f"{settings.callers_file} is gone"}
+                emit(Event("callers_not_reloaded", "error", fields=gone))
+            seen = now
             continue
         seen = now
         try:

@@ -15,9 +15,10 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10
@@ -29,6 +30,7 @@ from proxy.core.account import AccountRule, decide_account
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
 from proxy.core.exchange import Emit, Event, Exchange, Observe
+from proxy.core.heads import Headers as RawHeaders
 from proxy.core.heads import (
     RequestHead,
     caller_accounts,
@@ -45,6 +47,7 @@ from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     CallerForbidden,
+    CallerUnknown,
     Internal,
     LoopDetected,
     MethodNotAllowed,
@@ -57,11 +60,13 @@ from proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse, write
+from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse, stays_open, write
 from proxy.tokens.manager import Session, Token
+from proxy.upstream.connection import Interim
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
 
+_PATIENCE = 0.25  # seconds that a stream is held back to be judged
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
@@ -253,7 +258,12 @@ class Handler:
 
         # 1 parse
         raw = request.raw_path.encode("utf-8", "surrogateescape")
-        length = check_head(headers, target_length=len(raw), limit=self._limits.head)
+        length = check_head(
+            headers,
+            target_length=len(raw),
+            limit=self._limits.head,
+            version=(request.version.major, request.version.minor),
+        )
         if method in {"CONNECT", "TRACE"}:
             raise MethodNotAllowed(
                 f"{method} is not forwarded.",
@@ -292,7 +302,9 @@ class Handler:
         # 3 authorize
         route = self._routes.classify(method, target)
         exchange.route, exchange.kind = route.template, route.kind
-        account = decide_account(upstream.account, sent=sent_accounts, kind=route.kind)
+        account = decide_account(
+            upstream.account, sent=sent_accounts, kind=route.kind, own=caller.accounts
+        )
         exchange.account_replaced = account.replaced is not None
         self._authorize(
             caller,
@@ -336,6 +348,7 @@ class Handler:
                 kind=route.kind,
                 ambient=identity.ambient,
                 sending=sending,
+                interim=partial(self._interim, request),
                 deadline=upstream.dialler.deadline(),
             )
             return await self._steps_5_to_7(exchange, attempt, departure)
@@ -428,7 +441,7 @@ class Handler:
         if not caller.observe:
             raise CallerForbidden(
                 f"Caller {caller.name} may not do this: {why}.",
-                hint="Its role and rules are in its settings (nomba-proxy caller list).",
+                hint="Its role and rules: nomba-proxy caller list --json",
             )
         fields: dict[str, object] = {"caller": caller.name, "reason": why}
         fields |= {"request_id": exchange.request_id, "route": route.template}
@@ -461,6 +474,8 @@ class Handler:
             LoginCall(call, data, upstream.name, upstream.account, sent)
         )
         exchange.caller = answer.caller
+        if answer.problem:
+            exchange.error, exchange.detail = CallerUnknown.code, answer.problem
         return _Local(answer.body)
 
     async def _attempt(
@@ -494,7 +509,10 @@ class Handler:
         body, complete = b"", False
         if attempt.method != "HEAD" and needs_body(reply.status, headers=reply.headers):
             try:
-                body, complete = await reply.peek(PEEK_LIMIT)
+                trickles = reply.length is None and reply.status == 200
+                body, complete = await reply.peek(
+                    PEEK_LIMIT, patience=_PATIENCE if trickles else None
+                )
             except BaseException:
                 reply.close()
                 raise
@@ -510,6 +528,15 @@ class Handler:
         finally:
             exchange.waited += self._monotonic() - started
 
+    def _interim(
+        self, request: web.BaseRequest, status: int, reason: bytes, headers: RawHeaders
+    ) -> None:
+        """Pass an interim reply on (RFC 9110 section 15.2): a proxy does, but not to HTTP/1.0."""
+        transport = request.transport
+        if transport is not None and request.version != HttpVersion10:
+            fields = [one for one in headers if one[0].lower() != b"content-length"]
+            transport.write(reply_head(status, reason=reason, headers=fields, own=()))
+
     # -- step 8, and what stands in for it -------------------------------------------------
 
     async def _deliver(
@@ -517,7 +544,7 @@ class Handler:
     ) -> RawReply:
         reply = answer.reply
         http10 = request.version == HttpVersion10
-        keep_alive = request.keep_alive
+        keep_alive = stays_open(request)
         own = [
             (b"X-Request-Id", exchange.request_id.encode()),
             (b"Nomba-Proxy-Outcome", exchange.outcome.encode()),
@@ -550,11 +577,12 @@ class Handler:
         )
 
         stall = self._limits.write_stall
-        try:
+
+        async def pass_on() -> None:
             if whole is not None:
                 exchange.reply_bytes = len(whole)
                 await write(request, head + whole, stall=stall)
-                return RawReply(keep_alive=keep_alive)
+                return
             await write(request, head, stall=stall)
             async for part in reply.parts():
                 exchange.reply_bytes += len(part)
@@ -562,13 +590,17 @@ class Handler:
                 await write(request, data, stall=stall)
             if chunked:
                 await write(request, b"0\r\n\r\n", stall=stall)
-        except ConnectionError:
-            exchange.status = 499
-            return RawReply(keep_alive=False)
-        except TimeoutError:  # it reads nothing, and holds a connection to the upstream
-            exchange.status, exchange.error = 499, "caller_stalled"
-            cut(request, reset=True)
-            return RawReply(keep_alive=False)
+
+        try:
+            try:
+                await pass_on()
+                return RawReply(keep_alive=keep_alive)
+            except ConnectionError:
+                exchange.status = 499
+            except TimeoutError:  # it reads nothing, and holds a connection to the upstream
+                exchange.status, exchange.error = 499, "caller_stalled"
+                cut(request, reset=True)
+            await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
             raise
@@ -577,10 +609,9 @@ class Handler:
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
             cut(request, reset=http10 and reply.length is None)
-            return RawReply(keep_alive=False)
-        return RawReply(keep_alive=keep_alive)
+        return RawReply(keep_alive=False)
 
-    def _without_token(self, exchange: Exchange, answer: _Answer) -> Sequence[tuple[bytes, bytes]]:
+    def _without_token(self, exchange: Exchange, answer: _Answer) -> RawHeaders:
         """The fields of a reply, our token masked should the upstream have put it there."""
         access, fields = answer.token.access, answer.reply.headers
         token = access.reveal(to=answer.upstream.dialler.origin.text).encode()
@@ -600,25 +631,27 @@ class Handler:
         return refuse(
             error,
             request_id=exchange.request_id,
-            keep_alive=request.keep_alive,
+            keep_alive=stays_open(request),
             http10=request.version == HttpVersion10,
             head_only=request.method == "HEAD",
+            stall=self._limits.write_stall,
         )
 
     def _local(
         self, request: web.BaseRequest, exchange: Exchange, local: _Local
     ) -> web.StreamResponse:
         exchange.status = 200
+        keep_alive = stays_open(request)
         data = local_reply(
             200,
             body=local.body,
             request_id=exchange.request_id,
             outcome=exchange.outcome,
             date=formatdate(usegmt=True),
-            keep_alive=request.keep_alive,
+            keep_alive=keep_alive,
             http10=request.version == HttpVersion10,
         )
-        return RawReply(data, keep_alive=request.keep_alive)
+        return RawReply(data, keep_alive=keep_alive, stall=self._limits.write_stall)
 
     def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:
         trace = fault.__traceback__
@@ -643,6 +676,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
+        interim: told of replies that come before the final one.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         sending: told right before a first byte is written.
@@ -656,6 +690,7 @@ class _Attempt:
     kind: Kind
     ambient: bool
     sending: Callable[[], None]
+    interim: Interim
     deadline: float
     resent: bool = False
 
@@ -672,8 +707,26 @@ class _Attempt:
             fresh=fresh,
             recent=self.kind is Kind.MONEY,
             sending=self.sending,
+            interim=self.interim,
             deadline=self.deadline,
         )
+
+
+async def _hear_out(exchange: Exchange, reply: Reply) -> None:
+    """Find out how a reply ends whose caller has gone.
+
+    Only what a read brings is of no use to anybody; everything else runs to its end.
+
+    Raises:
+        UpstreamBroken, UpstreamTimeout: it was cut short.
+    """
+    if reply.ready() is not None:
+        return
+    if exchange.method in READ_METHODS:
+        exchange.outcome = Outcome.UNKNOWN
+        return
+    async for _ in reply.parts():
+        pass
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:

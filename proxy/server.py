@@ -37,6 +37,7 @@ _SILENT = logging.getLogger("proxy.silent")
 _SILENT.disabled = True
 _MAX_LINE = 16 * 1024
 _MAX_FIELDS = 128
+_STALL = 60.0
 
 
 class CallerLeft(Exception):
@@ -49,17 +50,22 @@ class RawReply(web.StreamResponse):
     Args:
         data: the complete reply.
         keep_alive: whether the connection stays open.
+        stall: seconds in which a caller that is behind has to read something.
     """
 
-    def __init__(self, data: bytes = b"", *, keep_alive: bool) -> None:
+    def __init__(self, data: bytes = b"", *, keep_alive: bool, stall: float = _STALL) -> None:
         super().__init__()
         self._data = data
         self._keep_alive = keep_alive
+        self._stall = stall
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the reply; aiohttp calls this once the handler has returned."""
         if self._data:
-            await request.writer.write(self._data)
+            try:
+                await write(request, self._data, stall=self._stall)
+            except TimeoutError:  # it asks and asks, and reads nothing
+                cut(request, reset=True)
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -67,7 +73,13 @@ class RawReply(web.StreamResponse):
 
 
 def refuse(
-    error: ProxyError, *, request_id: str, keep_alive: bool, http10: bool, head_only: bool
+    error: ProxyError,
+    *,
+    request_id: str,
+    keep_alive: bool,
+    http10: bool,
+    head_only: bool,
+    stall: float = _STALL,
 ) -> RawReply:
     """The reply for an error of ours."""
     body, extra = refusal_parts(error, request_id=request_id)
@@ -83,7 +95,7 @@ def refuse(
         head_only=head_only,
         extra=extra,
     )
-    return RawReply(data, keep_alive=keep_alive)
+    return RawReply(data, keep_alive=keep_alive, stall=stall)
 
 
 class Departure:
@@ -172,8 +184,9 @@ async def read_body(
 
 async def _continue(request: web.BaseRequest) -> None:
     """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
-    expect = request.headers.get("Expect")
-    if expect is not None and expect.lower() == "100-continue" and request.version > HttpVersion10:
+    expected = ",".join(request.headers.getall("Expect", ())).lower().split(",")
+    waits = "100-continue" in (one.strip() for one in expected)
+    if waits and request.version > HttpVersion10:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
@@ -194,9 +207,26 @@ async def write(request: web.BaseRequest, data: bytes, *, stall: float) -> None:
         raise ConnectionResetError
     writer.output_size += len(data)
     transport.write(data)
-    if transport.get_write_buffer_size():
-        async with asyncio.timeout(stall):
-            await writer.drain()
+    left = transport.get_write_buffer_size()
+    while left:
+        try:
+            async with asyncio.timeout(stall):
+                await writer.drain()
+        except TimeoutError:
+            before, left = left, transport.get_write_buffer_size()
+            if left >= before:
+                raise
+        else:
+            return
+
+
+def stays_open(request: web.BaseRequest) -> bool:
+    """Whether another request may follow on the caller's connection.
+
+    Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
+    for the other protocol, and what came in the same segment is lost.
+    """
+    return request.keep_alive and "Upgrade" not in request.headers
 
 
 def cut(request: web.BaseRequest, *, reset: bool) -> None:

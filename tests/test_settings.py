@@ -1135,12 +1135,17 @@ DIGEST = str(Digest.of("x", salt="0" * 16))
         (f'[[caller]]\nname = "a"\nsecrets = {[DIGEST] * 3}', "caller a: secrets", "more than two"),
         ('[[caller]]\nname = "a"\nrules = ["allow"]', "caller a: rules", "allow|deny"),
         ('[[caller]]\nname = "a"\nrules = "deny x"', "caller a: rules", "class:read"),
-        ('[[caller]]\nname = "a"\nupstreams = ["x"]', "caller a: upstreams", "no upstream x"),
+        ('[[caller]]\nname = "a"\naccounts = [""]', "caller a: accounts", "empty id"),
+        ('[[caller]]\nname = "a"\nclient_secret = "x"', "caller.0.client_secret", "no setting"),
+        ('[[callers]]\nname = "a"', "callers", "caller"),
+        ('[caller]\nname = "a"', "caller", "[[caller]]"),
+        ('caller = ["a"]', "caller.0", "[[caller]]"),
+        ('[[caller]]\nname = "a"\naccounts = 1', "caller.0.accounts", "must be a list"),
         ('[[caller]]\nname = "a"\nexpires = "soon"', "caller.0.expires", "a date such as"),
         ('[[caller]]\nname = "a"\nrate = -1', "caller.0.rate", "greater than or equal"),
         ('[[caller]]\nname = "a"\nburst = 3', "caller a: burst", "without rate"),
         ('[[caller]]\nname = "a"\nbody_limit = "x"', "caller.0.body_limit", "1MiB"),
-        ("caller = 1", "caller", "tuple"),
+        ("caller = 1", "caller", "[[caller]]"),
         ("anonymous = 7", "anonymous", "boolean"),
         ("= broken", "callers.file", "no valid TOML"),
     ],
@@ -1166,12 +1171,40 @@ def test_callers_of_both_files_count_and_a_name_stands_in_one_only(write):
     assert problem(settings, file, NOMBA_PROXY_CALLERS_FILE=twice).text == "is there twice"
 
 
-def test_a_callers_file_that_is_named_and_not_there_is_a_warning(tmp_path):
-    loaded = settings(NOMBA_PROXY_CALLERS_FILE=str(tmp_path / "none.toml"))
-    assert "nomba-proxy caller add" in loaded.warnings[0]
-    assert loaded.callers.callers == ()
+def test_a_callers_file_that_is_named_and_not_there_is_a_problem(tmp_path):
+    """Without it, the door that it closes could stand open."""
+    environ = {"NOMBA_PROXY_CALLERS_FILE": str(tmp_path / "none.toml")}
+    assert "nomba-proxy caller add" in problem(settings, **environ).hint
+    assert load(environ=CREDENTIALS | environ, callers=False).callers.callers == ()
     found = problem(settings, NOMBA_PROXY_CALLERS_FILE=str(tmp_path))
     assert (found.key, "cannot be read" in found.text) == ("callers.file", True)
+
+
+def test_an_upstream_that_is_not_there_is_a_warning(write):
+    path = write('[[caller]]\nname = "a"\nupstreams = ["x"]\n', "callers.toml")
+    loaded = settings(NOMBA_PROXY_CALLERS_FILE=path)
+    assert "there is no x here; there is: nomba" in loaded.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("HOSTS", one) for one in ("proxy.lan:8080", "http://b.lan", "*", "a b")),
+        *(("ORIGINS", one) for one in ("console.example", "*", "https://x/path", "null")),
+    ],
+)
+def test_what_no_browser_would_send_is_no_host_and_no_origin(key, value):
+    found = problem(settings, **{f"NOMBA_PROXY_CALLERS_{key}": value})
+    assert found.key == f"callers.{key.lower()}"
+
+
+def test_what_is_in_force_of_callers_is_shown(write):
+    path = write('[[caller]]\nname = "app"\n', "callers.toml")
+    rows = {key: value for key, value, _ in describe(settings(NOMBA_PROXY_CALLERS_FILE=path))}
+    assert (rows["callers.file"], rows["caller"]) == (path, "app")
+    rows = {key: value for key, value, _ in describe(settings(HOME="/h"))}
+    assert rows["state_dir"] == "/h/.local/state/nomba-proxy"
+    assert rows["callers.file"] == "/h/.local/state/nomba-proxy/callers.toml"
 
 
 def test_the_state_folder_is_the_systems_unless_it_is_set():

@@ -46,10 +46,17 @@ class LoginCall:
 
 @dataclass(frozen=True, slots=True)
 class LoginAnswer:
-    """The envelope for a login that succeeded, or failed in a 200, and who it was."""
+    """The envelope for a login.
+
+    Attributes:
+        body: the envelope.
+        caller: who it was.
+        problem: why it failed, if that is told in a 200; for the log.
+    """
 
     body: Mapping[str, object]
     caller: str
+    problem: str = ""
 
 
 class Login:
@@ -106,10 +113,11 @@ class Login:
                     _text(fields, "client_secret", "clientSecret"),
                     upstream=call.upstream,
                 )
-            except CallerUnknown:
+            except CallerUnknown as error:
                 if not self._fails_in_200:
                     raise
-                return LoginAnswer({"code": "01", "description": "Invalid credentials"}, "-")
+                body = {"code": "01", "description": "Invalid credentials"}
+                return LoginAnswer(body, "-", error.description)
         check_upstream(caller, upstream=call.upstream)
         business = told_account(call.account, sent=call.sent, own=caller.accounts)
         if caller.name == OWNER:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,10 +18,11 @@ from proxy.errors import CallerUnknown, RateLimited
 Way = Literal["anonymous", "phantom", "key", "basic"]
 
 _WHO_LOGS_IN = (
-    "The proxy answers this login itself. It takes a caller's name and key (nomba-proxy caller add), "
-    "and the upstream's own client id and secret (callers.accept_upstream_credentials)."
+    "The proxy answers this login itself. It takes a caller's name and key (nomba-proxy caller add)"
 )
+_OWNERS_TOO = ", and the upstream's own client id and secret."
 _KEY_FIELDS = frozenset({b"x-nomba-proxy-key", b"proxy-authorization"})
+_IS_KEY = re.compile(rb"(?i:bearer)?\s*" + KEY_PREFIX.encode())
 _LOG_IN = (
     "Log in again at /v1/auth/token/issue, or send X-Nomba-Proxy-Key (nomba-proxy caller add)."
 )
@@ -100,6 +102,14 @@ class Registry:
         self._revoked = revoked
         self._wall = wall
         self._monotonic = monotonic
+        # What owners' tokens were issued for: another secret, client or origin ends them.
+        self._owners = {
+            name: door.client_secret.fingerprint(
+                lambda text, door=door: phantoms.fingerprint(door.client_id, text)  # type: ignore[misc]
+            )
+            for name, door in doors.items()
+            if door.client_secret is not None
+        }
         self._limiters: dict[str, Limiter] = {}
         self._callers: dict[str, Caller] = {}
         self.replace(roster)
@@ -126,14 +136,17 @@ class Registry:
         found = _credentials(headers)
         if found.keys:
             return self._by_key(found.keys)
-        identity = self._by_authorization(found.own[0], upstream) if len(found.own) == 1 else None
-        if identity is not None:
-            return identity
+        problem = CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
+        if len(found.own) > 1:
+            problem = CallerUnknown("The request carries several Authorization fields.")
+        elif found.own:
+            try:
+                return self._by_authorization(found.own[0], upstream)
+            except CallerUnknown as error:
+                problem = error
         if self.lets_in_anonymous(upstream):
             return _ANONYMOUS
-        if not found.own:
-            raise CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
-        raise CallerUnknown("The token is unknown, expired or revoked.", hint=_LOG_IN)
+        raise problem
 
     def lets_in_anonymous(self, upstream: str) -> bool:
         """Whether callers that nobody knows may use an upstream."""
@@ -144,24 +157,21 @@ class Registry:
         if len(keys) > 1:
             raise CallerUnknown(
                 "The request carries several keys.",
-                hint="Send X-Nomba-Proxy-Key or Proxy-Authorization, once.",
+                hint="Send it once: X-Nomba-Proxy-Key, Proxy-Authorization or Authorization.",
             )
         return Identity(self._check(*_read_key(keys[0])), "key")
 
-    def _by_authorization(self, value: bytes, upstream: str) -> Identity | None:
+    def _by_authorization(self, value: bytes, upstream: str) -> Identity:
         scheme, _, rest = value.strip().partition(b" ")
         scheme = scheme.lower()
         if scheme == b"basic":
-            try:
-                return Identity(self._check(*_read_basic(rest.strip())), "basic")
-            except CallerUnknown:
-                return None
+            return Identity(self._check(*_read_basic(rest.strip())), "basic")
         text = rest.strip() if scheme == b"bearer" else value.strip()
         phantom = self._phantoms.read(text)
-        if phantom is None:
-            return None
-        known = self._holder(phantom, upstream)
-        return Identity(known, "phantom") if known is not None else None
+        known = self._holder(phantom, upstream) if phantom is not None else None
+        if known is None:
+            raise CallerUnknown("The token is unknown, expired or revoked.", hint=_LOG_IN)
+        return Identity(known, "phantom")
 
     def _check(self, name: str, secret: str) -> Caller:
         """The caller that has this secret.
@@ -200,7 +210,7 @@ class Registry:
 
     def _with_secret(self, name: str, secret: str, upstream: str) -> Caller | None:
         if name == OWNER:
-            return _OWNER if self._doors[upstream].client_secret is not None else None
+            return _OWNER if self._owners.get(upstream) == secret else None
         caller = self._callers.get(name)
         if caller is None or all(one.id != secret for one in caller.secrets):
             return None
@@ -221,20 +231,21 @@ class Registry:
         door = self._doors[upstream]
         if door.client_secret is not None and client_id == door.client_id:
             if door.client_secret.holds(secret):
-                return _OWNER, ""
+                return _OWNER, self._owners[upstream]
         elif (caller := self._callers.get(client_id)) and (digest := caller.find(secret)):
             self._check_living(caller)
             return caller, digest.id
-        raise CallerUnknown("The client id or secret is wrong.", hint=_WHO_LOGS_IN)
+        hint = _WHO_LOGS_IN + ("." if door.client_secret is None else _OWNERS_TOO)
+        raise CallerUnknown("The client id or secret is wrong.", hint=hint)
 
     def of_refresh(self, refresh: Refresh) -> tuple[Caller, str] | None:
         """Whose living refresh token it is, and the id of the secret it was issued for."""
         if self._wall() >= refresh.expires or refresh.token_id in self._revoked:
             return None
         upstream = refresh.upstream
-        if self._phantoms.is_for(refresh, caller=OWNER, secret=""):
-            owner = self._with_secret(OWNER, "", upstream)
-            return (owner, "") if owner is not None else None
+        own = self._owners.get(upstream)
+        if own is not None and self._phantoms.is_for(refresh, caller=OWNER, secret=own):
+            return _OWNER, own
         for caller in self._roster.callers:
             for one in caller.secrets:
                 if self._phantoms.is_for(refresh, caller=caller.name, secret=one.id):
@@ -278,6 +289,8 @@ def _credentials(headers: Headers) -> _Credentials:
             found.own.append(value)
         elif len(name) in {17, 19} and name.lower() in _KEY_FIELDS:
             found.keys.append(value)
+    if len(found.own) == 1 and _IS_KEY.match(found.own[0]):  # where many libraries put a key
+        found.keys.append(found.own.pop())
     return found
 
 

@@ -17,14 +17,14 @@ class Revoked:
     """The ids of revoked tokens.
 
     Args:
-        path: of the file, or None to remember them in this process only.
+        path: of the file; it and its folder are made when something is revoked.
         wall: epoch seconds.
         monotonic: seconds.
     """
 
     def __init__(
         self,
-        path: Path | None,
+        path: Path,
         *,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
@@ -35,14 +35,13 @@ class Revoked:
         self._ids: dict[str, int] = {}
         self._read = 0
         self._looked = monotonic()
-        if path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._forget_all_if_over(path)
-            self._look()
+        with contextlib.suppress(OSError):
+            self._forget_all_if_over(path)
+        self._look()
 
     def __contains__(self, token_id: str) -> bool:
         """Whether a token was revoked, by this process or, a second ago, by another."""
-        if self._path is not None and self._monotonic() - self._looked >= _LOOK_EVERY:
+        if self._monotonic() - self._looked >= _LOOK_EVERY:
             self._look()
         return token_id in self._ids
 
@@ -57,8 +56,7 @@ class Revoked:
             OSError: it holds in this process only: the file cannot be written.
         """
         self._ids[token_id] = expires
-        if self._path is None:
-            return
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -68,7 +66,6 @@ class Revoked:
 
     def _look(self) -> None:
         """Read what has been appended since."""
-        assert self._path is not None  # noqa: S101 - for the type checker
         self._looked = self._monotonic()
         try:
             with self._path.open("rb") as file:

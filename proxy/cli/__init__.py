@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from proxy import __version__
 from proxy.cli.simulate import epilog
+from proxy.core.caller import NAME
 from proxy.settings import Settings, SettingsError, environment, load
 
 _EPILOG = """\
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags=_flags(parser, arguments),
             credentials=arguments.verb in {"serve", "check"},
             listeners=arguments.verb not in {"simulate", "caller"},
+            callers=arguments.verb in {"serve", "check"},
         )
     except SettingsError as error:
         print("nomba-proxy: these settings cannot be used:", file=sys.stderr)
@@ -196,6 +198,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: up to 32 lower-case letters, digits and -, a letter first"
+        )
+    return text
+
+
 def _add_caller(
     verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", general: argparse.ArgumentParser
 ) -> None:
@@ -205,7 +215,9 @@ def _add_caller(
     def action(name: str, text: str, *, named: bool = True) -> argparse.ArgumentParser:
         made = actions.add_parser(name, parents=[general], help=text, description=text)
         if named:
-            made.add_argument("name", metavar="NAME", help="lower-case letters, digits and -")
+            made.add_argument(
+                "name", metavar="NAME", type=_name, help="lower-case letters, digits and -"
+            )
         made.add_argument("--json", action="store_true", help="print JSON")
         return made
 

@@ -22,12 +22,11 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
-from proxy.core.caller import KEY_PREFIX, Caller, Digest
+from proxy.core.caller import KEY_PREFIX, Caller, Digest, Roster
 from proxy.settings import Settings, SettingsError
 
 _HEAD = "The callers of nomba-proxy, kept by `nomba-proxy caller`; a running proxy sees changes."
 _DAYS = re.compile(r"(\d{1,5})d")
-_TWO = "its old key stays valid until `nomba-proxy caller rotate --finish`"
 
 
 class _Refused(Exception):
@@ -60,9 +59,10 @@ def caller(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _add(settings: Settings, arguments: argparse.Namespace) -> int:
     name = arguments.name
-    anonymous = _ask(settings, arguments)
+    expires = _moment(arguments.expires) if arguments.expires else None
+    anonymous = _ask(settings, settings.read_callers(), arguments)
     secret, digest = _new_secret(name)
-    with _edited(settings) as document:
+    with _edited(settings, checked=True) as document:
         if any(one.name == name for one in settings.read_callers().callers):
             raise _Refused(f"there is a caller {name} already; `caller rotate` makes a new key")
         if anonymous is not None:
@@ -72,11 +72,19 @@ def _add(settings: Settings, arguments: argparse.Namespace) -> int:
         entry["secrets"] = [str(digest)]
         for key, value in _options(arguments).items():
             entry[key] = value
+        if expires is not None:
+            entry["expires"] = expires
         callers = document.setdefault("caller", tomlkit.aot())
         if not isinstance(callers, AoT):
             raise _Refused(f"{settings.callers_file}: `caller` is no list of tables")
         callers.append(entry)
     _told(settings, arguments, {"caller": name, "key": secret, "file": str(settings.callers_file)})
+    here = {one.name for one in settings.upstreams} or {"simulator"}
+    if elsewhere := sorted(set(arguments.upstream or ()) - here):
+        told = (
+            f"{', '.join(elsewhere)} is no upstream of these settings ({', '.join(sorted(here))})"
+        )
+        print(f"note: {told}", file=sys.stderr)
     if anonymous is False and settings.model.callers.anonymous is True:
         print(
             "note: callers.anonymous = true is set, and stays in force until it is removed",
@@ -85,11 +93,10 @@ def _add(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(settings: Settings, arguments: argparse.Namespace) -> bool | None:
+def _ask(settings: Settings, roster: Roster, arguments: argparse.Namespace) -> bool | None:
     """Whether anonymous callers stay, asked with the first caller; None if it was settled."""
     if arguments.keep_anonymous or arguments.close_anonymous:
         return bool(arguments.keep_anonymous)
-    roster = settings.callers
     if roster.callers or roster.anonymous is not None:
         return None
     if settings.model.callers.anonymous is False:
@@ -108,11 +115,14 @@ def _ask(settings: Settings, arguments: argparse.Namespace) -> bool | None:
         file=sys.stderr,
         flush=True,
     )
-    return sys.stdin.readline().strip().lower() in {"n", "no"}
+    answer = sys.stdin.readline()
+    if not answer:
+        raise _Refused("no answer: nothing was changed")
+    return answer.strip().lower() in {"n", "no"}
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
-    roster = settings.callers
+    roster = settings.read_callers()
     rows = [_described(one) for one in roster.callers]
     if arguments.json:
         print(json.dumps({"callers": rows, "anonymous": roster.keeps_anonymous}, indent=2))
@@ -151,7 +161,8 @@ def _words(row: dict[str, Any]) -> Iterator[str]:
     if not row["enabled"]:
         yield "DISABLED"
     if row["expires"]:
-        yield f"until {row['expires']}"
+        over = datetime.fromisoformat(row["expires"]) <= datetime.now(UTC)
+        yield f"{'EXPIRED' if over else 'until'} {row['expires']}"
     for key in ("upstreams", "accounts"):
         if row[key]:
             yield f"{key}: {' '.join(row[key])}"
@@ -173,12 +184,18 @@ def _rotate(settings: Settings, arguments: argparse.Namespace) -> int:
             if len(known) < 2:
                 raise _Refused(f"caller {name} has one secret only: there is nothing to finish")
             entry["secrets"] = known[-1:]
+        elif len(known) > 1:
+            raise _Refused(
+                f"caller {name} has two keys already; end the older one first:\n"
+                f"  nomba-proxy caller rotate {name} --finish"
+            )
         else:
-            entry["secrets"] = [*known[-1:], str(digest)]
+            entry["secrets"] = [*known, str(digest)]
     if arguments.finish:
         told: dict[str, str] = {"caller": name, "done": "left with its newest key"}
     else:
-        told = {"caller": name, "key": secret, "note": _TWO if known else ""}
+        note = f"its old key stays valid until: nomba-proxy caller rotate {name} --finish"
+        told = {"caller": name, "key": secret, "note": note if known else ""}
     _told(settings, arguments, told)
     return 0
 
@@ -221,15 +238,21 @@ def _new_secret(name: str) -> tuple[str, Digest]:
 
 
 @contextlib.contextmanager
-def _edited(settings: Settings) -> Iterator[Any]:
-    """The callers file, to be changed; written whole, or not at all if it would be unusable."""
+def _edited(settings: Settings, *, checked: bool = False) -> Iterator[Any]:
+    """The callers file, to be changed and written whole.
+
+    Args:
+        settings: say where it is.
+        checked: undo the change if it leaves a file that cannot be used. A caller can be
+            disabled whatever else is wrong with the file.
+    """
     path = settings.callers_file
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(path):
             document = _read(path)
             yield document
-            _write(path, tomlkit.dumps(document), settings)
+            _write(path, tomlkit.dumps(document), settings if checked else None)
     except OSError as error:
         raise _Refused(f"{path}: {error.strerror or error}") from None
 
@@ -255,10 +278,12 @@ def _read(path: Path) -> tomlkit.TOMLDocument:
         raise _Refused(f"{path} is no valid TOML: {error}") from None
 
 
-def _write(path: Path, text: str, settings: Settings) -> None:
+def _write(path: Path, text: str, settings: Settings | None) -> None:
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     before = path.read_bytes() if path.exists() else None
     _replace(path, text.encode(), mode)
+    if settings is None:
+        return
     try:
         settings.read_callers()
     except SettingsError:
@@ -285,12 +310,13 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
 
 
 def _entry(document: Any, name: str, settings: Settings) -> Any:
-    for entry in document.get("caller", []):
+    entries = document.get("caller", [])
+    for entry in entries if isinstance(entries, AoT) else ():
         if entry.get("name") == name:
             return entry
-    if any(one.name == name for one in settings.callers.callers):
+    if any(one.name == name for one in settings.model.caller):
         raise _Refused(f"caller {name} stands in the settings file; change it there")
-    known = ", ".join(one.name for one in settings.callers.callers) or "none"
+    known = ", ".join(str(one.get("name")) for one in entries) or "none"
     raise _Refused(f"there is no caller {name}; there are: {known}")
 
 
@@ -305,8 +331,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             said[key] = value
     if arguments.observe:
         said["observe"] = True
-    if arguments.expires:
-        said["expires"] = _moment(arguments.expires)
     return said
 
 
@@ -317,7 +341,10 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise _Refused(f"--expires {text!r}: write 30d, 2027-01-31 or a time with one") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment <= datetime.now(UTC):
+        raise _Refused(f"--expires {text!r} is over already")
+    return moment
 
 
 def _told(settings: Settings, arguments: argparse.Namespace, said: dict[str, str]) -> None:

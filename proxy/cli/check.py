@@ -22,5 +22,6 @@ def check(settings: Settings, *, show: bool, as_json: bool) -> int:
             print(f"{key:<{wide}}  {value:<{value_wide}}  {origin}")
     else:
         names = ", ".join(one.origin.text for one in settings.upstreams) or "the simulator"
-        print(f"the settings are valid; upstream: {names}")
+        callers = ", ".join(one.name for one in settings.callers.callers) or "none configured"
+        print(f"the settings are valid; upstream: {names}; callers: {callers}")
     return 0

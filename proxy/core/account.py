@@ -23,7 +23,7 @@ class AccountRule:
         account: the parent account the session belongs to.
         policy: `override` sends ours always, `fill` only where the caller sent none,
             `allow` the caller's if it is listed.
-        allowed: ids that `allow` accepts beside `account`.
+        allowed: ids, lower case, that `allow` accepts beside `account`.
         override_money: whether `override` may replace another id on a money call.
     """
 
@@ -41,13 +41,20 @@ class AccountDecision:
     replaced: str | None = None
 
 
-def decide_account(rule: AccountRule, *, sent: tuple[str, ...], kind: Kind) -> AccountDecision:
+def decide_account(
+    rule: AccountRule,
+    *,
+    sent: tuple[str, ...],
+    kind: Kind,
+    own: frozenset[str] = frozenset(),
+) -> AccountDecision:
     """The account a request goes out with.
 
     Args:
         rule: the upstream's rule.
         sent: the different ids the caller sent (`heads.caller_accounts`).
         kind: the request's class.
+        own: ids, lower case, that the caller may act for, which `allow` accepts too.
 
     Raises:
         AccountMismatch: the caller meant an account that may not be replaced or used.
@@ -61,7 +68,7 @@ def decide_account(rule: AccountRule, *, sent: tuple[str, ...], kind: Kind) -> A
         return AccountDecision(rule.account, replaced=differing[0])
     if len(sent) > 1:
         raise _mismatch(rule, differing, "several different ids were sent")
-    if rule.policy == "allow" and differing[0] not in rule.allowed:
+    if rule.policy == "allow" and differing[0].lower() not in rule.allowed | own:
         raise _mismatch(rule, differing, "it is not in upstream.account_allow")
     return AccountDecision(differing[0])
 
@@ -79,10 +86,16 @@ def told_account(rule: AccountRule, *, sent: tuple[str, ...], own: frozenset[str
     """
     if not sent:
         return rule.account
-    allowed = own | ({one.lower() for one in rule.allowed} if rule.policy == "allow" else set())
+    allowed = own | (rule.allowed if rule.policy == "allow" else frozenset())
     for one in sent:
-        if one.lower() != rule.account.lower() and one.lower() not in allowed:
-            raise _mismatch(rule, (one,), "it is none of this caller's")
+        anything = rule.policy == "fill" and len(sent) == 1 and not own
+        if not anything and one.lower() not in allowed | {rule.account.lower()}:
+            raise AccountMismatch(
+                f"The login names account {mask(one)}, and no request of this caller could be made "
+                f"for it; the proxy serves {mask(rule.account)}.",
+                hint="Remove the accountId header or send that account. Others can be listed in "
+                "accounts of the caller, or in upstream.account_allow with account_policy = allow.",
+            )
     return sent[0]
 
 

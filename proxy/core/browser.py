@@ -50,7 +50,8 @@ class Pages:
             HostRefused: `Host` is no name of this proxy's.
             OriginRefused: a page of another origin calls.
         """
-        host = origin = site = None
+        host, site = None, b""
+        origins = []
         for name, value in headers:
             lower = name.lower()
             if lower == b"host":
@@ -62,14 +63,13 @@ class Pages:
                         "a key; list others in callers.hosts.",
                     )
             elif lower == b"origin":
-                origin = value.decode("latin-1").lower()
+                origins.append(value.decode("latin-1").lower())
             elif lower == b"sec-fetch-site":
                 site = value.lower()
-        if origin is not None:
-            if origin in self.origins:
-                return
-            if origin.partition("://")[2] != host:
-                raise _foreign()
+        if origins and all(one in self.origins for one in origins):
+            return
+        if any(one.partition("://")[2] != host for one in origins):
+            raise _foreign()
         if site == b"cross-site":
             raise _foreign()
 

@@ -9,7 +9,7 @@ refused once there are rules:
     allow class:read
     deny  any
 
-`*` is one segment of a path, `**` at the end is all that follows. Paths are compared in
+GET stands for HEAD too. `*` is one segment of a path, `**` at the end is all that follows. Paths are compared in
 the canonical form (`core.target`), and where an upstream could decode further than that,
 in both readings: both have to be allowed.
 """
@@ -30,6 +30,8 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 ANONYMOUS, OWNER = "anonymous", "owner"
 RESERVED = frozenset({ANONYMOUS, OWNER})
 _METHODS = re.compile(r"[A-Z]{3,16}(?:,[A-Z]{3,16})*")
+# Bytes of a decoded path at which some servers cut, or that they trim away.
+_ODD = re.compile(r"[\x00-\x20\x7f?#]|\.(?=/|$)")
 _DIGEST = re.compile(r"hmac-sha256:([0-9a-f]{16}):([0-9a-f]{64})")
 
 
@@ -76,7 +78,7 @@ class Digest:
         """
         found = _DIGEST.fullmatch(text)
         if found is None:
-            raise ValueError("is no digest of a secret: `nomba-proxy caller rotate` makes one")
+            raise ValueError("is no digest of a secret; `nomba-proxy caller add` makes one")
         return cls(found[1], found[2])
 
     @property
@@ -102,7 +104,7 @@ class Rule:
     Attributes:
         text: as it was written.
         allow: whether what it fits is allowed.
-        methods: upper case; empty for every method.
+        methods: upper case; empty for every method. GET stands for HEAD too.
         path: of the canonical path, or None for every path.
         family, kind: of the operation, or "" and None for every one.
     """
@@ -117,7 +119,7 @@ class Rule:
     def fits(self, method: str, *, path: str, route: Route) -> bool:
         """Whether a request is one of those it speaks of."""
         return (
-            (not self.methods or method in self.methods)
+            (not self.methods or ("GET" if method == "HEAD" else method) in self.methods)
             and (self.path is None or self.path.fullmatch(path) is not None)
             and self.family in {"", route.family}
             and self.kind in {None, route.kind}
@@ -256,6 +258,8 @@ def why_refused(caller: Caller, *, method: str, readings: tuple[Reading, ...]) -
             return f"its role is {caller.role}, and this is {_ARTICLE[one.route.kind]} operation"
         if not caller.rules:
             continue
+        if _ODD.search(one.path):
+            return "its rules do not judge a path with spaces, controls, ? or # in it"
         fitting = (r for r in caller.rules if r.fits(method, path=one.path, route=one.route))
         first = next(fitting, None)
         if first is None:

@@ -85,21 +85,27 @@ def caller_accounts(headers: Headers) -> tuple[str, ...]:
 CHUNKED = -1
 
 
-def check_head(headers: Headers, *, target_length: int, limit: int) -> int | None:
+def check_head(
+    headers: Headers, *, target_length: int, limit: int, version: tuple[int, int] = (1, 1)
+) -> int | None:
     """Refuse a head that is too large or framed in a way two parsers could read apart.
 
     Args:
         headers: raw fields.
         target_length: bytes of the request target.
         limit: bytes the whole head may take.
+        version: of HTTP, as the request line says.
 
     Returns:
         The declared body length; `CHUNKED`, or None if no body is declared.
 
     Raises:
         HeadTooLarge: all fields together are larger than `limit`.
-        HeadInvalid: a transfer coding other than `chunked`, or one beside a length.
+        HeadInvalid: a transfer coding other than `chunked`, one beside a length or in HTTP/1.0
+            (RFC 9112 section 6.1), or another version.
     """
+    if version not in {(1, 1), (1, 0)}:
+        raise HeadInvalid("The request is none of HTTP/1.1 or HTTP/1.0.", close=True)
     size = target_length
     length: int | None = None
     for name, value in headers:
@@ -113,7 +119,7 @@ def check_head(headers: Headers, *, target_length: int, limit: int) -> int | Non
         # 19 digits hold any length there is; Python refuses to read 5,000 of them.
         sound = value.isdigit() and len(value) <= 19
         if chunked:
-            sound = value.lower() == b"chunked"
+            sound = value.lower() == b"chunked" and version == (1, 1)
         if length is not None or b"_" in name or not sound:
             raise HeadInvalid(
                 "The request is framed in a way the proxy does not pass on.",

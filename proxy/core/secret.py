@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import NoReturn, final
 
 # What the key of phantom tokens is pinned to: no origin at all.
@@ -40,6 +41,10 @@ class Secret:
     def holds(self, text: str) -> bool:
         """Whether `text` is the secret (constant time)."""
         return hmac.compare_digest(self._value.encode(), text.encode())
+
+    def fingerprint(self, name: Callable[[str], str]) -> str:
+        """What `name`, which keeps it to itself, makes of the secret and its origin."""
+        return name(f"{self._origin}\0{self._value}")
 
     def digest(self) -> str:
         """Twelve hex digits that identify the secret without revealing it."""

@@ -56,7 +56,9 @@ def _file(path: Path, *, report: Report) -> CallersFile:
         return CallersFile.model_validate(values)
     except ValidationError as error:
         for one in error.errors(include_input=False, include_url=False):
-            key, text, hint = explain(one["loc"], kind=one["type"], message=one["msg"])
+            key, text, hint = explain(
+                one["loc"], kind=one["type"], message=one["msg"], top=CallersFile.model_fields
+            )
             report.problem(key, text, hint=hint, origin=origin)
         return CallersFile()
 
@@ -74,15 +76,20 @@ def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: R
         except ValueError as error:
             problem("secrets", str(error), "A secret itself does not belong into a file.")
     if len(secrets) > 2:
-        problem("secrets", "are more than two")
+        problem("secrets", "are more than two", "nomba-proxy caller rotate NAME --finish")
     rules: list[Rule] = []
     for text in entry.rules:
         try:
             rules.append(parse_rule(text, families=families()))
         except ValueError as error:
             problem("rules", f"{text!r}: {error}")
-    for name in sorted(set(entry.upstreams) - known):
-        problem("upstreams", f"there is no upstream {name}", f"There are: {', '.join(known)}")
+    if unknown := sorted(set(entry.upstreams) - known):  # it opens nothing: no harm is done
+        report.warnings.append(
+            f"{key} ({origin}): upstreams: there is no {', '.join(unknown)} here; "
+            f"there is: {', '.join(sorted(known))}"
+        )
+    if "" in entry.accounts:
+        problem("accounts", "an empty id is none")
     if entry.burst and not entry.rate:
         problem("burst", "is of no use without rate")
     return Caller(

@@ -120,8 +120,12 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             shown = "; ".join(value or ())
         rows.append((key, shown, settings.origins.get(key, "default")))
 
+    in_force = {"state_dir": settings.state_dir, "callers.file": settings.callers_file}
     for key in keys():
         if key.startswith("upstream."):
+            continue
+        if key in in_force:
+            row(key, in_force[key])
             continue
         section, _, name = key.rpartition(".")
         holder = getattr(settings.model, section) if section else settings.model
@@ -134,6 +138,7 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             row(f"upstream.0.{name}", getattr(entry, name))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
     row("callers.signing_key", "***" if settings.signing_key else "")
+    row("caller", ", ".join(one.name for one in settings.callers.callers))
     for at, one in enumerate(settings.upstreams):
         prefix = f"upstream.{at}"
         for name in UpstreamSettings.model_fields:

@@ -1,5 +1,6 @@
 """Validate the merged values, complete the upstreams, and check what hangs together."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from proxy.settings.upstreams import (
 )
 from proxy.simulator import Switches, parse_fault
 
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(?::\d{1,5})?/?")
+
 
 def load(
     *,
@@ -31,6 +35,7 @@ def load(
     flags: Mapping[str, str | list[str]] | None = None,
     credentials: bool = True,
     listeners: bool = True,
+    callers: bool = True,
 ) -> Settings:
     """The effective settings.
 
@@ -40,6 +45,7 @@ def load(
         flags: dotted keys with their values from the command line.
         credentials: whether missing credentials are a problem.
         listeners: whether the proxy's own listeners are to be opened.
+        callers: whether the callers are to be read.
 
     Raises:
         SettingsError: with every problem found.
@@ -73,23 +79,27 @@ def load(
             raise SettingsError(fresh.problems)
         return found
 
-    callers = read_callers(callers_file, entries=model.caller, upstreams=names, report=report)
+    known = Roster()
+    if callers:
+        known = read_callers(callers_file, entries=model.caller, upstreams=names, report=report)
     signing_key = read_signing_key(model.callers.signing_key_file, environ=environ, report=report)
     anonymous = model.callers.anonymous is True or (
         model.callers.anonymous == "auto" and listen.loopback
     )
     doors = [anonymous] if simulate else [one.anonymous for one in upstreams]
     explicit = model.callers.anonymous is True
-    open_door = any(doors) and (explicit or callers.keeps_anonymous)
-    if model.callers.file and not callers_file.exists():
-        report.warnings.append(
-            f"callers.file: {callers_file} is not there; `nomba-proxy caller add` makes it"
+    open_door = any(doors) and (explicit or known.keeps_anonymous)
+    if callers and model.callers.file and not callers_file.exists():
+        # Without it the door that it closes could stand open.
+        report.problem(
+            "callers.file", f"{callers_file} is not there", hint="nomba-proxy caller add makes it"
         )
+    _check_pages(model, report=report)
     if listeners:
         _check_spool(model, report=report)
         _check_listeners(listen, admin=admin, report=report)
         if not listen.loopback:
-            _check_exposed(listen, model=model, open_door=open_door, callers=callers, report=report)
+            _check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
     check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
         raise SettingsError(report.problems)
@@ -103,7 +113,7 @@ def load(
         simulated_account=account,
         simulator_listen=simulator_listen,
         simulator_control_listen=simulator_control_listen,
-        callers=callers,
+        callers=known,
         callers_file=callers_file,
         read_callers=roster,
         state_dir=state_dir,
@@ -180,6 +190,21 @@ def _check_listeners(listen: Address, *, admin: Address, report: Report) -> None
             f"{admin} can be reached from other machines",
             hint="It renews and revokes tokens without a password: keep it on 127.0.0.1 or [::1].",
         )
+
+
+def _check_pages(model: SettingsModel, *, report: Report) -> None:
+    for host in model.callers.hosts:
+        if not _HOST.fullmatch(host):
+            report.problem(
+                "callers.hosts", f"{host!r} is no host name", hint="Names only: any port is meant."
+            )
+    for origin in model.callers.origins:
+        if not _ORIGIN.fullmatch(origin):
+            report.problem(
+                "callers.origins",
+                f"{origin!r} is no origin",
+                hint="Write scheme://host or scheme://host:port, as a browser sends it.",
+            )
 
 
 def _check_exposed(

@@ -256,7 +256,7 @@ def check_upstreams(
             report.problem(key, "is the proxy itself", hint="Check NOMBA_BASE_URL and listen.")
         if one.anonymous and origin.environment in {"production", "custom"}:
             report.warnings.append(
-                f"anybody on this machine, web pages included, may use {origin.text} "
+                f"anybody on this machine may use {origin.text} "
                 "through the proxy (callers.anonymous = true)"
             )
         if one.name in names:

@@ -171,21 +171,20 @@ class Session:
         Raises:
             TokenUnavailable: none could be had within the wait limit.
         """
-        began = self._clocks.alive()
         token = self.lend()
         if lasting and token is not None:
             await self._try_renewal(token)
             token = self.lend()
-        return token or await self._wait(after=0, waited=self._clocks.alive() - began)
+        return token or await self._wait(after=0)
 
     async def _try_renewal(self, token: Token) -> None:
-        """Wait for one renewal, as long as `token` lives; whatever comes of it."""
+        """Wait for one renewal, half as long as `token` lives; whatever comes of it."""
         now = self._clocks.alive()
         held_off = self._stopped or self._closed or (self._failures and now < self._retry_at)
         if self._flight is None and not held_off:
             self._start(self._refresh_or_issue, reason="thin")
         if self._flight is not None:
-            left = min(self._settings.wait_limit, token.lifetime.dies_at - now)
+            left = min(self._settings.wait_limit, (token.lifetime.dies_at - now) / 2)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._settled(self._flight)
@@ -469,9 +468,9 @@ class Session:
             )
         )
 
-    async def _wait(self, *, after: int, waited: float = 0.0) -> Token:
+    async def _wait(self, *, after: int) -> Token:
         try:
-            async with asyncio.timeout(self._settings.wait_limit - waited):
+            async with asyncio.timeout(self._settings.wait_limit):
                 while True:
                     token = self.lend()
                     if token is not None and token.generation > after:

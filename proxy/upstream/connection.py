@@ -29,6 +29,10 @@ _IDLE_LIMIT = re.compile(rb"\btimeout=(\d{1,9})", re.IGNORECASE)
 _CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 
 
+# What an interim reply says: status, reason, fields.
+Interim = Callable[[int, bytes, list[tuple[bytes, bytes]]], None]
+
+
 class Connection(asyncio.Protocol):
     """A connection that carries one request at a time.
 
@@ -70,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._persists = False
         self._all_sent = False
         self._received = 0
+        self._fruitless = 0
         self._head_bytes = 0
         self.status = 0
         self.reason = b""
@@ -127,12 +132,14 @@ class Connection(asyncio.Protocol):
 
     # -- what the caller does ----------------------------------------------------------
 
-    def begin(self, *, head_only: bool) -> None:
+    def begin(self, *, head_only: bool, interim: Interim = lambda *_: None) -> None:
         """Get ready for the next request.
 
         Args:
             head_only: whether it is a HEAD, whose reply has no body.
+            interim: told of replies that come before the final one.
         """
+        self._interim = interim
         if self.used:
             self._clear(head_only=head_only)
         self._head_only = head_only
@@ -303,12 +310,15 @@ class Connection(asyncio.Protocol):
             self._fail("sent something that nobody had asked for")
             return
         self._received += len(data)
+        self._fruitless += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._unparsable()
         if not self._head_done and self._received > _MAX_HEAD:
             self._fail("sent a reply head that is too large")
+        elif self._fruitless > _MAX_HEAD and self._head_done and not self._complete:
+            self._fail("sent trailers or chunk extensions that are too large")
         self._wake()
 
     def eof_received(self) -> None:
@@ -374,12 +384,14 @@ class Connection(asyncio.Protocol):
             self._problem = "sent a reply head that is too large"
             return
         status = self._parser.get_status_code()
+        if _CONTROL.search(self.reason):
+            self._problem = "sent a reason phrase with control characters"
+            return
         if 100 <= status < 200:
             if status == 101:
                 self._problem = "switched protocols without being asked"
-            return  # interim replies concern this hop only
-        if _CONTROL.search(self.reason):
-            self._problem = "sent a reason phrase with control characters"
+            elif status != 100:  # that one concerns this hop only; nobody asked for it here
+                self._interim(status, self.reason, self.headers)
             return
         if not 200 <= status < 600 or self._parser.get_http_version() not in {"1.1", "1.0"}:
             self._problem = "sent a status or version that HTTP/1.1 does not have"
@@ -411,6 +423,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._persists = False  # a body where none may be
             return
+        self._fruitless = 0
         self._parts.append(part)
         self._buffered += len(part)
         if self._buffered > _HIGH_WATER and not self._paused and self._transport is not None:

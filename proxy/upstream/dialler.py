@@ -25,7 +25,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.upstream.connection import Connection
+from proxy.upstream.connection import Connection, Interim
 from proxy.upstream.pool import Pool, PoolLimits
 from proxy.upstream.reply import Reply
 from proxy.upstream.tunnel import open_tunnel
@@ -111,6 +111,7 @@ class Dialler:
         fresh: bool = False,
         recent: bool = False,
         sending: Callable[[], object] = lambda: None,
+        interim: Interim = lambda *_: None,
         own: bool = False,
         deadline: float | None = None,
     ) -> Reply:
@@ -123,6 +124,7 @@ class Dialler:
             fresh: over a connection that has carried nothing yet.
             recent: over one that is fresh or was used a moment ago.
             sending: told right before the first byte is written.
+            interim: told of replies that come before the final one.
             own: a call of the proxy's own, beside those it forwards.
             deadline: of the exchange; without one it begins now.
 
@@ -141,7 +143,7 @@ class Dialler:
         if connection is None:
             connection = await self._take(pool, deadline=deadline, fresh=fresh or recent)
         try:
-            connection.begin(head_only=head_only)
+            connection.begin(head_only=head_only, interim=interim)
             async with asyncio.timeout_at(deadline) as limit:
                 await connection.send(
                     head, body=body, stall=self._timeouts.write_stall, sending=sending

@@ -38,16 +38,21 @@ class Reply:
         self.bodyless = connection.bodyless
         self._peeked = b""
 
-    async def peek(self, limit: int) -> tuple[bytes, bool]:
+    async def peek(self, limit: int, *, patience: float | None = None) -> tuple[bytes, bool]:
         """The first bytes of the body, kept for delivery, and whether they are all of it.
 
-        Waits until `limit` bytes or the end have come.
+        Waits until `limit` bytes or the end have come, but not longer than `patience` seconds
+        if that is given: then what there is has to do.
 
         Raises:
             UpstreamBroken, UpstreamTimeout: the body was cut short before.
         """
-        while len(self._peeked) <= limit and await self._more():
-            self._peeked += self._connection.take()
+        try:
+            async with asyncio.timeout(None if self._connection.complete else patience):
+                while len(self._peeked) <= limit and await self._more():
+                    self._peeked += self._connection.take()
+        except TimeoutError:
+            pass
         return self._peeked, len(self._peeked) <= limit and self._connection.complete
 
     async def parts(self) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from proxy.upstream.connection import Connection
 
 _MAX_HEAD = 16 * 1024
-_OPEN = re.compile(rb"HTTP/1\.[01] 2\d\d[ \r]")
+_OPEN = re.compile(rb"HTTP/1\.[01] 2\d\d(?: |\r|$)")
 
 
 class _Asking(asyncio.Protocol):

@@ -7,12 +7,13 @@ import asyncio
 import itertools
 import json
 import re
+import socket
 import ssl
 from contextlib import suppress
 
 import pytest
 import trustme
-from harness import ScriptedUpstream, transfer_body
+from harness import ScriptedUpstream, reset, transfer_body
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -392,3 +393,81 @@ async def test_a_caller_that_reads_nothing_is_cut_off(start_proxy, upstream):
     (line,) = await proxy.exchanges()
     assert (line["status"], line["error"]) == (499, "caller_stalled")
     writer.transport.abort()
+
+
+async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=0.3)
+    size = 1_500_000
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    )
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, proxy.address)
+    await loop.sock_sendall(sock, b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    got = 0
+    while got < size:
+        part = await loop.sock_recv(sock, 30_000)
+        assert part
+        got += len(part)
+        await asyncio.sleep(0.02)
+    sock.close()
+    (line,) = await proxy.exchanges()
+    assert (line["status"], line["reply_bytes"]) == (200, size)
+
+
+@pytest.mark.parametrize(
+    "request_line", ["GET /a/../b", "OPTIONS *", "POST /v1/auth/token/issue", "GET /v1/x"]
+)
+async def test_a_caller_that_asks_and_asks_and_reads_nothing_is_cut_off(
+    start_proxy, upstream, request_line
+):
+    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=0.2)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, proxy.address)
+    request = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
+
+    async def ask():
+        for _ in range(2000):
+            await loop.sock_sendall(sock, request * 100)
+
+    with pytest.raises(ConnectionError):  # long before all of it was taken
+        await asyncio.wait_for(ask(), 30)
+    sock.close()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_caller_that_leaves_during_a_reply_does_not_end_what_is_no_read(
+    start_proxy, upstream, method, whole
+):
+    proxy = await start_proxy(base_url=upstream.origin)
+    ended, gone = asyncio.Event(), asyncio.Event()
+
+    async def answer(_, __, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+        await gone.wait()
+        for _ in range(9 if whole else 4):
+            writer.write(b"x" * 111_000)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        ended.set()
+
+    upstream.answer = answer
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    writer.write(f"{method} /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    await reader.readuntil(b"xxx")
+    reset(writer)
+    gone.set()
+    (line,) = await proxy.exchanges()
+    assert line["status"] == 499
+    if method == "GET":
+        assert line["outcome"] == "unknown"
+    else:
+        await asyncio.wait_for(ended.wait(), 30)
+        assert line["outcome"] == ("answered" if whole else "unknown")

@@ -157,13 +157,53 @@ async def test_replies_without_a_body_keep_the_connection(through, upstream, req
     writer.close()
 
 
-async def test_interim_replies_are_not_the_reply(through, upstream):
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_interim_replies_pass_as_they_are_but_not_to_an_old_caller(
+    through, upstream, version
+):
+    """RFC 9110 section 15.2; the 100 is between the upstream and us: nobody asked for it."""
     upstream.answer = upstream.reply_with(
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+        b"HTTP/1.1 102 Go on\r\nContent-Length: 5\r\nConnection: x-a\r\nX-A: 1\r\n\r\n"
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     )
-    reply = await through.get("/v1/x")
-    assert (reply.status, reply.body, reply.get("Link")) == (200, b"ok", None)
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"GET /v1/x HTTP/" + version + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    got = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 Go on\r\n\r\n"
+    assert got.startswith((interim if version == b"1.1" else b"") + b"HTTP/1.1 200 OK\r\n")
+    assert got.endswith(b"\r\n\r\nok")
+
+
+async def test_a_json_stream_is_not_held_back(through, upstream):
+    go = asyncio.Event()
+
+    async def answer(_, __, writer):
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"a":1}\n')
+        await go.wait()
+        writer.write(b'{"b":2}\n')
+
+    upstream.answer = answer
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b'{"a":1}\n'), 30)  # while the rest is to come
+    go.set()
+    await asyncio.wait_for(reader.readuntil(b'{"b":2}\n'), 30)
+    writer.close()
+
+
+@pytest.mark.parametrize("expect", ["100-continue, foo", "foo\r\nExpect: 100-Continue"])
+async def test_an_expectation_among_others_is_answered(through, upstream, expect):
+    reader, writer = await asyncio.open_connection(*through.address)
+    head = (
+        f"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nExpect: {expect}\r\nContent-Length: 2\r\n\r\n"
+    )
+    writer.write(head.encode())
+    await asyncio.wait_for(reader.readuntil(b"100 Continue\r\n\r\n"), 30)
+    writer.write(b"{}")
+    assert (await read_reply(reader)).status == 200
+    writer.close()
 
 
 CUT = {

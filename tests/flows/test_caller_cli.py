@@ -144,8 +144,9 @@ async def test_a_setting_that_keeps_the_door_open_is_named(caller):
         (("add", "Bad_Name", "--close-anonymous"), 2, "lower-case"),
         (("add", "owner", "--close-anonymous"), 2, "the proxy's own"),
         (("add", "x", "--close-anonymous", "--rule", "allow foo"), 2, "class:read"),
-        (("add", "x", "--close-anonymous", "--upstream", "none"), 2, "there is no upstream none"),
         (("add", "x", "--close-anonymous", "--expires", "soon"), 1, "2027-01-31"),
+        (("add", "x", "--close-anonymous", "--expires", "2020-01-01"), 1, "is over already"),
+        (("add", "x", "--close-anonymous", "--account", ""), 2, "empty id"),
         (("add", "x", "--close-anonymous", "--rate", "-1"), 2, "greater than or equal to 0"),
         (("add", "x", "--close-anonymous", "--burst", "2"), 2, "without rate"),
         (("add", "x", "--close-anonymous", "--body-limit", "huge"), 2, "a size such as 1MiB"),
@@ -180,6 +181,35 @@ async def test_what_a_person_wrote_into_the_file_stays(caller, tmp_path):
     assert (code, "no valid TOML" in err) == (2, True)
 
 
+async def test_a_caller_can_be_disabled_whatever_else_is_wrong(caller, kept, tmp_path):
+    path = tmp_path / "state" / "callers.toml"
+    path.parent.mkdir()
+    path.write_text(
+        '[[caller]]\nname = "app"\nupstreams = ["simulator"]\n'
+        '[[caller]]\nname = "odd"\nrules = ["nonsense"]\n'
+    )
+    assert (await caller("disable", "app"))[0] == 0
+    assert kept()["caller"][0]["enabled"] is False
+    assert (await caller("remove", "odd"))[0] == 0
+    code, out, _ = await caller("list")
+    assert (code, "DISABLED" in out) == (0, True)
+
+
+async def test_an_upstream_that_is_not_there_is_noted(caller):
+    code, out, err = await caller("add", "app", "--close-anonymous", "--upstream", "else")
+    assert (code, out.startswith("npk_app_")) == (0, True)
+    assert "else is no upstream of these settings" in err
+
+
+async def test_a_third_key_is_refused_until_the_oldest_has_ended(caller, kept):
+    assert (await caller("add", "app", "--close-anonymous"))[0] == 0
+    assert (await caller("rotate", "app"))[0] == 0
+    code, out, err = await caller("rotate", "app")
+    assert (code, out) == (1, "")
+    assert "nomba-proxy caller rotate app --finish" in err
+    assert len(kept()["caller"][0]["secrets"]) == 2
+
+
 async def test_a_caller_of_the_settings_file_is_changed_there(caller, tmp_path):
     file = tmp_path / "proxy.toml"
     file.write_text('[[caller]]\nname = "fixed"\n')
@@ -196,6 +226,24 @@ async def test_many_at_once_lose_nothing(caller, kept):
     done = await asyncio.gather(*(caller("add", f"app-{n}") for n in range(6)))
     assert {code for code, _, _ in done} == {0}
     assert len(kept()["caller"]) == 7
+
+
+async def test_no_answer_changes_nothing(tmp_path):
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "caller", "add", "app"),
+        env=environ(NOMBA_PROXY_STATE_DIR=str(tmp_path / "state")),
+        stdin=theirs,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(theirs)
+    os.write(ours, b"\x04")
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    os.close(ours)
+    assert (process.returncode, out) == (1, b"")
+    assert b"nothing was changed" in err
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize(("answer", "stays"), [("\n", False), ("y\n", False), ("n\n", True)])

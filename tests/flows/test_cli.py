@@ -116,7 +116,7 @@ async def test_check_prints_json_for_machines():
     ("more", "text"),
     [
         ({}, "add one with a key of its own: nomba-proxy caller add NAME"),
-        ({"NOMBA_PROXY_CALLERS_ANONYMOUS": "true"}, "web pages included, may use https"),
+        ({"NOMBA_PROXY_CALLERS_ANONYMOUS": "true"}, "anybody on this machine may use https"),
     ],
 )
 def test_production_is_closed_to_anonymous_callers_until_they_are_allowed(more, text):

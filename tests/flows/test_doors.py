@@ -82,12 +82,16 @@ async def proxy_basic(_, key):
     return f"Proxy-Authorization: Basic {base64.b64encode(f'app:{key}'.encode()).decode()}"
 
 
+async def bearer(_, key):
+    return f"Authorization: Bearer {key}"
+
+
 async def basic(_, key):
     return f"Authorization: basic {base64.b64encode(f'app:{key}'.encode()).decode()}"
 
 
 WAYS = [phantom, bare_phantom, key_field, key_field_in_another_case, proxy_bearer, proxy_basic]
-WAYS += [basic]
+WAYS += [basic, bearer]
 UNKNOWN, FORBIDDEN = (401, "caller_unknown"), (403, "caller_forbidden")
 # What is wrong: the caller's entry, the key it sends, what it gets.
 WRONG = {
@@ -168,6 +172,18 @@ async def test_every_wrong_way_in_is_refused_and_nothing_is_sent(
     assert (reply.json["code"], reply.outcome) == (str(expected[0]), "not_sent")
     assert simulator.received == []
     assert key not in proxy.log.text + reply.raw.decode()
+
+
+@pytest.mark.parametrize("way", [phantom, bare_phantom])
+async def test_a_revoked_phantom_opens_nothing(start, simulator, roster, way):
+    roster(entry())
+    proxy = await start()
+    how = await way(proxy, KEY)
+    body = json.dumps({"access_token": how.split()[-1]}).encode()
+    assert (await proxy.send("POST", REVOKE, body=body)).status == 200
+    reply = await proxy.send("POST", TRANSFER, how, body=b"{}")
+    assert (reply.status, reply.json["proxy"]["error"]) == UNKNOWN
+    assert simulator.received == []
 
 
 @pytest.mark.parametrize("way", [phantom, bare_phantom])
@@ -258,6 +274,20 @@ async def test_a_setting_wins_over_the_file(start, roster):
     roster(entry(), anonymous=False)
     proxy = await start(callers__anonymous="true")
     assert (await proxy.get(BALANCE)).status == 200
+
+
+async def test_a_file_that_is_gone_opens_no_door(start, roster, tmp_path):
+    roster(entry(), anonymous=False)
+    proxy = await start()
+    (tmp_path / "state" / "callers.toml").unlink()
+    for _ in range(100):
+        if proxy.log.lines("callers_not_reloaded"):
+            break
+        await asyncio.sleep(0.05)
+    (event,) = proxy.log.lines("callers_not_reloaded")
+    assert "is gone" in event["reason"]
+    assert (await proxy.get(BALANCE)).status == 401
+    assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
 
 
 async def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(start, roster):
@@ -365,6 +395,8 @@ BYPASSES = [
     ("POST /v2/transfers/bank", "X_Nomba_Proxy_Key: {key}"),
     ("POST /v2/transfers/bank", "X-Nomba-Proxy-Key: {key}", "X-Nomba-Proxy-Key: {full}x"),
     ("POST /v2/transfers/bank", "Authorization: Bearer {key}"),
+    ("POST /v2/transfers%20/bank", "X-Nomba-Proxy-Key: {key}"),
+    ("POST /v2/transfers/bank%00", "X-Nomba-Proxy-Key: {key}"),
     ("POST /v2/transfers/bank", "Authorization: Basic OjpYOg==", "Authorization: {key}"),
     ("POST /v2/transfers/bank", "X-Forwarded-User: full", "X-Nomba-Proxy-Key: {key}"),
     ("POST /v2/transfers/bank", "X-Nomba-Proxy-Key: {key}", "Connection: X-Nomba-Proxy-Key"),

@@ -1,6 +1,7 @@
 """What comes in goes out, byte for byte; what is ours is ours alone."""
 
 import asyncio
+import contextlib
 import gzip
 import re
 
@@ -270,8 +271,34 @@ async def test_upgrades_are_refused_and_h2c_is_ignored(through, upstream):
     assert reply.get("Connection") == "close"
     both = ("Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket")
     assert (await through.get("/v1/x", *both)).status == 501
-    assert (await through.get("/v1/x", "Connection: Upgrade", "Upgrade: h2c")).status == 200
+    ignored = await through.get("/v1/x", "Connection: Upgrade", "Upgrade: h2c")
+    assert (ignored.status, ignored.get("Connection")) == (200, "close")
     assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("first", ["GET /v1/a", "GET /a/../b", "OPTIONS *"])
+async def test_nothing_behind_an_ignored_upgrade_is_read_as_a_request(through, upstream, first):
+    """aiohttp's parser takes what follows in the same segment for the other protocol."""
+    hidden = b"POST /v1/SMUGGLED HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(
+        f"{first} HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+        f"POST /v1/second HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(hidden)}\r\n\r\n".encode()
+    )
+    await asyncio.sleep(0.1)
+    writer.write(hidden)
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.wait_for(reader.read(65536), 30):
+            pass
+    writer.close()
+    assert b"SMUGGLED" not in b"".join(head for head, _ in upstream.requests)
+
+
+@pytest.mark.parametrize("line", ["GET /v1/x HTTP/2.0", "GET /v1/x HTTP/0.9", "GET /v1/x"])
+async def test_other_versions_of_http_are_refused(through, upstream, line):
+    reply = await through.raw(f"{line}\r\nHost: localhost\r\n\r\n".encode())
+    assert (reply.status, reply.json["proxy"]["error"]) == (400, "head_invalid")
+    assert upstream.requests == []
 
 
 @pytest.mark.parametrize(
@@ -446,3 +473,11 @@ async def test_forwarded_headers_pass_only_if_that_is_wanted(start_proxy, upstre
     received = [one.decode() for one in lines(upstream.requests[0][0])]
     assert [one for one in received if "10.0.0.1" in one] == (sent if choice == "pass" else [])
     assert "Override" not in str(received)
+
+
+async def test_chunks_in_http_1_0_are_refused(through, upstream):
+    """RFC 9112 section 6.1: faulty framing."""
+    head = b"POST /v1/x HTTP/1.0\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"
+    reply = await through.raw(head + b"1\r\nx\r\n0\r\n\r\n")
+    assert (reply.status, reply.json["proxy"]["error"]) == (400, "head_invalid")
+    assert upstream.requests == []

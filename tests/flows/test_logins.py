@@ -175,6 +175,7 @@ async def test_a_setting_tells_it_in_a_200(start_proxy, owner):
     reply = await post(proxy, ISSUE, owner | {"client_secret": "wrong"})
     assert (reply.status, reply.json["code"]) == (200, "01")
     assert "data" not in reply.json
+    assert (await proxy.exchanges())[0]["error"] == "caller_unknown"
     assert (await log_in(proxy, owner))["access_token"]
 
 
@@ -206,9 +207,43 @@ async def test_the_account_that_is_told_is_one_that_requests_are_made_for(proxy,
         assert (reply.status, reply.json["proxy"]["error"]) == (403, "account_mismatch")
 
 
-async def test_an_account_that_the_upstream_lets_through_is_told_too(start_proxy, owner):
-    proxy = await start_proxy(upstream__account_policy="allow", upstream__account_allow=OTHER)
-    assert (await log_in(proxy, owner, f"accountId: {OTHER}"))["businessId"] == OTHER
+@pytest.mark.parametrize("policy", ["allow", "fill"])
+@pytest.mark.parametrize("spelled", [OTHER, OTHER.upper()])
+async def test_an_account_that_the_upstream_lets_through_is_told_too(
+    start_proxy, owner, policy, spelled
+):
+    proxy = await start_proxy(upstream__account_policy=policy, upstream__account_allow=OTHER)
+    account = f"accountId: {spelled}"
+    assert (await log_in(proxy, owner, account))["businessId"] == spelled
+    assert (await proxy.get("/v1/x", account)).outcome == "answered"
+
+
+async def test_an_owners_token_ends_with_the_upstreams_secret_client_and_origin(
+    start_proxy, simulator, owner, upstream
+):
+    proxy = await start_proxy(callers__anonymous="false")
+    pair = await log_in(proxy, owner)
+    bearer = f"Authorization: Bearer {pair['access_token']}"
+    assert await balance(proxy, bearer) == 200
+    for more in (
+        {"env": {"NOMBA_CLIENT_SECRET": "another"}},
+        {"env": {"NOMBA_CLIENT_ID": "another"}},
+        {"base_url": upstream.origin},
+    ):
+        other = await start_proxy(callers__anonymous="false", **more)
+        assert await balance(other, bearer) == 401
+        reply = await post(other, REFRESH, {"refresh_token": pair["refresh_token"]})
+        assert reply.status == 404
+
+
+async def test_a_revocation_is_kept_where_nothing_was_kept_before(start_proxy, owner, tmp_path):
+    env = {"NOMBA_PROXY_CALLERS_SIGNING_KEY": "k" * 40}
+    first = await start_proxy(callers__anonymous="false", env=env)
+    token = (await log_in(first, owner))["access_token"]
+    assert not (tmp_path / "state").exists()
+    assert (await post(first, REVOKE, {"access_token": token})).status == 200
+    second = await start_proxy(callers__anonymous="false", env=env)
+    assert await balance(second, f"Authorization: Bearer {token}") == 401
 
 
 async def test_nothing_of_the_upstreams_is_in_any_answer(proxy, simulator, owner):
@@ -318,9 +353,14 @@ async def test_the_signing_key_is_kept_for_its_owner_only(proxy, tmp_path):
 async def test_without_a_place_for_the_key_the_proxy_starts_and_says_so(start_proxy, owner):
     proxy = await start_proxy(state_dir="/proc/nowhere")
     (event,) = proxy.log.lines("signing_key_not_kept")
-    assert "callers.signing_key" in event["hint"]
+    assert "NOMBA_PROXY_CALLERS_SIGNING_KEY" in event["hint"]
     token = (await log_in(proxy, owner))["access_token"]
     assert (await post(proxy, REVOKE, {"access_token": token})).status == 200
+    (event,) = proxy.log.lines("revocation_not_stored")
+    closed = await start_proxy(state_dir="/proc/nowhere", callers__anonymous="false")
+    token = (await log_in(closed, owner))["access_token"]
+    await post(closed, REVOKE, {"access_token": token})
+    assert await balance(closed, f"Authorization: {token}") == 401  # as far as it can
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,31 @@ async def test_trailers_are_not_taken_for_headers(serve, say, fetch):
 async def test_interim_replies_are_passed_over(serve, say, fetch, interim):
     early = b"HTTP/1.1 " + interim + b"\r\nLink: </x>\r\n\r\n"
     peer = await serve(say(early + early, early + OK + b"Content-Length: 2\r\n\r\nhi"))
-    got = await fetch(peer.dialler())
+    told = []
+    got = await fetch(peer.dialler(), interim=lambda *one: told.append(one))
     assert (got.status, got.reason, got.body) == (200, b"OK", b"hi")
     assert got.headers == [(b"Content-Length", b"2")]
+    number, _, reason = interim.partition(b" ")
+    said = (int(number), reason, [(b"Link", b"</x>")])
+    assert told == ([] if number == b"100" else [said] * 3)
+
+
+@pytest.mark.parametrize(
+    "endless", [b"0\r\nX: ", b"0\r\n" + b"X: y\r\n" * 20_000, b"5;", b"5;a=b" * 20_000]
+)
+async def test_endless_trailers_and_extensions_are_cut(serve, fetch, endless):
+    async def script(peer, reader, writer):
+        await peer.head(reader)
+        writer.write(CHUNKED + b"3\r\nabc\r\n" + endless)
+        while True:
+            writer.write(b"a" * 10_000)
+            peer.sent = getattr(peer, "sent", 0) + 10_000
+            await writer.drain()
+
+    peer = await serve(script)
+    with pytest.raises(UpstreamBroken, match=r"too large|no valid HTTP"):
+        await fetch(peer.dialler())
+    assert peer.sent < 20_000_000
 
 
 # -- wherever the segments end ----------------------------------------------------------
