@@ -374,26 +374,27 @@ async def _watch_callers(settings: Settings, *, registry: Registry, emit: Emit) 
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    seen = look()
+    seen: object = ()  # whatever happened since the settings were read is seen at the first look
     while True:
         await asyncio.sleep(_LOOK_EVERY)
         if (now := look()) == seen:
             continue
         if now is None:  # who is known stays known, and the door as it is
-            if seen is not None:
+            if seen != () or settings.callers.callers:
                 gone: dict[str, object] = {"reason": f"{settings.callers_file} is gone"}
                 emit(Event("callers_not_reloaded", "error", fields=gone))
             seen = now
             continue
         seen = now
         try:
-            roster = settings.read_callers()
-        except SettingsError as error:
-            told: dict[str, object] = {"reason": str(error.problems[0])}
-            emit(Event("callers_not_reloaded", "error", fields=told))
+            roster = await asyncio.to_thread(settings.read_callers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next change is looked at
+            first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
+            emit(Event("callers_not_reloaded", "error", fields={"reason": first}))
             continue
-        registry.replace(roster)
-        emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
+        if roster != registry.roster:
+            registry.replace(roster)
+            emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
 
 
 async def _end(task: asyncio.Task[None]) -> None:

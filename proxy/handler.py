@@ -464,6 +464,7 @@ class Handler:
                 allow="POST",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
+        self._callers.pages.check(request.raw_headers, any_host=True)
         body = await read_body(request, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
         data = b""
         if body is not None:
@@ -567,10 +568,11 @@ class Handler:
         elif http10:
             own.append((b"Connection", b"keep-alive"))
         exchange.status = reply.status
+        fields = self._without_token(exchange, answer)
         head = reply_head(
             reply.status,
             reason=reply.reason,
-            headers=self._without_token(exchange, answer),
+            headers=fields,
             own=own,
             location=answer.upstream.locate if self._headers.rewrite_location else None,
             shared=not answer.ambient,
@@ -615,11 +617,13 @@ class Handler:
         """The fields of a reply, our token masked should the upstream have put it there."""
         access, fields = answer.token.access, answer.reply.headers
         token = access.reveal(to=answer.upstream.dialler.origin.text).encode()
-        if all(token not in value for _, value in fields):
+        reason = answer.reply.reason
+        if token not in reason and all(token not in n and token not in v for n, v in fields):
             return fields
+        answer.reply.reason = reason.replace(token, b"***")
         told: dict[str, object] = {"request_id": exchange.request_id}
         self._emit(Event("token_in_reply", "error", answer.upstream.name, told))
-        return [(name, value.replace(token, b"***")) for name, value in fields]
+        return [(n.replace(token, b"x"), v.replace(token, b"***")) for n, v in fields]
 
     def _refusal(
         self, request: web.BaseRequest, exchange: Exchange, error: ProxyError

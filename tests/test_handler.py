@@ -28,7 +28,7 @@ class Lender:
     """A session that always has a token."""
 
     def lend(self, *, lasting):
-        secret = Secret("t", origin=ORIGIN.text)
+        secret = Secret("a-token", origin=ORIGIN.text)
         return Token(secret, secret, 1, Lifetime(1e9, 1e9, 1e18))
 
     def accepted(self, generation):

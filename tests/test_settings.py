@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -1142,6 +1143,9 @@ DIGEST = str(Digest.of("x", salt="0" * 16))
         ('caller = ["a"]', "caller.0", "[[caller]]"),
         ('[[caller]]\nname = "a"\naccounts = 1', "caller.0.accounts", "must be a list"),
         ('[[caller]]\nname = "a"\nexpires = "soon"', "caller.0.expires", "a date such as"),
+        ('[[caller]]\nname = "a"\nexpires = "0001-01-01"', "caller.0.expires", "a date such as"),
+        ('[[caller]]\nname = "a"\nexpires = 9999-12-31', "caller.0.expires", "a date such as"),
+        ('[[caller]]\nname = "a"\nrate = 1e-320', "caller.0.rate", "at least 0.001"),
         ('[[caller]]\nname = "a"\nrate = -1', "caller.0.rate", "greater than or equal"),
         ('[[caller]]\nname = "a"\nburst = 3', "caller a: burst", "without rate"),
         ('[[caller]]\nname = "a"\nbody_limit = "x"', "caller.0.body_limit", "1MiB"),
@@ -1159,6 +1163,28 @@ def test_what_is_wrong_with_a_caller_is_named_with_its_file(write, text, key, to
     assert found.key == key
     assert told in f"{found.text} {found.hint}"
     assert found.origin == f"file {path}"
+
+
+@pytest.mark.parametrize(
+    ("written", "epoch"),
+    [
+        ("2027-01-31", 1801353600),
+        ('"2027-01-31"', 1801353600),
+        ('"2027-01-31T12:00:00"', 1801396800),
+        ("2027-01-31T12:00:00", 1801396800),
+        ("2027-01-31T12:00:00+01:00", 1801393200),
+    ],
+)
+def test_a_time_without_a_zone_is_utc_however_it_is_written(write, monkeypatch, written, epoch):
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        path = write(f'[[caller]]\nname = "a"\nexpires = {written}\n', "callers.toml")
+        (caller,) = settings(NOMBA_PROXY_CALLERS_FILE=path).callers.callers
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert caller.expires == epoch
 
 
 def test_callers_of_both_files_count_and_a_name_stands_in_one_only(write):

@@ -37,6 +37,8 @@ def signing_key(folder: Path) -> str:
 
 
 def _read(path: Path) -> str:
+    if path.stat().st_mode & 0o007:
+        raise ValueError(f"{path} is open to every user; remove it and a new one is made")
     text = path.read_text("utf-8").strip()
     if len(text) < 32:
         raise ValueError(f"{path} holds no signing key; remove it and a new one is made")

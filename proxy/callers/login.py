@@ -100,6 +100,7 @@ class Login:
             LoginInvalid: the body cannot be understood.
             CallerUnknown: wrong credentials or token.
             CallerForbidden, AccountMismatch: not for this upstream or account.
+            RateLimited: more than the caller may.
         """
         fields = _read(call.body)
         if call.call == "revoke":
@@ -118,6 +119,8 @@ class Login:
                     raise
                 body = {"code": "01", "description": "Invalid credentials"}
                 return LoginAnswer(body, "-", error.description)
+        if (limiter := self._registry.enter(caller)) is not None:
+            limiter.leave()
         check_upstream(caller, upstream=call.upstream)
         business = told_account(call.account, sent=call.sent, own=caller.accounts)
         if caller.name == OWNER:

@@ -111,16 +111,26 @@ class Registry:
             if door.client_secret is not None
         }
         self._limiters: dict[str, Limiter] = {}
-        self._callers: dict[str, Caller] = {}
-        self.replace(roster)
+        self._roster = roster
+        self._callers = {one.name: one for one in roster.callers}
 
     def replace(self, roster: Roster) -> None:
-        """Take over another roster; what is under way goes on."""
-        before, self._roster = self._callers, roster
+        """Take over another roster; what is under way goes on.
+
+        A door that is closed is opened by a roster that says so, never by one that says
+        nothing: it may be what is left of a file.
+        """
+        if self._callers and roster.anonymous is None:
+            roster = Roster(roster.callers, self._roster.keeps_anonymous)
+        self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
-        for name, old in before.items():
-            if (new := self._callers.get(name)) is None or _limits(new) != _limits(old):
-                self._limiters.pop(name, None)
+        now = self._monotonic()
+        for name, limiter in list(self._limiters.items()):
+            caller = self._callers.get(name)
+            if caller is None or not (caller.rate or caller.concurrent):
+                del self._limiters[name]
+            else:
+                limiter.change(*_limits(caller), now=now)
 
     # -- from a head ---------------------------------------------------------------------
 
@@ -147,6 +157,11 @@ class Registry:
         if self.lets_in_anonymous(upstream):
             return _ANONYMOUS
         raise problem
+
+    @property
+    def roster(self) -> Roster:
+        """The roster in force."""
+        return self._roster
 
     def lets_in_anonymous(self, upstream: str) -> bool:
         """Whether callers that nobody knows may use an upstream."""
@@ -266,8 +281,7 @@ class Registry:
         limiter = self._limiters.get(caller.name)
         now = self._monotonic()
         if limiter is None:
-            rate, burst, concurrent = _limits(caller)
-            limiter = Limiter(rate=rate, burst=burst, concurrent=concurrent, now=now)
+            limiter = Limiter(*_limits(caller), now=now)
             self._limiters[caller.name] = limiter
         if wait := limiter.enter(now):
             raise RateLimited(

@@ -1,16 +1,17 @@
 """Phantom tokens that ended before their time, remembered until they would have ended anyway.
 
-Kept in a file that every worker appends to and looks at again when it has grown, so that
+Kept in a file that every worker appends to and looks at again when it has changed, so that
 a revocation outlives a restart and holds in every process of this machine.
 """
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LOOK_EVERY = 1.0  # seconds
+_LONGEST = 19  # digits of a time
 
 
 class Revoked:
@@ -33,10 +34,10 @@ class Revoked:
         self._wall = wall
         self._monotonic = monotonic
         self._ids: dict[str, int] = {}
-        self._read = 0
+        self._inode = self._read = 0
         self._looked = monotonic()
         with contextlib.suppress(OSError):
-            self._forget_all_if_over(path)
+            self._forget_what_is_over()
         self._look()
 
     def __contains__(self, token_id: str) -> bool:
@@ -55,36 +56,65 @@ class Revoked:
         Raises:
             OSError: it holds in this process only: the file cannot be written.
         """
+        if token_id in self._ids:
+            return
         self._ids[token_id] = expires
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with self._locked():
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, f"{token_id} {expires}\n".encode())
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone with the file: the lock is another one, because the file may be replaced."""
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, f"{token_id} {expires}\n".encode())
+            yield
         finally:
             os.close(descriptor)
 
     def _look(self) -> None:
-        """Read what has been appended since."""
+        """Read what is new in the file."""
         self._looked = self._monotonic()
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._read:
-                    self._read = 0
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._read:
+                    self._inode, self._read = found.st_ino, 0
                 file.seek(self._read)
                 lines = file.read()
         except OSError:  # not there yet, or not to be read: what is known goes on
             return
+        if not lines:
+            return
         whole = lines[: lines.rfind(b"\n") + 1]
         self._read += len(whole)
-        for line in whole.decode("ascii", "replace").splitlines():
-            token_id, _, expires = line.partition(" ")
-            if expires.isdigit():
-                self._ids[token_id] = int(expires)
+        now = self._wall()
+        living = {name: end for name, end in self._ids.items() if end >= now}
+        self._ids = living | dict(_entries(whole))
 
-    def _forget_all_if_over(self, path: Path) -> None:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            ends = [line.split()[-1] for line in file.read().splitlines() if line.split()]
-            if all(one.isdigit() and int(one) < self._wall() for one in ends):
-                file.truncate(0)
+    def _forget_what_is_over(self) -> None:
+        if not self._path.exists():
+            return
+        now = self._wall()
+        with self._locked():
+            entries = list(_entries(self._path.read_bytes()))
+            living = [(name, end) for name, end in entries if end >= now]
+            if len(living) == len(entries):
+                return
+            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            fresh.write_text("".join(f"{name} {end}\n" for name, end in living))
+            fresh.chmod(0o600)
+            fresh.replace(self._path)
+
+
+def _entries(lines: bytes) -> Iterator[tuple[str, int]]:
+    for line in lines.decode("ascii", "replace").splitlines():
+        token_id, _, expires = line.partition(" ")
+        if expires.isdecimal() and len(expires) <= _LONGEST:
+            yield token_id, int(expires)

@@ -44,7 +44,8 @@ def caller(settings: Settings, arguments: argparse.Namespace) -> int:
         "remove": _remove,
     }
     try:
-        return actions[arguments.action](settings, arguments)
+        code = actions[arguments.action](settings, arguments)
+        return code or _usable(settings)
     except _Refused as error:
         print(f"nomba-proxy: {error}", file=sys.stderr)
         return 1
@@ -52,6 +53,22 @@ def caller(settings: Settings, arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"nomba-proxy: {problem}", file=sys.stderr)
         return 2
+
+
+def _usable(settings: Settings) -> int:
+    """Whether a running proxy can take the file over; said if not."""
+    try:
+        settings.read_callers()
+    except SettingsError as error:
+        print(
+            "nomba-proxy: the change is kept, but a running proxy does not take it over until "
+            "this is mended:",
+            file=sys.stderr,
+        )
+        for problem in error.problems:
+            print(f"  - {problem}", file=sys.stderr)
+        return 1
+    return 0
 
 
 # -- the commands ------------------------------------------------------------------------
@@ -78,7 +95,14 @@ def _add(settings: Settings, arguments: argparse.Namespace) -> int:
         if not isinstance(callers, AoT):
             raise _Refused(f"{settings.callers_file}: `caller` is no list of tables")
         callers.append(entry)
-    _told(settings, arguments, {"caller": name, "key": secret, "file": str(settings.callers_file)})
+    try:
+        said = {"caller": name, "key": secret, "file": str(settings.callers_file)}
+        _told(settings, arguments, said)
+        sys.stdout.flush()
+    except OSError:  # nobody saw the key
+        with _edited(settings) as document:
+            document["caller"].remove(_entry(document, name, settings))
+        raise
     here = {one.name for one in settings.upstreams} or {"simulator"}
     if elsewhere := sorted(set(arguments.upstream or ()) - here):
         told = (
@@ -246,7 +270,7 @@ def _edited(settings: Settings, *, checked: bool = False) -> Iterator[Any]:
         checked: undo the change if it leaves a file that cannot be used. A caller can be
             disabled whatever else is wrong with the file.
     """
-    path = settings.callers_file
+    path = settings.callers_file.resolve()  # a link stays one
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(path):

@@ -84,12 +84,14 @@ def told_account(rule: AccountRule, *, sent: tuple[str, ...], own: frozenset[str
     Raises:
         AccountMismatch: it is not one that requests of this caller could be made for.
     """
+    parent = rule.account.lower()
     if not sent:
-        return rule.account
-    allowed = own | (rule.allowed if rule.policy == "allow" else frozenset())
+        only = len(own) == 1 and parent not in own
+        return next(iter(own)) if only else rule.account
+    allowed = own or {parent} | (rule.allowed if rule.policy == "allow" else frozenset())
     for one in sent:
         anything = rule.policy == "fill" and len(sent) == 1 and not own
-        if not anything and one.lower() not in allowed | {rule.account.lower()}:
+        if not anything and one.lower() not in allowed:
             raise AccountMismatch(
                 f"The login names account {mask(one)}, and no request of this caller could be made "
                 f"for it; the proxy serves {mask(rule.account)}.",

@@ -43,8 +43,13 @@ class Pages:
             frozenset(one.lower().rstrip("/") for one in origins),
         )
 
-    def check(self, headers: Headers) -> None:
+    def check(self, headers: Headers, *, any_host: bool = False) -> None:
         """Refuse what a foreign page makes a browser send.
+
+        Args:
+            headers: raw fields.
+            any_host: whether the proxy may be called by any name: who has a secret to send
+                is no victim of DNS rebinding.
 
         Raises:
             HostRefused: `Host` is no name of this proxy's.
@@ -56,7 +61,7 @@ class Pages:
             lower = name.lower()
             if lower == b"host":
                 host = value.decode("latin-1").lower()
-                if not self._is_ours(_name(host)):
+                if not any_host and not self._is_ours(_name(host)):
                     raise HostRefused(
                         "This proxy is not called by the name in Host.",
                         hint="Against DNS rebinding only this machine's names are answered without "

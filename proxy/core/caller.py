@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from proxy.core.routes import Kind, Route
+from proxy.core.routes import Kind, Route, families, family
 from proxy.core.target import canonical_path
 from proxy.errors import AccountMismatch, CallerForbidden
 
@@ -121,12 +121,12 @@ class Rule:
         return (
             (not self.methods or ("GET" if method == "HEAD" else method) in self.methods)
             and (self.path is None or self.path.fullmatch(path) is not None)
-            and self.family in {"", route.family}
+            and self.family in {"", family(path)}
             and self.kind in {None, route.kind}
         )
 
 
-def parse_rule(text: str, *, families: frozenset[str]) -> Rule:
+def parse_rule(text: str) -> Rule:
     """Read a rule.
 
     Raises:
@@ -147,8 +147,8 @@ def parse_rule(text: str, *, families: frozenset[str]) -> Rule:
         return Rule(text, allow, methods, path=_path_pattern(what))
     name, colon, value = what.partition(":")
     if name == "family" and colon:
-        if value not in families:
-            raise ValueError(f"no family {value!r}; there are: {', '.join(sorted(families))}")
+        if value not in families():
+            raise ValueError(f"no family {value!r}; there are: {', '.join(sorted(families()))}")
         return Rule(text, allow, methods, family=value)
     if name == "class" and colon and value in set(Kind):
         return Rule(text, allow, methods, kind=Kind(value))
@@ -169,7 +169,7 @@ def _path_pattern(text: str) -> re.Pattern[str]:
     if any("*" in part and part != "*" for part in parts):
         raise ValueError("* stands for a whole segment, ** for all that follows, at the end only")
     middle = "".join("/[^/]+" if part == "*" else "/" + re.escape(part) for part in parts)
-    return re.compile(middle + ("(?:/.*)?" if rest else ""))
+    return re.compile(middle + ("(?:/.*)?" if rest else ""), re.DOTALL)
 
 
 # -- callers -----------------------------------------------------------------------------

@@ -28,17 +28,8 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# Never forwarded: `expect` is answered by us; the rest would tell the upstream
-# another method or path than the one we judged.
-_REQUEST_DROPPED = _HOP_BY_HOP | {
-    b"expect",
-    b"x-http-method-override",
-    b"x-http-method",
-    b"x-method-override",
-    b"x-original-url",
-    b"x-original-uri",
-    b"x-rewrite-url",
-}
+# Answered by us.
+_REQUEST_DROPPED = _HOP_BY_HOP | {b"expect"}
 # Addresses of our network, unless `headers.forwarded` lets them pass.
 _FORWARDED = frozenset({b"forwarded", b"x-real-ip"})
 _FORWARDED_PREFIX = b"x-forwarded-"
@@ -47,9 +38,17 @@ _REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
 _REPLY_DROPPED_PREFIX = b"nomba-proxy-"
 # A page of another origin may read a reply that says so.
 _SHARING_PREFIX = b"access-control-"
-# Ours, compared by letters and digits only: servers that map names to variables take
-# `account_id`, `Account-Id` or `account.id` for `accountId`.
-_OWN = frozenset({b"authorization", b"accountid", b"xnombaproxykey"})
+# Never forwarded, compared by letters and digits only: servers that map names to variables
+# take `account_id`, `Account-Id` or `account.id` for `accountId`. The first are ours; the
+# others would tell the upstream another method or path than the one we judged.
+_OWN = frozenset(
+    {
+        *(b"authorization", b"accountid", b"xnombaproxykey", b"proxyauthorization"),
+        *(b"xhttpmethodoverride", b"xhttpmethod", b"xmethodoverride", b"xoriginalmethod"),
+        *(b"xoriginalurl", b"xoriginaluri", b"xoriginalpath", b"xrewriteurl"),
+        *(b"xenvoyoriginalpath", b"xforwardeduri", b"xforwardedmethod"),
+    }
+)
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
 # A path, or an authority with what follows it: `scheme://host/…`, `//host/…`.

@@ -39,12 +39,20 @@ class Limiter:
         now: seconds on a monotonic clock.
     """
 
-    __slots__ = ("_bucket", "_concurrent", "_under_way")
+    __slots__ = ("_bucket", "_concurrent", "_limits", "_under_way")
 
-    def __init__(self, *, rate: float, burst: int, concurrent: int, now: float) -> None:
+    def __init__(self, rate: float, burst: int, concurrent: int, *, now: float) -> None:
+        self._under_way = 0
+        self.change(rate, burst, concurrent, now=now)
+
+    def change(self, rate: float, burst: int, concurrent: int, *, now: float) -> None:
+        """Other limits; what is under way still counts."""
+        limits = (rate, burst, concurrent)
+        if getattr(self, "_limits", None) == limits:
+            return
+        self._limits = limits
         self._bucket = Bucket(rate, burst=burst, now=now) if rate else None
         self._concurrent = concurrent
-        self._under_way = 0
 
     def enter(self, now: float) -> int:
         """Let a request in; 0, or the whole seconds after which to try again."""

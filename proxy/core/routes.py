@@ -7,6 +7,7 @@ refusal that proves nothing, `money` may not be sent for an account nobody meant
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 from proxy.core.target import Target, canonical_path
 from proxy.data import operations
@@ -47,13 +48,11 @@ class Route:
     Attributes:
         template: the operation's path template, or `other`: safe as a metric label.
         kind: `read`, `write` or `money`.
-        family: the first word of the path behind its version, or `other`.
         account_at: which part of the path, split at its slashes, names a sub-account.
     """
 
     template: str
     kind: Kind
-    family: str = "other"
     account_at: int | None = None
 
 
@@ -88,16 +87,24 @@ def _build() -> _Node:
         else:
             kind = Kind.WRITE
         account_at = next((at for at, one in enumerate(segments) if one in _ACCOUNTS), None)
-        route = Route(operation.template, kind, segments[2], account_at)
+        route = Route(operation.template, kind, account_at)
         node.routes.setdefault(operation.method, route)
     return root
 
 
+@cache
 def families() -> frozenset[str]:
-    """The families of operations there are, for rules."""
+    """The families of operations there are: the word behind the version, else `other`."""
     return frozenset(
         canonical_path(one.template.encode()).split("/")[2] for one in operations()
     ) | {"other"}
+
+
+def family(path: str) -> str:
+    """The family of a canonical path, whether or not it is an operation anybody knows."""
+    segments = path.split("/", 3)
+    found = segments[2] if len(segments) > 2 else ""
+    return found if found in families() else "other"
 
 
 class RouteTable:
@@ -109,8 +116,8 @@ class RouteTable:
     def classify(self, method: str, target: Target) -> Route:
         """The route of a request; what is unknown and no read counts as money.
 
-        An upstream may know no path parameters, or tell cases apart: where the path as
-        sent is an operation of more weight than its canonical form, that it is.
+        An upstream may know no path parameters, end a path at one, or tell cases apart:
+        where such a reading is an operation of more weight than the canonical form, that it is.
 
         Args:
             method: as sent, upper case.
@@ -119,9 +126,11 @@ class RouteTable:
         wanted = "GET" if method == "HEAD" else method
         route = self._lookup(wanted, target.canonical)
         if route is not None and method not in READ_METHODS and route.kind is not Kind.MONEY:
-            as_sent = self._lookup(wanted, target.path.decode("ascii"))
-            if as_sent is not None and _GRAVITY[as_sent.kind] > _GRAVITY[route.kind]:
-                return as_sent
+            path = target.path.decode("ascii")
+            for reading in (path, path.partition(";")[0]):
+                sent = self._lookup(wanted, reading)
+                if sent is not None and _GRAVITY[sent.kind] > _GRAVITY[route.kind]:
+                    return sent
         if route is not None:
             return route
         return _UNKNOWN_READ if method in READ_METHODS else _UNKNOWN_MONEY

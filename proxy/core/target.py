@@ -17,7 +17,8 @@ from proxy.errors import HostRefused, TargetAmbiguous
 _RAW_REFUSED = re.compile(rb"[^\x21-\x7e]|[#\\]")
 _DOTS = re.compile(rb"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?=[/\\]|$)")
 # A path parameter ends at the next slash: for some servers before decoding, for others after.
-_HIDDEN_SLASH = re.compile(rb";[^/]*%(?:2f|5c)", re.IGNORECASE)
+# Anchored to the beginning of a segment, so that each is looked at once.
+_HIDDEN_SLASH = re.compile(rb"(?:^|/)[^/;]*;[^/]*%(?:2f|5c)", re.IGNORECASE)
 _SLASHES = re.compile(r"/{2,}")
 _PARAMS = re.compile(r";[^/]*")
 _UNRESERVED = re.compile(

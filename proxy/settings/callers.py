@@ -8,7 +8,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from proxy.core.caller import RESERVED, Caller, Digest, Role, Roster, Rule, parse_rule
-from proxy.core.routes import families
 from proxy.settings.explain import explain
 from proxy.settings.model import CallerEntry, CallersFile
 from proxy.settings.sources import Report
@@ -80,7 +79,7 @@ def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: R
     rules: list[Rule] = []
     for text in entry.rules:
         try:
-            rules.append(parse_rule(text, families=families()))
+            rules.append(parse_rule(text))
         except ValueError as error:
             problem("rules", f"{text!r}: {error}")
     if unknown := sorted(set(entry.upstreams) - known):  # it opens nothing: no harm is done

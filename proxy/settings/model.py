@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -172,10 +173,20 @@ class UpstreamSettings(_Section):
 
 def _moment(value: object) -> object:
     """A date is the beginning of that day; a time without a zone is UTC."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
     if isinstance(value, date) and not isinstance(value, datetime):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
+        value = value.replace(tzinfo=UTC)
+    if isinstance(value, datetime) and not 2000 <= value.year < 9999:
+        raise ValueError("no year that a clock shows")
+    return value
+
+
+def _rate(value: float) -> float:
+    if 0 < value < 0.001:
+        raise ValueError("a rate is 0 for no limit, or at least 0.001 a second")
     return value
 
 
@@ -191,7 +202,9 @@ class CallerEntry(_Section):
     role: Literal["full", "no-money", "read-only"] = "full"
     rules: Lines = ()
     observe: bool = False
-    rate: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 0.0
+    rate: Annotated[
+        float, Field(ge=0, le=1_000_000, allow_inf_nan=False), AfterValidator(_rate)
+    ] = 0.0
     burst: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     concurrent: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     body_limit: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)

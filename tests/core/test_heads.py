@@ -42,7 +42,9 @@ OWN_LOOK_ALIKES = [
 OURS_ALONE = [
     *(b"Expect", b"X-HTTP-Method-Override", b"X-HTTP-Method", b"X_Method_Override"),
     *(b"Forwarded", b"X-Forwarded-For", b"x-forwarded-anything", b"X_Forwarded_Proto"),
-    *(b"X-Real-IP", b"X_Real_Ip"),
+    *(b"X-Real-IP", b"X_Real_Ip", b"X.HTTP.Method.Override", b"X~HTTP~Method~Override"),
+    *(b"XHTTPMethodOverride", b"X-HTTP-Method-Override-", b"X.Original.URL", b"X-Original-Path"),
+    *(b"X-Original-Method", b"X-Envoy-Original-Path", b"Proxy.Authorization", b"X.Nomba.Proxy.Key"),
 ]
 PLAIN = [
     *(

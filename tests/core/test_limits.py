@@ -26,22 +26,31 @@ def test_no_course_lets_more_through_than_burst_and_rate(pauses, rate, burst):
 
 
 def test_who_waits_as_long_as_it_is_told_passes():
-    limiter = Limiter(rate=0.5, burst=1, concurrent=0, now=0.0)
+    limiter = Limiter(0.5, 1, 0, now=0.0)
     assert limiter.enter(0.0) == 0
     assert limiter.enter(0.1) == 2
     assert limiter.enter(2.1) == 0
 
 
 def test_so_many_at_a_time_and_one_more_when_one_has_left():
-    limiter = Limiter(rate=0.0, burst=1, concurrent=2, now=0.0)
+    limiter = Limiter(0.0, 1, 2, now=0.0)
     assert [limiter.enter(0.0) for _ in range(3)] == [0, 0, 1]
     limiter.leave()
     assert limiter.enter(0.0) == 0
 
 
 def test_who_is_refused_for_the_rate_takes_no_place():
-    limiter = Limiter(rate=1.0, burst=1, concurrent=1, now=0.0)
+    limiter = Limiter(1.0, 1, 1, now=0.0)
     assert limiter.enter(0.0) == 0
     limiter.leave()
     assert limiter.enter(0.0) == 1
     assert limiter.enter(5.0) == 0
+
+
+def test_other_limits_forget_nothing_that_is_under_way():
+    limiter = Limiter(0.0, 1, 1, now=0.0)
+    assert limiter.enter(0.0) == 0
+    limiter.change(5.0, 5, 1, now=0.0)
+    assert limiter.enter(0.0) == 1
+    limiter.leave()
+    assert limiter.enter(0.0) == 0

@@ -63,6 +63,7 @@ LISTS = {
 
 def test_a_list_in_another_case_could_be_another_operation():
     assert classify("POST", "/v1/accounts/virtual/list").kind is Kind.READ
+    assert classify("POST", "/v1/transfers/bank;/lookup").kind is Kind.MONEY
     for spelling in ("/v1/accounts/virtual/LIST", "/v1/accounts/virtual/list;x"):
         assert classify("POST", spelling).kind is Kind.WRITE  # one for a sub-account
 

@@ -1,3 +1,4 @@
+import contextlib
 import re
 from urllib.parse import unquote_to_bytes
 
@@ -230,3 +231,12 @@ def test_policy_below_a_mount_sees_the_path_below_it():
 def test_the_root_mount_changes_nothing():
     target = parse(b"/v1/x?y")
     assert strip_mount(target, mount=b"") is target
+
+
+@pytest.mark.parametrize("unit", [b";%", b";%2", b"/;", b"%252f", b";a/", b"/.;", b"%25"])
+def test_a_long_target_is_read_in_a_time_that_grows_with_its_length(unit):
+    """A stranger's 16 KiB once took seconds: a hundred of them would be over the test's time."""
+    target = (b"/" + unit * 16_384)[:16_000] + b"%25252525252541"
+    for _ in range(100):
+        with contextlib.suppress(TargetAmbiguous):
+            parse_target(target, is_own_authority=lambda _: False)

@@ -6,6 +6,7 @@ import os
 import pty
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from harness import environ, run
@@ -188,7 +189,9 @@ async def test_a_caller_can_be_disabled_whatever_else_is_wrong(caller, kept, tmp
         '[[caller]]\nname = "app"\nupstreams = ["simulator"]\n'
         '[[caller]]\nname = "odd"\nrules = ["nonsense"]\n'
     )
-    assert (await caller("disable", "app"))[0] == 0
+    code, _, err = await caller("disable", "app")
+    assert (code, "the change is kept, but" in err) == (1, True)
+    assert "nonsense" in err
     assert kept()["caller"][0]["enabled"] is False
     assert (await caller("remove", "odd"))[0] == 0
     code, out, _ = await caller("list")
@@ -219,6 +222,30 @@ async def test_a_caller_of_the_settings_file_is_changed_there(caller, tmp_path):
     assert (code, "stands in the settings file" in err) == (1, True)
     code, _, err = await caller("add", "fixed", "--close-anonymous", *config)
     assert (code, "already" in err) == (1, True)
+
+
+async def test_a_link_to_the_file_stays_a_link(caller, tmp_path):
+    real, link = tmp_path / "real.toml", tmp_path / "state" / "callers.toml"
+    link.parent.mkdir()
+    real.write_text('[[caller]]\nname = "app"\n')
+    link.symlink_to(real)
+    assert (await caller("disable", "app"))[0] == 0
+    assert link.is_symlink()
+    assert "enabled = false" in real.read_text()
+
+
+async def test_a_key_that_nobody_saw_is_no_key(tmp_path):
+    state = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    with Path("/dev/full").open("wb") as full:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy", "caller", "add", "app", "--close-anonymous"),
+            env=environ(**state),
+            stdout=full,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert tomllib.loads((tmp_path / "state" / "callers.toml").read_text())["caller"] == []
 
 
 async def test_many_at_once_lose_nothing(caller, kept):

@@ -276,6 +276,25 @@ async def test_a_setting_wins_over_the_file(start, roster):
     assert (await proxy.get(BALANCE)).status == 200
 
 
+async def test_a_file_that_lost_what_was_in_it_opens_no_door(start, roster, tmp_path):
+    roster(entry())
+    proxy = await start()
+    (tmp_path / "state" / "callers.toml").write_text("")
+    await changed(proxy)
+    assert (await proxy.get(BALANCE)).status == 401
+    roster(anonymous=True)
+    await changed(proxy, 2)
+    assert (await proxy.get(BALANCE)).status == 200
+
+
+async def test_a_change_right_after_the_settings_were_read_is_seen(start, roster):
+    roster(entry())
+    proxy = await start()
+    roster(entry(enabled=False))  # before the first look
+    await changed(proxy)
+    assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 401
+
+
 async def test_a_file_that_is_gone_opens_no_door(start, roster, tmp_path):
     roster(entry(), anonymous=False)
     proxy = await start()
@@ -340,6 +359,14 @@ async def test_more_than_the_rate_is_told_to_come_again(start, simulator, roster
     assert 1 <= int(replies[3].get("Retry-After")) <= 10
     assert len(simulator.received) == 2
     assert (await proxy.get(BALANCE, await key_field(proxy, OTHERS))).status == 200
+
+
+async def test_a_login_counts_as_a_request(start, simulator, roster):
+    roster(entry(rate=0.1, burst=2))
+    proxy = await start()
+    assert isinstance(await phantom(proxy, KEY), str)
+    assert isinstance(await phantom(proxy, KEY), str)
+    assert (await phantom(proxy, KEY)).status == 429
 
 
 async def test_more_at_a_time_than_a_caller_may_are_refused(start, simulator, roster):
@@ -457,6 +484,17 @@ async def test_a_page_gets_nothing_through_a_browser_of_a_stranger_or_with_basic
     assert simulator.received == []
 
 
+@pytest.mark.parametrize("page", ["Origin: https://evil.example", "Sec-Fetch-Site: cross-site"])
+async def test_a_page_does_not_log_in_even_with_the_right_secret(start, roster, page):
+    roster(entry())
+    proxy = await start()
+    body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
+    reply = await proxy.send("POST", ISSUE, page, body=body)
+    assert (reply.status, reply.json["proxy"]["error"]) == (403, "origin_refused")
+    host = f"POST {ISSUE} HTTP/1.1\r\nHost: nomba-proxy:8080\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert (await proxy.raw(host.encode() + body)).status == 200  # an app in another container
+
+
 @pytest.mark.parametrize(("fields", "_"), PAGES)
 async def test_what_no_browser_sends_by_itself_is_no_page(start, roster, fields, _):
     roster(entry())
@@ -498,5 +536,9 @@ async def test_our_token_does_not_come_back_in_a_header(start_proxy, upstream):
     )
     reply = await proxy.get("/v1/x")
     assert reply.get("X-Debug") == "Bearer ***!"
-    (event,) = proxy.log.lines("token_in_reply")
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 Bearer token-1\r\nX-token-1: x\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert b"token-1" not in (await proxy.get("/v1/x")).raw
+    event, _ = proxy.log.lines("token_in_reply")
     assert event["request_id"] == reply.get("X-Request-Id")

@@ -8,6 +8,8 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from proxy.callers.revoked import Revoked
+
 BALANCE = "/v1/accounts/balance"
 ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
 REVOKE = "/v1/auth/token/revoke"
@@ -395,3 +397,58 @@ async def test_a_hundred_logins_cost_the_upstream_nothing(proxy, simulator, owne
     pairs = await asyncio.gather(*(log_in(proxy, owner) for _ in range(100)))
     assert len({one["access_token"] for one in pairs}) == 100
     assert len(simulator.received) == 1
+
+
+async def test_what_is_over_is_forgotten_and_nothing_else(tmp_path):
+    now, path = [1000.0], tmp_path / "revoked"
+
+    def revoked():
+        return Revoked(path, wall=lambda: now[0], monotonic=lambda: now[0])
+
+    one, other = revoked(), revoked()
+    for number in range(3):
+        one.add(f"short-{number}", expires=1100)
+    one.add("long", expires=5000)
+    one.add("long", expires=5000)
+    assert path.read_text().count("\n") == 4
+    now[0] = 1050.0
+    assert "short-1" in other
+    now[0] = 2000.0
+    third = revoked()  # starts, and forgets what is over: the file is another one now
+    assert path.read_text() == "long 5000\n"
+    for number in range(4):
+        third.add(f"new-{number}", expires=9000)
+    now[0] = 2002.0
+    assert all(f"new-{number}" in one and f"new-{number}" in other for number in range(4))
+    assert "long" in one
+    assert "short-1" not in one
+    path.write_bytes(b"x" * 10 + b" " + b"9" * 5000 + b"\n\xff\xff 12\nnew-5 9000\nhalf")
+    now[0] = 2004.0
+    assert "new-5" in one
+    assert "half" not in one
+
+
+async def test_a_signing_key_that_everybody_can_read_is_not_used(start_proxy, owner, tmp_path):
+    (tmp_path / "state").mkdir()
+    key = tmp_path / "state" / "signing.key"
+    key.write_text("k" * 64)
+    key.chmod(0o644)
+    proxy = await start_proxy()
+    (event,) = proxy.log.lines("signing_key_not_kept")
+    assert "open to every user" in event["reason"]
+
+
+@pytest.mark.parametrize("what", ["folder", "unreadable", "nonsense"])
+async def test_a_list_of_revocations_that_cannot_be_read_stops_nothing(
+    start_proxy, owner, tmp_path, what
+):
+    path = tmp_path / "state" / "revoked"
+    path.parent.mkdir()
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"\x00\xff nonsense 12345678901234567890\n")
+        path.chmod(0o000 if what == "unreadable" else 0o600)
+    proxy = await start_proxy(callers__anonymous="false")
+    token = (await log_in(proxy, owner))["access_token"]
+    assert await balance(proxy, f"Authorization: {token}") == 200
