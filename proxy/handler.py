@@ -67,6 +67,7 @@ from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
 
 _PATIENCE = 0.25  # seconds that a stream is held back to be judged
+_MARKED = 6  # bytes from which on a token is not found in a reply by chance
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
@@ -618,6 +619,8 @@ class Handler:
         access, fields = answer.token.access, answer.reply.headers
         token = access.reveal(to=answer.upstream.dialler.origin.text).encode()
         reason = answer.reply.reason
+        if len(token) < _MARKED:
+            return fields
         if token not in reason and all(token not in n and token not in v for n, v in fields):
             return fields
         answer.reply.reason = reason.replace(token, b"***")
