@@ -29,7 +29,7 @@ from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
 from proxy.core.exchange import Emit, Event
 from proxy.core.phantom import Phantoms
-from proxy.core.secret import SIGNING, Secret, mask
+from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
 from proxy.errors import ProxyError
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.server import QuietServer
@@ -213,8 +213,10 @@ async def start_simulator(
     """
     options = settings.model.simulator
     switches = Switches(**options.switches())
-    if settings.simulated_account:
-        switches.account_id = settings.simulated_account
+    for name, value in settings.simulated.items():
+        setattr(switches, name, value)
+    if (secret := settings.simulated_secret) is not None:
+        switches.client_secret = secret.reveal(to=SIMULATED)
     path = Path(options.state_file) if options.state_file else None
     simulator = Simulator(
         switches,
@@ -338,6 +340,8 @@ def _callers(
             explicit=options.anonymous is True,
             client_id=one.client_id,
             client_secret=one.client_secret if accepted else None,
+            # The simulator has another port whenever it starts.
+            realm="simulator" if settings.simulate else one.origin.text,
         )
         for one in upstreams
     }

@@ -937,13 +937,29 @@ def test_describe_names_what_acts_on_the_simulator():
 def test_the_simulator_stands_in_for_the_account_that_is_set(write):
     file = write('[[upstream]]\naccount_id = "from-file"')
     auto = {"simulate": "auto"}
-    assert bare(flags=auto).simulated_account == ""
-    assert bare(file, flags=auto).simulated_account == "from-file"
-    assert bare(file, flags=auto, NOMBA_ACCOUNT_ID="from-env").simulated_account == "from-env"
+    assert bare(flags=auto).simulated == {}
+    assert bare(file, flags=auto).simulated["account_id"] == "from-file"
+    assert bare(file, flags=auto, NOMBA_ACCOUNT_ID="from-env").simulated["account_id"] == "from-env"
     flags = auto | {"upstream.0.account_id": "from-flag"}
-    assert bare(file, flags=flags, NOMBA_ACCOUNT_ID="e").simulated_account == "from-flag"
+    assert bare(file, flags=flags, NOMBA_ACCOUNT_ID="e").simulated["account_id"] == "from-flag"
     found = problem(bare, write('[[upstream]]\naccount_id = "a b"'), flags=auto)
-    assert (found.key, found.origin.startswith("file")) == ("upstream.0.account_id", True)
+    assert (found.key, found.origin.startswith("file")) == ("NOMBA_ACCOUNT_ID", True)
+
+
+def test_the_simulator_takes_an_apps_own_credentials_and_needs_none(write):
+    simulate = {"NOMBA_PROXY_SIMULATE": "true"}
+    loaded = settings(**simulate)
+    assert loaded.simulated["client_id"] == CREDENTIALS["NOMBA_CLIENT_ID"]
+    assert loaded.simulated_secret.holds(SECRET)
+    assert SECRET not in repr(loaded) + str(describe(loaded))
+    own = simulate | {
+        "NOMBA_PROXY_SIMULATOR_CLIENT_ID": "x",
+        "NOMBA_PROXY_SIMULATOR_CLIENT_SECRET": "y",
+    }
+    loaded = settings(**own)
+    assert ("client_id" in loaded.simulated, loaded.simulated_secret) == (False, None)
+    gone = {"NOMBA_CLIENT_SECRET": None, "NOMBA_CLIENT_SECRET_FILE": "/none"}
+    assert settings(**simulate, **gone).simulated_secret is None
 
 
 def test_the_simulator_is_told_by_flag_environment_and_file(write):

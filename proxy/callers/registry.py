@@ -5,6 +5,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from proxy.callers.revoked import Revoked
@@ -37,12 +38,14 @@ class Door:
         explicit: whether they say so themselves, so that adding callers changes nothing.
         client_id, client_secret: the upstream's own credentials, which log in the built-in
             caller `owner`; None where they do not.
+        realm: where those credentials are good; what was issued for another is not good here.
     """
 
     anonymous: bool
     explicit: bool = False
     client_id: str = ""
     client_secret: Secret | None = None
+    realm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +105,10 @@ class Registry:
         self._revoked = revoked
         self._wall = wall
         self._monotonic = monotonic
-        # What owners' tokens were issued for: another secret, client or origin ends them.
+        # What owners' tokens were issued for: another secret, client or realm ends them.
         self._owners = {
             name: door.client_secret.fingerprint(
-                lambda text, door=door: phantoms.fingerprint(door.client_id, text)  # type: ignore[misc]
+                partial(phantoms.fingerprint, door.realm, door.client_id)
             )
             for name, door in doors.items()
             if door.client_secret is not None

@@ -7,6 +7,8 @@ from typing import NoReturn, final
 
 # What the key of phantom tokens is pinned to: no origin at all.
 SIGNING = "signing:"
+# The same of an app's own secret that the built-in simulator is to know.
+SIMULATED = "simulated:"
 
 
 class SecretMisuse(Exception):
@@ -43,8 +45,8 @@ class Secret:
         return hmac.compare_digest(self._value.encode(), text.encode())
 
     def fingerprint(self, name: Callable[[str], str]) -> str:
-        """What `name`, which keeps it to itself, makes of the secret and its origin."""
-        return name(f"{self._origin}\0{self._value}")
+        """What `name`, which keeps it to itself, makes of the secret."""
+        return name(self._value)
 
     def digest(self) -> str:
         """Twelve hex digits that identify the secret without revealing it."""

@@ -77,7 +77,8 @@ class Settings:
         upstreams: complete entries; empty when simulating.
         simulate: whether the built-in simulator is the upstream.
         simulated_anonymous: as `ReadyUpstream.anonymous`, for it.
-        simulated_account: the account it stands in for, or "" for one of its own.
+        simulated: `account_id` and `client_id` it stands in for, where it has not its own.
+        simulated_secret: the client secret to those.
         simulator_listen, simulator_control_listen: where it listens, if that is set.
         callers: the configured callers.
         callers_file: where `nomba-proxy caller` keeps them.
@@ -99,7 +100,8 @@ class Settings:
     state_dir: Path
     signing_key: Secret | None = None
     simulated_anonymous: bool = False
-    simulated_account: str = ""
+    simulated: Mapping[str, str] = field(default_factory=dict)
+    simulated_secret: Secret | None = None
     simulator_listen: Address | None = None
     simulator_control_listen: Address | None = None
     warnings: tuple[str, ...] = ()
@@ -133,7 +135,9 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         row(key, "***" if key in _HIDDEN and value else value)
     if settings.simulate:  # what acts on the simulator
         entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
-        row("upstream.0.account_id", mask(settings.simulated_account))
+        for name in ("account_id", "client_id"):
+            row(f"upstream.0.{name}", mask(settings.simulated.get(name, "")))
+        row("upstream.0.client_secret", "***" if settings.simulated_secret else "")
         for name in ("mount", "account_policy", "account_override_money"):
             row(f"upstream.0.{name}", getattr(entry, name))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))

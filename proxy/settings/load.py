@@ -20,7 +20,7 @@ from proxy.settings.upstreams import (
     check_upstreams,
     complete_upstreams,
     read_address,
-    simulated_account,
+    simulated_credentials,
 )
 from proxy.simulator import Switches, parse_fault
 
@@ -64,9 +64,10 @@ def load(
         upstreams = complete_upstreams(
             model, environ=environ, required=credentials, here=listen.loopback, report=report
         )
-    account, simulator_listen, simulator_control_listen = "", None, None
+    simulated: Mapping[str, str] = {}
+    simulated_secret, simulator_listen, simulator_control_listen = None, None, None
     if simulate:
-        account = simulated_account(model, environ=environ, report=report)
+        simulated, simulated_secret = simulated_credentials(model, environ=environ, report=report)
         simulator_listen, simulator_control_listen = _simulator(model, report=report)
     state_dir = _state_dir(model, environ=environ)
     callers_file = Path(model.callers.file) if model.callers.file else state_dir / "callers.toml"
@@ -110,7 +111,8 @@ def load(
         upstreams=upstreams,
         simulate=simulate,
         simulated_anonymous=anonymous,
-        simulated_account=account,
+        simulated=simulated,
+        simulated_secret=simulated_secret,
         simulator_listen=simulator_listen,
         simulator_control_listen=simulator_control_listen,
         callers=known,

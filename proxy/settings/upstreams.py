@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from yarl import URL
 
 from proxy.core.origin import PRODUCTION, SANDBOX, Origin
-from proxy.core.secret import Secret
+from proxy.core.secret import SIMULATED, Secret
 from proxy.settings.addresses import Address, parse_address, parse_origin
 from proxy.settings.credentials import (
     CREDENTIAL_VARIABLES,
@@ -88,21 +88,35 @@ def complete_upstreams(
     return tuple(ready)
 
 
-def simulated_account(model: SettingsModel, *, environ: Mapping[str, str], report: Report) -> str:
-    """The account of the simulator: the one that is set, so that an app can keep its own.
+def simulated_credentials(
+    model: SettingsModel, *, environ: Mapping[str, str], report: Report
+) -> tuple[dict[str, str], Secret | None]:
+    """Account, client id and secret of the simulator: those that are set.
 
-    It stands where the first upstream would, under the same policies.
+    So an app can keep its own; what is set in `[simulator]` wins. It stands where the first
+    upstream would, under the same policies, and needs none of what that needs.
     """
     entry = model.upstream[0] if model.upstream else UpstreamSettings()
     _mount("upstream.0", entry, report=report)
-    key = "upstream.0.account_id"
-    account = entry.account_id or ""
-    outside = read_credentials(environ, report=report, only=["account_id"])
-    if outside and not (account and report.origins.get(key) == "flag"):
-        account, report.origins[key] = outside["account_id"]
-    if account and not _IDENTIFIER.fullmatch(account):
-        report.problem(key, "contains a space or a control character")
-    return account
+    aside = Report(origins=report.origins)
+    found = _credentials(
+        0,
+        entry,
+        outside=read_credentials(environ, report=aside),
+        alone=True,
+        required=False,
+        report=aside,
+    )
+    report.problems += [one for one in aside.problems if "ACCOUNT" in one.key]
+    plain = {
+        name: found[name]
+        for name in ("account_id", "client_id")
+        if found[name] and f"simulator.{name}" not in report.origins
+    }
+    secret = found["client_secret"]
+    if not secret or "simulator.client_secret" in report.origins:
+        return plain, None
+    return plain, Secret(secret, origin=SIMULATED)
 
 
 def _credentials(

@@ -6,9 +6,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from harness import environ
+from harness import environ, served
 
 APPS = Path(__file__).parents[1] / "apps"
 RUN = {
@@ -60,6 +61,19 @@ async def test_an_app_works_with_its_base_url_changed(start_proxy, simulator, ow
     assert simulator.count("/v1/auth/token/issue") == 1  # the proxy's own
     callers = {line["caller"] for line in await proxy.exchanges(len(statuses))}
     assert callers == {"owner"}
+
+
+async def test_an_app_and_the_simulator_are_given_the_same_environment():
+    """What a developer has in its `.env` works against the simulator too."""
+    env = {
+        "NOMBA_CLIENT_ID": "the-apps-own",
+        "NOMBA_CLIENT_SECRET": "the-apps-own-secret",
+        "NOMBA_ACCOUNT_ID": "the-apps-account",
+    }
+    more = ("--simulate", "--set", "callers.anonymous=false")
+    async with served(*more, **env) as proxy:
+        target = SimpleNamespace(url=f"http://{proxy.address}")
+        assert set(await play(target, "httpx_refresh.py", calls=2, **env)) == {200}
 
 
 @pytest.mark.parametrize(
