@@ -396,8 +396,8 @@ async def test_a_caller_that_reads_nothing_is_cut_off(start_proxy, upstream):
 
 
 async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
-    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=0.3)
-    size = 1_500_000
+    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=0.2)
+    size = 700_000
     upstream.answer = upstream.reply_with(
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     )
@@ -418,9 +418,7 @@ async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
     assert (line["status"], line["reply_bytes"]) == (200, size)
 
 
-@pytest.mark.parametrize(
-    "request_line", ["GET /a/../b", "OPTIONS *", "POST /v1/auth/token/issue", "GET /v1/x"]
-)
+@pytest.mark.parametrize("request_line", ["GET /a/../b", "OPTIONS *", "POST /v1/auth/token/issue"])
 async def test_a_caller_that_asks_and_asks_and_reads_nothing_is_cut_off(
     start_proxy, upstream, request_line
 ):
