@@ -31,6 +31,7 @@ from proxy.errors import (
     Internal,
     ProxyError,
 )
+from proxy.sending import unsent
 
 # aiohttp's own loggers write tracebacks that contain what the caller sent.
 _SILENT = logging.getLogger("proxy.silent")
@@ -207,17 +208,18 @@ async def write(request: web.BaseRequest, data: bytes, *, stall: float) -> None:
         raise ConnectionResetError
     writer.output_size += len(data)
     transport.write(data)
-    left = transport.get_write_buffer_size()
-    while left:
-        try:
-            async with asyncio.timeout(stall):
-                await writer.drain()
-        except TimeoutError:
-            before, left = left, transport.get_write_buffer_size()
+    if transport.get_write_buffer_size() <= transport.get_write_buffer_limits()[1]:
+        return
+    left = unsent(transport)
+    draining = asyncio.ensure_future(writer.drain())  # whose waiting must not be interrupted
+    try:
+        while not (await asyncio.wait((draining,), timeout=stall))[0]:
+            before, left = left, unsent(transport)
             if left >= before:
-                raise
-        else:
-            return
+                raise TimeoutError
+        draining.result()
+    finally:
+        draining.cancel()
 
 
 def stays_open(request: web.BaseRequest) -> bool:

@@ -17,6 +17,7 @@ from typing import cast
 import httptools
 
 from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from proxy.sending import unsent
 
 # Parts of a body waiting for a slow caller; beyond it the upstream is told to wait.
 _HIGH_WATER = 256 * 1024
@@ -194,7 +195,7 @@ class Connection(asyncio.Protocol):
         """Wait until the upstream has taken enough, or has answered."""
         left = -1
         while self._choked and not self._decided and self._transport is not None:
-            size = self._transport.get_write_buffer_size()
+            size = unsent(self._transport)
             if size == left:
                 raise UpstreamTimeout(
                     f"The upstream took nothing of the request for {stall:g} seconds.",
