@@ -18,7 +18,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
-from functools import partial
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10
@@ -66,7 +65,7 @@ from proxy.upstream.connection import Interim
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
 
-_PATIENCE = 0.25  # seconds that a stream is held back to be judged
+_PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
@@ -349,7 +348,7 @@ class Handler:
                 kind=route.kind,
                 ambient=identity.ambient,
                 sending=sending,
-                interim=partial(self._interim, request),
+                request=request,
                 deadline=upstream.dialler.deadline(),
             )
             return await self._steps_5_to_7(exchange, attempt, departure)
@@ -485,11 +484,15 @@ class Handler:
     ) -> tuple[Reply, Verdict]:
         origin = attempt.upstream.dialler.origin
         head = attempt.head.with_token(token.access.reveal(to=origin.text), account=attempt.account)
+
+        def interim(status: int, reason: bytes, headers: RawHeaders) -> None:
+            self._interim(exchange, attempt, token, (status, reason, headers))
+
         exchange.attempts += 1
         exchange.generation = token.generation
         started = self._monotonic()
         try:
-            reply = await attempt.send(head)
+            reply = await attempt.send(head, interim=interim)
         except UpstreamError as error:
             if attempt.resent or not may_resend(
                 error.outcome,
@@ -502,7 +505,7 @@ class Handler:
             exchange.attempts += 1
             sent = error.outcome is not Outcome.NOT_SENT
             try:
-                reply = await attempt.send(head, fresh=True)
+                reply = await attempt.send(head, interim=interim, fresh=True)
             except ProxyError as last:
                 if sent:
                     last.outcome = Outcome.UNKNOWN
@@ -531,13 +534,22 @@ class Handler:
             exchange.waited += self._monotonic() - started
 
     def _interim(
-        self, request: web.BaseRequest, status: int, reason: bytes, headers: RawHeaders
+        self,
+        exchange: Exchange,
+        attempt: "_Attempt",
+        token: Token,
+        said: tuple[int, bytes, RawHeaders],
     ) -> None:
         """Pass an interim reply on (RFC 9110 section 15.2): a proxy does, but not to HTTP/1.0."""
+        request = attempt.request
         transport = request.transport
-        if transport is not None and request.version != HttpVersion10:
-            fields = [one for one in headers if one[0].lower() != b"content-length"]
-            transport.write(reply_head(status, reason=reason, headers=fields, own=()))
+        if transport is None or request.version == HttpVersion10:
+            return
+        status, reason, headers = said
+        reason, fields = self._without_token(exchange, attempt.upstream, token, (reason, headers))
+        fields = [one for one in fields if one[0].lower() != b"content-length"]
+        shared = not attempt.ambient
+        transport.write(reply_head(status, reason=reason, headers=fields, own=(), shared=shared))
 
     # -- step 8, and what stands in for it -------------------------------------------------
 
@@ -569,10 +581,12 @@ class Handler:
         elif http10:
             own.append((b"Connection", b"keep-alive"))
         exchange.status = reply.status
-        fields = self._without_token(exchange, answer)
+        reason, fields = self._without_token(
+            exchange, answer.upstream, answer.token, (reply.reason, reply.headers)
+        )
         head = reply_head(
             reply.status,
-            reason=reply.reason,
+            reason=reason,
             headers=fields,
             own=own,
             location=answer.upstream.locate if self._headers.rewrite_location else None,
@@ -614,19 +628,24 @@ class Handler:
             cut(request, reset=http10 and reply.length is None)
         return RawReply(keep_alive=False)
 
-    def _without_token(self, exchange: Exchange, answer: _Answer) -> RawHeaders:
-        """The fields of a reply, our token masked should the upstream have put it there."""
-        access, fields = answer.token.access, answer.reply.headers
-        token = access.reveal(to=answer.upstream.dialler.origin.text).encode()
-        reason = answer.reply.reason
-        if len(token) < _MARKED:
-            return fields
-        if token not in reason and all(token not in n and token not in v for n, v in fields):
-            return fields
-        answer.reply.reason = reason.replace(token, b"***")
+    def _without_token(
+        self,
+        exchange: Exchange,
+        upstream: Upstream,
+        token: Token,
+        said: tuple[bytes, RawHeaders],
+    ) -> tuple[bytes, RawHeaders]:
+        """Reason and fields of a reply, our token masked should the upstream have put it there."""
+        reason, fields = said
+        text = token.access.reveal(to=upstream.dialler.origin.text).encode()
+        if len(text) < _MARKED:
+            return said
+        if text not in reason and all(text not in n and text not in v for n, v in fields):
+            return said
         told: dict[str, object] = {"request_id": exchange.request_id}
-        self._emit(Event("token_in_reply", "error", answer.upstream.name, told))
-        return [(n.replace(token, b"x"), v.replace(token, b"***")) for n, v in fields]
+        self._emit(Event("token_in_reply", "error", upstream.name, told))
+        masked = [(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in fields]
+        return reason.replace(text, b"***"), masked
 
     def _refusal(
         self, request: web.BaseRequest, exchange: Exchange, error: ProxyError
@@ -683,7 +702,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
-        interim: told of replies that come before the final one.
+        request: the caller's, for replies that come before the final one.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         sending: told right before a first byte is written.
@@ -697,7 +716,7 @@ class _Attempt:
     kind: Kind
     ambient: bool
     sending: Callable[[], None]
-    interim: Interim
+    request: web.BaseRequest
     deadline: float
     resent: bool = False
 
@@ -705,7 +724,7 @@ class _Attempt:
         """What is delivered of it."""
         return _Answer(reply, self.upstream, token, self.ambient, hint)
 
-    def send(self, head: bytes, *, fresh: bool = False) -> Awaitable[Reply]:
+    def send(self, head: bytes, *, interim: Interim, fresh: bool = False) -> Awaitable[Reply]:
         """Send once; money goes over a connection that is new or was just used."""
         return self.upstream.dialler.send(
             head,
@@ -714,7 +733,7 @@ class _Attempt:
             fresh=fresh,
             recent=self.kind is Kind.MONEY,
             sending=self.sending,
-            interim=self.interim,
+            interim=interim,
             deadline=self.deadline,
         )
 

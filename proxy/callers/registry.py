@@ -123,8 +123,9 @@ class Registry:
         A door that is closed is opened by a roster that says so, never by one that says
         nothing: it may be what is left of a file.
         """
-        if self._callers and roster.anonymous is None:
-            roster = Roster(roster.callers, self._roster.keeps_anonymous)
+        if roster.anonymous is None:
+            open_still = self._roster.keeps_anonymous and roster.keeps_anonymous
+            roster = Roster(roster.callers, open_still)
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
         now = self._monotonic()

@@ -34,7 +34,8 @@ class Revoked:
         self._wall = wall
         self._monotonic = monotonic
         self._ids: dict[str, int] = {}
-        self._inode = self._read = 0
+        self._unkept: set[str] = set()
+        self._seen: tuple[int, int, int] | None = None
         self._looked = monotonic()
         with contextlib.suppress(OSError):
             self._forget_what_is_over()
@@ -56,9 +57,10 @@ class Revoked:
         Raises:
             OSError: it holds in this process only: the file cannot be written.
         """
-        if token_id in self._ids:
+        if token_id in self._ids and token_id not in self._unkept:
             return
         self._ids[token_id] = expires
+        self._unkept.add(token_id)
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -66,6 +68,7 @@ class Revoked:
                 os.write(descriptor, f"{token_id} {expires}\n".encode())
             finally:
                 os.close(descriptor)
+        self._unkept.discard(token_id)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -79,24 +82,21 @@ class Revoked:
             os.close(descriptor)
 
     def _look(self) -> None:
-        """Read what is new in the file."""
+        """Read the file if it is another one than before."""
         self._looked = self._monotonic()
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
-                if found.st_ino != self._inode or found.st_size < self._read:
-                    self._inode, self._read = found.st_ino, 0
-                file.seek(self._read)
+                seen = found.st_ino, found.st_mtime_ns, found.st_size
+                if seen == self._seen:
+                    return
                 lines = file.read()
         except OSError:  # not there yet, or not to be read: what is known goes on
             return
-        if not lines:
-            return
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._read += len(whole)
+        self._seen = seen
         now = self._wall()
-        living = {name: end for name, end in self._ids.items() if end >= now}
-        self._ids = living | dict(_entries(whole))
+        known = self._ids | dict(_entries(lines[: lines.rfind(b"\n") + 1]))
+        self._ids = {name: end for name, end in known.items() if end >= now}
 
     def _forget_what_is_over(self) -> None:
         if not self._path.exists():

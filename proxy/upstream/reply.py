@@ -1,6 +1,7 @@
 """A reply whose head has arrived: judged, then delivered part by part."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from proxy.errors import Outcome, UpstreamTimeout
@@ -41,18 +42,18 @@ class Reply:
     async def peek(self, limit: int, *, patience: float | None = None) -> tuple[bytes, bool]:
         """The first bytes of the body, kept for delivery, and whether they are all of it.
 
-        Waits until `limit` bytes or the end have come, but not longer than `patience` seconds
-        if that is given: then what there is has to do.
+        Waits until `limit` bytes or the end have come; if `patience` is given, not longer than
+        so many seconds after the first of them: then what there is has to do.
 
         Raises:
             UpstreamBroken, UpstreamTimeout: the body was cut short before.
         """
-        try:
-            async with asyncio.timeout(None if self._connection.complete else patience):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as wait:
                 while len(self._peeked) <= limit and await self._more():
                     self._peeked += self._connection.take()
-        except TimeoutError:
-            pass
+                    if patience is not None and wait.when() is None:
+                        wait.reschedule(self._loop.time() + patience)
         return self._peeked, len(self._peeked) <= limit and self._connection.complete
 
     async def parts(self) -> AsyncIterator[bytes]:

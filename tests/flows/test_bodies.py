@@ -193,6 +193,20 @@ async def test_a_json_stream_is_not_held_back(through, upstream):
     writer.close()
 
 
+async def test_a_refusal_that_takes_its_time_is_still_judged(through, upstream):
+    async def answer(head, _, writer):
+        old = b"token-1" in head
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        await asyncio.sleep(0.4)
+        writer.write(b'{"code":"401",' if old else b'{"code":"00",')
+        await asyncio.sleep(0.2)
+        writer.write(b'"description":"re-authenticate"}')
+
+    upstream.answer = answer
+    reply = await through.get("/v1/x")
+    assert (reply.json["code"], reply.outcome, len(upstream.requests)) == ("00", "answered", 2)
+
+
 @pytest.mark.parametrize("expect", ["100-continue, foo", "foo\r\nExpect: 100-Continue"])
 async def test_an_expectation_among_others_is_answered(through, upstream, expect):
     reader, writer = await asyncio.open_connection(*through.address)
