@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10
@@ -546,10 +547,10 @@ class Handler:
         if transport is None or request.version == HttpVersion10:
             return
         status, reason, headers = said
-        reason, fields = self._without_token(exchange, attempt.upstream, token, (reason, headers))
-        fields = [one for one in fields if one[0].lower() != b"content-length"]
-        shared = not attempt.ambient
-        transport.write(reply_head(status, reason=reason, headers=fields, own=(), shared=shared))
+        fields = [one for one in headers if one[0].lower() != b"content-length"]
+        render = partial(reply_head, status, own=(), shared=not attempt.ambient)
+        head = self._without_token(exchange, attempt.upstream, token, (reason, fields), render)
+        transport.write(head)
 
     # -- step 8, and what stands in for it -------------------------------------------------
 
@@ -581,18 +582,15 @@ class Handler:
         elif http10:
             own.append((b"Connection", b"keep-alive"))
         exchange.status = reply.status
-        reason, fields = self._without_token(
-            exchange, answer.upstream, answer.token, (reply.reason, reply.headers)
-        )
-        head = reply_head(
+        render = partial(
+            reply_head,
             reply.status,
-            reason=reason,
-            headers=fields,
             own=own,
             location=answer.upstream.locate if self._headers.rewrite_location else None,
             shared=not answer.ambient,
         )
-
+        said = (reply.reason, reply.headers)
+        head = self._without_token(exchange, answer.upstream, answer.token, said, render)
         stall = self._limits.write_stall
 
         async def pass_on() -> None:
@@ -634,18 +632,21 @@ class Handler:
         upstream: Upstream,
         token: Token,
         said: tuple[bytes, RawHeaders],
-    ) -> tuple[bytes, RawHeaders]:
-        """Reason and fields of a reply, our token masked should the upstream have put it there."""
+        render: Callable[..., bytes],
+    ) -> bytes:
+        """A reply's head, our token masked should the upstream have put it there.
+
+        Looked for once, in what is ready to be written.
+        """
         reason, fields = said
+        head = render(reason=reason, headers=fields)
         text = token.access.reveal(to=upstream.dialler.origin.text).encode()
-        if len(text) < _MARKED:
-            return said
-        if text not in reason and all(text not in n and text not in v for n, v in fields):
-            return said
+        if text not in head or len(text) < _MARKED:
+            return head
         told: dict[str, object] = {"request_id": exchange.request_id}
         self._emit(Event("token_in_reply", "error", upstream.name, told))
         masked = [(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in fields]
-        return reason.replace(text, b"***"), masked
+        return render(reason=reason.replace(text, b"***"), headers=masked)
 
     def _refusal(
         self, request: web.BaseRequest, exchange: Exchange, error: ProxyError
