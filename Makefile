@@ -9,7 +9,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench torture lock build clean
+.PHONY: help run test check format bench screenshots torture lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
+
+screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs Chromium)
+	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/pages -k read_everywhere --no-cov $(ARGS)
 
 torture: $(STAMP) ## the figures to hold, at full size; prints the table (half an hour)
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)

@@ -85,29 +85,34 @@ def main() -> None:
     options = parser.parse_args()
 
     origin_port, ports = free_port(), [free_port() for _ in range(4)]
+    admins = [free_port(), free_port()]
     origin = f"http://127.0.0.1:{origin_port}"
     processes = {"origin": spawn(str(HERE / "origin.py"), str(origin_port))}
     wait_for(origin_port)
-    names = ["nomba-proxy", "ClientSession, no pool", "ClientSession, pooled"]
-    processes[names[0]] = spawn(
-        "-m",
-        "proxy",
-        "serve",
-        f"--listen=127.0.0.1:{ports[0]}",
-        f"--admin-listen=127.0.0.1:{ports[3]}",
-        NOMBA_CLIENT_ID="bench",
-        NOMBA_CLIENT_SECRET="bench",
-        NOMBA_ACCOUNT_ID="bench",
-        NOMBA_BASE_URL=origin,
-    )
+    names = ["nomba-proxy", "the same, inspector on"]
+    names += ["ClientSession, no pool", "ClientSession, pooled"]
+    for at, name in enumerate(names[:2]):
+        processes[name] = spawn(
+            "-m",
+            "proxy",
+            "serve",
+            f"--listen=127.0.0.1:{ports[at]}",
+            f"--admin-listen=127.0.0.1:{admins[at]}",
+            NOMBA_CLIENT_ID="bench",
+            NOMBA_CLIENT_SECRET="bench",
+            NOMBA_ACCOUNT_ID="bench",
+            NOMBA_BASE_URL=origin,
+            NOMBA_PROXY_INSPECT="true" if at else "false",
+            NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0",
+        )
     baseline = str(HERE / "baseline.py")
-    processes[names[1]] = spawn(baseline, origin, str(ports[1]), "--no-pool")
-    processes[names[2]] = spawn(baseline, origin, str(ports[2]))
+    processes[names[2]] = spawn(baseline, origin, str(ports[2]), "--no-pool")
+    processes[names[3]] = spawn(baseline, origin, str(ports[3]))
     results: dict[str, dict[str, list[float]]] = {
         work: {name: [] for name in names} for work in WORK
     }
     try:
-        for port in ports[:3]:
+        for port in ports:
             wait_for(port)
             asyncio.run(load(port, GET, requests=200, callers=4))
         for _ in range(options.rounds):

@@ -27,11 +27,19 @@ from proxy.callers.registry import Door, Registry
 from proxy.callers.revoked import Revoked
 from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
-from proxy.core.exchange import Emit, Event
+from proxy.core.caller import ANONYMOUS
+from proxy.core.exchange import Emit, Event, Observe
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
 from proxy.errors import ProxyError
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
+from proxy.inspector.exit import Exit
+from proxy.inspector.redact import Redactor
+from proxy.inspector.replay import Door as ReplayDoor
+from proxy.inspector.replay import Preview, Replayer
+from proxy.inspector.ring import Ring
+from proxy.inspector.server import About, Inspector
+from proxy.inspector.sessions import Sessions, SessionView
 from proxy.server import QuietServer
 from proxy.settings import (
     Address,
@@ -58,9 +66,11 @@ from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
 _Result = TypeVar("_Result")
+_Told = TypeVar("_Told")
 _REFRESH = 24  # lives of an access token that its refresh token lives
 _LOOK_EVERY = 1.0  # seconds between two looks at the callers file
 _ANY_PORT = Address("127.0.0.1", 0)
+_TICKET = 60.0  # seconds that a replay may take to begin
 _SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 
 
@@ -76,12 +86,14 @@ class Running:
         listen, admin_listen: the addresses it got.
         upstreams: what it forwards to.
         simulator: the control API of the built-in one, if it is the upstream.
+        inspector: the address of the inspector with its key, or "".
     """
 
     listen: Address
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     simulator: Control | None
+    inspector: str = ""
 
 
 def alive_clock() -> Callable[[], float]:
@@ -110,13 +122,18 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         simulator, control = await start_simulator(settings, stack=stack)
         upstreams = (_simulated(settings, simulator),)
 
-    key = _signing_key(settings, emit=telemetry.emit)
+    ring, sessions = _ring(settings), Sessions({})
+    emit: Emit = telemetry.emit
+    observe: Observe = telemetry.observe
+    if ring is not None:
+        emit, observe = _both(telemetry.emit, sessions.emit), _both(telemetry.observe, ring.note)
+    key = _signing_key(settings, emit=emit)
     # The same in every process that has the key, so a way round through another is seen too.
     via = b"1.1 nomba-proxy-%b" % hmac.digest(key, b"via", "sha256")[:4].hex().encode()
     wired = []
     controls: dict[str, SessionControls] = {}
     for one in upstreams:
-        upstream = _wire(one, settings=settings, telemetry=telemetry, via=via)
+        upstream = _wire(one, settings=settings, emit=emit, via=via)
         revoke = settings.model.token.revoke_at_shutdown
         stack.callback(upstream.dialler.close)
         stack.push_async_callback(upstream.session.close, revoke=revoke)
@@ -172,10 +189,11 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         is_own_authority=authorities.__contains__,
         observe=telemetry.observe,
         emit=telemetry.emit,
+        watch=ring.watch if ring is not None else None,
     )
     server = QuietServer(
         handler,
-        observe=telemetry.observe,
+        observe=observe,
         emit=telemetry.emit,
         keepalive=model.callers.idle_timeout,
     )
@@ -183,12 +201,32 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit / 2)
     listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
     authorities.update(_authorities(listen))
+    inspector = ""
+    if ring is not None:
+        for one in upstreams:
+            environment = one.origin.environment
+            sessions.views[one.name] = SessionView(
+                "simulator" if settings.simulate else environment,
+                status=controls[one.name].status,
+                renew=controls[one.name].renew,
+            )
+        door = _replay_door(
+            settings,
+            listen=listen,
+            handler=handler,
+            registry=callers.registry,
+            key=key,
+            stack=stack,
+        )
+        inspector = await _inspect(
+            settings, ring=ring, sessions=sessions, door=door, telemetry=telemetry, stack=stack
+        )
     stack.callback(draining.set)
     # Last: a proxy that cannot listen must not have logged in, which would end the
     # session of the one that is running already.
     for upstream in wired:
         upstream.session.start()
-    return Running(listen, admin_listen, upstreams, control)
+    return Running(listen, admin_listen, upstreams, control, inspector)
 
 
 async def start_simulator(
@@ -274,7 +312,154 @@ async def serve(settings: Settings) -> None:
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 
 
-def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry, via: bytes) -> Upstream:
+def _both(
+    one: Callable[[_Told], object], other: Callable[[_Told], object]
+) -> Callable[[_Told], None]:
+    def told(what: _Told) -> None:
+        one(what)
+        other(what)
+
+    return told
+
+
+def _redactor(settings: Settings) -> Redactor:
+    options = settings.model.inspector
+    return Redactor(
+        secret=options.secret_names,
+        partial=options.partial_names,
+        patterns=options.patterns,
+        reveal=options.reveal,
+    )
+
+
+def _ring(settings: Settings) -> Ring | None:
+    if not settings.inspect:
+        return None
+    options = settings.model.inspector
+    return Ring(
+        budget=int(options.memory),
+        body_limit=int(options.body_limit),
+        is_secret=_redactor(settings).is_secret,
+    )
+
+
+def _replay_door(
+    settings: Settings,
+    *,
+    listen: Address,
+    handler: Handler,
+    registry: Registry,
+    key: bytes,
+    stack: AsyncExitStack,
+) -> ReplayDoor:
+    """The way from the inspector to the proxy's own traffic listener."""
+    model = settings.model
+    here = _reached(listen)
+    patience = model.token.wait_limit * 2 + model.timeouts.total
+    dialler = Dialler(
+        parse_origin(f"http://{here}"),
+        timeouts=Timeouts(first_byte=patience, total=2 * patience),
+    )
+    stack.callback(dialler.close)
+    phantoms = Phantoms(key, lifetime=_TICKET, refresh_lifetime=_TICKET)
+
+    def preview(method: str, target: bytes) -> Preview:
+        name, kind = handler.preview(method, target)
+        return Preview(name, kind, settings.simulate)
+
+    async def send(head: bytes, body: bytes, head_only: bool) -> None:  # noqa: FBT001 - `Door.send`
+        parts = (body,) if body else ()
+        reply = await dialler.send(head, body=parts, head_only=head_only, fresh=True)
+        try:
+            async for _ in reply.parts():
+                pass
+        finally:
+            reply.close()
+
+    def ticket(caller: str, upstream: str) -> str:
+        secret = registry.secret_of(caller, upstream=upstream)
+        if secret is None:
+            return ""
+        chance = os.urandom(56)
+        pair = phantoms.issue(
+            caller, upstream=upstream, secret=secret, now=time.time(), chance=chance
+        )
+        return pair.access
+
+    return ReplayDoor(str(here), preview=preview, send=send, ticket=ticket)
+
+
+async def _inspect(
+    settings: Settings,
+    *,
+    ring: Ring,
+    sessions: Sessions,
+    door: ReplayDoor,
+    telemetry: Telemetry,
+    stack: AsyncExitStack,
+) -> str:
+    """Open the inspector; its address, with its key."""
+    inspector = Inspector(
+        ring,
+        Exit(_redactor(settings)),
+        sessions,
+        Replayer(ring, door),
+        About(
+            __version__,
+            f"http://{door.authority}",
+            lambda caller: caller not in {ANONYMOUS, "-"},
+        ),
+        is_loopback,
+    )
+    addresses = [settings.inspect_listen]
+    if "inspect_listen" not in settings.origins and settings.model.inspect == "auto":
+        # Nobody asked for it there: what it must not do is keep the proxy from starting.
+        addresses.append(_ANY_PORT)
+    for address in addresses:
+        server = QuietServer(
+            inspector.answer, observe=lambda _: None, emit=telemetry.emit, keepalive=75.0
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=1.0)
+        try:
+            listen = await _listen(runner, address, stack=stack, key="inspect_listen")
+            break
+        except CannotStart:
+            if address is addresses[-1]:
+                raise
+    stack.callback(inspector.close)
+    url = f"http://{listen}/?token={inspector.token}"
+    path = inspector_file(settings.state_dir, listen.port)
+    try:
+        _keep_private(path, url)
+    except OSError as error:
+        fields: dict[str, object] = {"reason": f"{path}: {error.strerror}"}
+        fields["hint"] = "name its address yourself: nomba-proxy tail --url …"
+        telemetry.emit(Event("inspector_address_not_kept", "warning", fields=fields))
+    else:
+        stack.callback(path.unlink, missing_ok=True)
+    return url
+
+
+def inspector_file(state_dir: Path, port: int) -> Path:
+    """Where `nomba-proxy tail` and `export` find the address of a running inspector."""
+    return state_dir / f"inspector-{port}.url"
+
+
+def _keep_private(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)  # of one that ended without a word
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+
+
+def _reached(listen: Address) -> Address:
+    """How this machine reaches a listener."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked for, not listened on
+    return Address(everywhere.get(listen.host, listen.host), listen.port)
+
+
+def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> Upstream:
     model = settings.model
     dialler = Dialler(
         one.origin,
@@ -296,7 +481,7 @@ def _wire(one: ReadyUpstream, *, settings: Settings, telemetry: Telemetry, via: 
             early=model.token.early, wait_limit=model.token.wait_limit, gap=model.token.gap
         ),
         clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
-        emit=telemetry.emit,
+        emit=emit,
     )
     return Upstream(
         name=one.name,
@@ -492,6 +677,7 @@ def banner(running: Running, *, settings: Settings) -> str:
     first = running.upstreams[0]
     lines += [
         f"  listening  {url}  (admin http://{running.admin_listen})",
+        *([f"  inspector  {running.inspector}"] if running.inspector else []),
         "",
         "  try it:",
         f"    curl -s {'' if _is_open(first, settings) else _WITH_KEY}{url}{first.mount}/v1/accounts/balance",

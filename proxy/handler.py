@@ -29,6 +29,7 @@ from proxy.callers.registry import Registry
 from proxy.core.account import AccountRule, decide_account
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
+from proxy.core.capture import NO_CAPTURE, Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import Headers as RawHeaders
 from proxy.core.heads import (
@@ -178,6 +179,7 @@ class Handler:
         is_own_authority: whether a `host:port` is this listener.
         observe: takes the record of every exchange, once.
         emit: takes events.
+        watch: captures exchanges as they happen, or None.
         monotonic: seconds, for durations.
     """
 
@@ -192,8 +194,10 @@ class Handler:
         is_own_authority: Callable[[str], bool],
         observe: Observe,
         emit: Emit,
+        watch: Watch | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._watch = watch
         self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
         self._limits = limits
         self._bodies = bodies
@@ -212,12 +216,15 @@ class Handler:
             started=self._monotonic(),
             method=request.method,
         )
+        capture = NO_CAPTURE
+        if self._watch is not None:
+            capture = self._watch(exchange, _start(request), request.raw_headers)
         departure = Departure(request)
         entered: list[Limiter] = []
         try:
-            result = await self._steps_1_to_7(request, exchange, departure, entered)
+            result = await self._steps_1_to_7(request, exchange, capture, departure, entered)
         except ProxyError as error:
-            return self._refusal(request, exchange, error)
+            return self._refusal(request, exchange, capture, error)
         except CallerLeft:
             exchange.status = 499
             return RawReply(keep_alive=False)
@@ -229,13 +236,13 @@ class Handler:
             exchange.error = "cancelled"  # the drain's limit is over
             raise
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
-            return self._refusal(request, exchange, self._internal(exchange, fault))
+            return self._refusal(request, exchange, capture, self._internal(exchange, fault))
         else:
             if isinstance(result, _Local):
-                return self._local(request, exchange, result)
+                return self._local(request, exchange, capture, result)
             departure.ignore()  # from here on, writing to it tells
             try:
-                return await self._deliver(request, exchange, result)
+                return await self._deliver(request, exchange, capture, result)
             finally:
                 result.reply.close()
         finally:
@@ -243,7 +250,30 @@ class Handler:
             for limiter in entered:
                 limiter.leave()
             exchange.seconds = self._monotonic() - exchange.started
+            capture.end()
             self._observe(exchange)
+
+    def preview(self, method: str, raw: bytes) -> tuple[str, str]:
+        """The upstream and the kind that a request would be of, in its gravest reading.
+
+        Args:
+            method: upper case.
+            raw: the target as it would stand in the request line.
+
+        Raises:
+            ProxyError: it would be refused.
+        """
+        target = parse_target(raw, is_own_authority=self._is_own_authority)
+        upstream = self._select(target)
+        target = strip_mount(target, mount=upstream.mount)
+        if login_call(target.decoded) is not None:
+            return upstream.name, "login"
+        kinds = {
+            self._routes.classify(method, target).kind,
+            self._routes.reread(method, target.decoded).kind,
+        }
+        gravest = next(kind for kind in (Kind.MONEY, Kind.WRITE, Kind.READ) if kind in kinds)
+        return upstream.name, gravest
 
     # -- steps 1 to 7 --------------------------------------------------------------------
 
@@ -251,6 +281,7 @@ class Handler:
         self,
         request: web.BaseRequest,
         exchange: Exchange,
+        capture: Capture,
         departure: Departure,
         entered: list[Limiter],
     ) -> _Answer | _Local:
@@ -290,7 +321,11 @@ class Handler:
         sent_accounts = caller_accounts(headers)
         if call is not None:  # its credentials are in its body
             return await self._login(
-                request, exchange, call=call, length=length, upstream=upstream, sent=sent_accounts
+                *(request, exchange, capture),
+                call=call,
+                length=length,
+                upstream=upstream,
+                sent=sent_accounts,
             )
 
         # 2 identify
@@ -324,7 +359,9 @@ class Handler:
             request, length=length, bodies=self._bodies, most=caller.body_limit or None
         )
         try:
-            exchange.body_bytes = body.size if body is not None else 0
+            if body is not None:
+                exchange.body_bytes = body.size
+                capture.body(body)
             head = RequestHead(
                 method.encode("ascii"),
                 target=target.raw,
@@ -335,8 +372,10 @@ class Handler:
                 keep_forwarded=self._headers.keep_forwarded,
             )
 
-            def sending() -> None:  # from the first byte on nobody knows, until it is answered
+            def sending(dialled: Dialled | None) -> None:
+                # From the first byte on nobody knows, until it is answered.
                 exchange.outcome = Outcome.UNKNOWN
+                capture.sending(dialled)
                 if method not in READ_METHODS:
                     departure.ignore()
 
@@ -350,6 +389,7 @@ class Handler:
                 ambient=identity.ambient,
                 sending=sending,
                 request=request,
+                capture=capture,
                 deadline=upstream.dialler.deadline(),
             )
             return await self._steps_5_to_7(exchange, attempt, departure)
@@ -366,10 +406,10 @@ class Handler:
         lasting = attempt.kind is Kind.MONEY
         token = session.lend(lasting=lasting)
         if token is None:
-            token = await self._waiting(exchange, session.borrow(lasting=lasting))
+            token = await self._waiting(exchange, attempt.capture, session.borrow(lasting=lasting))
 
         # 6 attempt
-        reply, verdict = await self._attempt(exchange, attempt, token)
+        reply, verdict = await self._attempt(exchange, attempt, token, why="first try")
 
         # 7 judge
         if verdict is Verdict.ANSWER:
@@ -386,19 +426,23 @@ class Handler:
             except CallerLeft:
                 session.refused(token.generation)  # the next one need not find out again
                 raise
-            token = await self._waiting(exchange, session.renew(after=token.generation))
+            token = await self._waiting(
+                exchange, attempt.capture, session.renew(after=token.generation)
+            )
         except RenewalNotAllowed:
             return attempt.answer(reply, token)
         except TokenUnavailable as error:
-            reply.close()
+            attempt.drop(reply)
             error.outcome = Outcome.REFUSED
             raise
         except BaseException:
-            reply.close()
+            attempt.drop(reply)
             raise
-        reply.close()
+        attempt.drop(reply)
         try:
-            reply, verdict = await self._attempt(exchange, attempt, token)
+            reply, verdict = await self._attempt(
+                exchange, attempt, token, why="replay with a new token"
+            )
         except ProxyError as error:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
@@ -452,6 +496,7 @@ class Handler:
         self,
         request: web.BaseRequest,
         exchange: Exchange,
+        capture: Capture,
         *,
         call: str,
         length: int | None,
@@ -471,6 +516,7 @@ class Handler:
         if body is not None:
             exchange.body_bytes = body.size
             data = b"".join(body)
+            capture.body((data,))
             body.close()
         answer = self._callers.login.answer(
             LoginCall(call, data, upstream.name, upstream.account, sent)
@@ -481,10 +527,8 @@ class Handler:
         return _Local(answer.body)
 
     async def _attempt(
-        self, exchange: Exchange, attempt: "_Attempt", token: Token
+        self, exchange: Exchange, attempt: "_Attempt", token: Token, *, why: str
     ) -> tuple[Reply, Verdict]:
-        origin = attempt.upstream.dialler.origin
-        head = attempt.head.with_token(token.access.reveal(to=origin.text), account=attempt.account)
 
         def interim(status: int, reason: bytes, headers: RawHeaders) -> None:
             self._interim(exchange, attempt, token, (status, reason, headers))
@@ -493,7 +537,7 @@ class Handler:
         exchange.generation = token.generation
         started = self._monotonic()
         try:
-            reply = await attempt.send(head, interim=interim)
+            reply = await attempt.send(token, why=why, interim=interim)
         except UpstreamError as error:
             if attempt.resent or not may_resend(
                 error.outcome,
@@ -506,12 +550,14 @@ class Handler:
             exchange.attempts += 1
             sent = error.outcome is not Outcome.NOT_SENT
             try:
-                reply = await attempt.send(head, interim=interim, fresh=True)
+                why = "sent again over a new connection"
+                reply = await attempt.send(token, why=why, interim=interim, fresh=True)
             except ProxyError as last:
                 if sent:
                     last.outcome = Outcome.UNKNOWN
                 raise
         exchange.upstream_seconds = self._monotonic() - started
+        attempt.capture.answered(reply.status, reason=reply.reason, headers=reply.headers)
         body, complete = b"", False
         if attempt.method != "HEAD" and needs_body(reply.status, headers=reply.headers):
             try:
@@ -519,7 +565,9 @@ class Handler:
                 body, complete = await reply.peek(
                     PEEK_LIMIT, patience=_PATIENCE if trickles else None
                 )
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, ProxyError):
+                    attempt.capture.failed(error.code)
                 reply.close()
                 raise
         verdict = judge(reply.status, headers=reply.headers, body=body, complete=complete)
@@ -527,11 +575,15 @@ class Handler:
             attempt.upstream.session.accepted(token.generation)
         return reply, verdict
 
-    async def _waiting(self, exchange: Exchange, token: Awaitable[Token]) -> Token:
+    async def _waiting(
+        self, exchange: Exchange, capture: Capture, token: Awaitable[Token]
+    ) -> Token:
         started = self._monotonic()
+        capture.waiting()
         try:
             return await token
         finally:
+            capture.waited()
             exchange.waited += self._monotonic() - started
 
     def _interim(
@@ -555,7 +607,7 @@ class Handler:
     # -- step 8, and what stands in for it -------------------------------------------------
 
     async def _deliver(
-        self, request: web.BaseRequest, exchange: Exchange, answer: _Answer
+        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, answer: _Answer
     ) -> RawReply:
         reply = answer.reply
         http10 = request.version == HttpVersion10
@@ -592,15 +644,18 @@ class Handler:
         said = (reply.reason, reply.headers)
         head = self._without_token(exchange, answer.upstream, answer.token, said, render)
         stall = self._limits.write_stall
+        capture.reply(head)
 
         async def pass_on() -> None:
             if whole is not None:
                 exchange.reply_bytes = len(whole)
+                capture.part(whole)
                 await write(request, head + whole, stall=stall)
                 return
             await write(request, head, stall=stall)
             async for part in reply.parts():
                 exchange.reply_bytes += len(part)
+                capture.part(part)
                 data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
                 await write(request, data, stall=stall)
             if chunked:
@@ -623,6 +678,7 @@ class Handler:
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
+            capture.failed(error.code)
             cut(request, reset=http10 and reply.length is None)
         return RawReply(keep_alive=False)
 
@@ -649,13 +705,13 @@ class Handler:
         return render(reason=reason.replace(text, b"***"), headers=masked)
 
     def _refusal(
-        self, request: web.BaseRequest, exchange: Exchange, error: ProxyError
+        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, error: ProxyError
     ) -> web.StreamResponse:
         exchange.status = error.status
         exchange.outcome = error.outcome
         exchange.error = error.code
         exchange.detail = error.description
-        return refuse(
+        reply = refuse(
             error,
             request_id=exchange.request_id,
             keep_alive=stays_open(request),
@@ -663,9 +719,11 @@ class Handler:
             head_only=request.method == "HEAD",
             stall=self._limits.write_stall,
         )
+        capture.reply(reply.data)
+        return reply
 
     def _local(
-        self, request: web.BaseRequest, exchange: Exchange, local: _Local
+        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, local: _Local
     ) -> web.StreamResponse:
         exchange.status = 200
         keep_alive = stays_open(request)
@@ -678,6 +736,7 @@ class Handler:
             keep_alive=keep_alive,
             http10=request.version == HttpVersion10,
         )
+        capture.reply(data)
         return RawReply(data, keep_alive=keep_alive, stall=self._limits.write_stall)
 
     def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:
@@ -704,6 +763,7 @@ class _Attempt:
     Attributes:
         body: in parts; can be gone through more than once.
         request: the caller's, for replies that come before the final one.
+        capture: is told.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         sending: told right before a first byte is written.
@@ -716,8 +776,9 @@ class _Attempt:
     method: str
     kind: Kind
     ambient: bool
-    sending: Callable[[], None]
+    sending: Callable[[Dialled | None], None]
     request: web.BaseRequest
+    capture: Capture
     deadline: float
     resent: bool = False
 
@@ -725,18 +786,30 @@ class _Attempt:
         """What is delivered of it."""
         return _Answer(reply, self.upstream, token, self.ambient, hint)
 
-    def send(self, head: bytes, *, interim: Interim, fresh: bool = False) -> Awaitable[Reply]:
+    async def send(self, token: Token, *, why: str, interim: Interim, fresh: bool = False) -> Reply:
         """Send once; money goes over a connection that is new or was just used."""
-        return self.upstream.dialler.send(
-            head,
-            body=self.body,
-            head_only=self.method == "HEAD",
-            fresh=fresh,
-            recent=self.kind is Kind.MONEY,
-            sending=self.sending,
-            interim=interim,
-            deadline=self.deadline,
-        )
+        dialler = self.upstream.dialler
+        text = token.access.reveal(to=dialler.origin.text)
+        self.capture.attempt(self.head, account=self.account, generation=token.generation, why=why)
+        try:
+            return await dialler.send(
+                self.head.with_token(text, account=self.account),
+                body=self.body,
+                head_only=self.method == "HEAD",
+                fresh=fresh,
+                recent=self.kind is Kind.MONEY,
+                sending=self.sending,
+                interim=interim,
+                deadline=self.deadline,
+            )
+        except ProxyError as error:
+            self.capture.failed(error.code)
+            raise
+
+    def drop(self, reply: Reply) -> None:
+        """Let go of a reply that another one takes the place of."""
+        self.capture.part(reply.ready() or b"")
+        reply.close()
 
 
 async def _hear_out(exchange: Exchange, reply: Reply) -> None:
@@ -754,6 +827,13 @@ async def _hear_out(exchange: Exchange, reply: Reply) -> None:
         return
     async for _ in reply.parts():
         pass
+
+
+def _start(request: web.BaseRequest) -> bytes:
+    """The request line, for who watches."""
+    version = request.version
+    line = f"{request.method} {request.raw_path} HTTP/{version.major}.{version.minor}"
+    return line.encode("utf-8", "surrogateescape")
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:

@@ -56,15 +56,15 @@ class RawReply(web.StreamResponse):
 
     def __init__(self, data: bytes = b"", *, keep_alive: bool, stall: float = _STALL) -> None:
         super().__init__()
-        self._data = data
+        self.data = data
         self._keep_alive = keep_alive
         self._stall = stall
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the reply; aiohttp calls this once the handler has returned."""
-        if self._data:
+        if self.data:
             try:
-                await write(request, self._data, stall=self._stall)
+                await write(request, self.data, stall=self._stall)
             except TimeoutError:  # it asks and asks, and reads nothing
                 cut(request, reset=True)
         return None

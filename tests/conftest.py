@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from harness import Log, Proxy, ScriptedUpstream
+from watching import Inspector
 
 from proxy.app import start
 from proxy.settings import load
@@ -77,3 +78,17 @@ async def upstream():
     await scripted.start()
     yield scripted
     await scripted.stop()
+
+
+@pytest.fixture
+async def inspect(start_proxy):
+    async with AsyncExitStack() as stack:
+
+        async def begin(**options):
+            env = {"NOMBA_PROXY_INSPECT_LISTEN": "127.0.0.1:0", **options.pop("env", {})}
+            proxy = await start_proxy(inspect="true", env=env, **options)
+            inspector = Inspector(proxy)
+            stack.push_async_callback(inspector.http.close)
+            return inspector
+
+        yield begin

@@ -101,7 +101,7 @@ async def call():
 async def test_an_unforeseen_fault_is_a_500_that_says_nothing_of_the_request(call, sent, outcome):
     async def send(*_, sending, **__):
         if sent:
-            sending()
+            sending(None)
         raise RuntimeError("marked-secret")
 
     reply, log = await call(send)

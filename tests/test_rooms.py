@@ -27,7 +27,7 @@ MAY_IMPORT = {
     },  # `proxy` itself holds the version, nothing else
     "app": {
         *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
-        *("settings", "admin", "telemetry", "simulator", "proxy"),
+        *("settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
     },
     "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},
     "server": {"body", "core", "errors", "sending"},
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "settings": {"core", "errors", "simulator"},
     "admin": {"core", "errors"},
     "telemetry": {"core", "errors"},
+    "inspector": {"core", "errors"},
     "simulator": {"data"},
     "core": {"errors", "data"},
     "errors": set(),
@@ -90,9 +91,12 @@ OPENS_CONNECTIONS = {
     ),
     *("urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_datagram_endpoint"),
 }
-# Beside upstream/, `nomba-proxy token` asks the admin listener of this machine. The
-# simulator may talk to its own side: it is nobody's way to Nomba.
-CONNECTORS = ("upstream/", "simulator/client.py", "cli/token.py")
+# Beside upstream/, `nomba-proxy token` asks the admin listener of this machine, and `tail` and
+# `export` ask the inspector. The simulator may talk to its own side: it is nobody's way to Nomba.
+CONNECTORS = ("upstream/", "simulator/client.py", "cli/token.py", "cli/inspector.py")
+
+# What is captured of requests is raw. It has one way out to people, and one back to the proxy.
+UNCOVERS = {"inspector/ring.py", "inspector/exit.py", "inspector/replay.py"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,23 @@ def connections(modules: list[Module]) -> list[str]:
     ]
 
 
-CHECKS = [direction, libraries, impurities, environment, connections]
+def uncovers(modules: list[Module]) -> list[str]:
+    """What is captured is read in one room's two doors only, and nobody looks behind its seals."""
+    return [
+        f"{module.path}: uses {name}"
+        for module in modules
+        if module.path not in UNCOVERS
+        for name in sorted(module.names())
+        if name in {"uncover", "Clip"} or name.startswith("sealed_")
+    ] + [
+        f"{module.path}: uses {name}"
+        for module in modules
+        if module.path != "inspector/ring.py" and module.room == "inspector"
+        for name in sorted(module.names() & {"_parts", "_kept", "_changed"})
+    ]
+
+
+CHECKS = [direction, libraries, impurities, environment, connections, uncovers]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -322,6 +342,11 @@ def test_a_tidy_tree_breaks_no_rule(tree, check):
         (connections, "handler.py", "loop.create_connection(f, 'a', 1)"),
         (connections, "simulator/api.py", "import aiohttp\naiohttp.ClientSession()"),
         (connections, "cli/check.py", "from urllib.request import urlopen"),
+        (uncovers, "inspector/har.py", "def har(clip):\n    return clip.uncover()"),
+        (uncovers, "inspector/server.py", "from proxy.inspector.ring import Clip"),
+        (uncovers, "inspector/exit.py", "def f(clip):\n    return clip._parts"),
+        (uncovers, "inspector/har.py", "def f(recording):\n    return recording.sealed_start"),
+        (uncovers, "handler.py", "def f(capture):\n    return capture.request.uncover()"),
     ],
 )
 def test_a_broken_rule_is_found_where_it_is_broken(tree, check, path, source):
@@ -341,6 +366,7 @@ def test_a_broken_rule_is_found_where_it_is_broken(tree, check, path, source):
         (environment, "handler.py", "def environ(): ...\nenviron()"),
         (connections, "upstream/pool.py", "asyncio.create_connection"),
         (connections, "simulator/server.py", "loop.create_server(f)"),
+        (uncovers, "inspector/replay.py", "def f(clip):\n    return clip.uncover()"),
     ],
 )
 def test_what_only_resembles_a_broken_rule_is_let_be(tree, check, path, source):

@@ -272,6 +272,13 @@ class Registry:
                     return (known, one.id) if known is not None else None
         return None
 
+    def secret_of(self, name: str, *, upstream: str) -> str | None:
+        """The id of a secret that a caller could log in with now; None if it has none."""
+        if name == OWNER:
+            return self._owners.get(upstream)
+        caller = self._callers.get(name)
+        return caller.secrets[0].id if caller is not None and caller.secrets else None
+
     # -- limits --------------------------------------------------------------------------
 
     def enter(self, caller: Caller) -> Limiter | None:

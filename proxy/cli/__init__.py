@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `token`, `caller`, `simulate`, `version`.
+"""The command line: `serve`, `check`, `token`, `caller`, `tail`, `export`, `simulate`, `version`.
 
 Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be used).
 """
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=arguments.config,
             flags=_flags(parser, arguments),
             credentials=arguments.verb in {"serve", "check"},
-            listeners=arguments.verb not in {"simulate", "caller"},
+            listeners=arguments.verb in {"serve", "check", "token"},
             callers=arguments.verb in {"serve", "check"},
         )
     except SettingsError as error:
@@ -102,6 +102,15 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         from proxy.cli.caller import caller
 
         return caller(settings, arguments)
+    if arguments.verb == "tail":
+        from proxy.cli.tail import tail
+
+        plain = not sys.stdout.isatty() or bool(environment().get("NO_COLOR"))
+        return tail(settings, arguments, plain=plain)
+    if arguments.verb == "export":
+        from proxy.cli.export import export
+
+        return export(settings, arguments)
     from proxy.cli.token import token
 
     return token(
@@ -151,6 +160,19 @@ def _parser() -> argparse.ArgumentParser:
         choices=("true", "false", "auto"),
         help="use the built-in simulator as the upstream; auto: only if no credentials are set",
     )
+    serving.add_argument(
+        "--inspect",
+        nargs="?",
+        const="true",
+        choices=("true", "false", "auto"),
+        help="open the inspector, a page that shows every request; auto (the default): only with "
+        "the simulator",
+    )
+    serving.add_argument(
+        "--inspect-listen",
+        metavar="ADDR",
+        help="inspector, host:port [NOMBA_PROXY_INSPECT_LISTEN] (default 127.0.0.1:4040)",
+    )
     asking = argparse.ArgumentParser(add_help=False, parents=[common])
     asking.add_argument("--json", action="store_true", help="print JSON")
 
@@ -183,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--stop", action="store_true", help="stay without a token until `token renew`"
             )
     _add_caller(verbs, general)
+    _add_watching(verbs, general)
     simulate = verbs.add_parser(
         "simulate",
         parents=[general],
@@ -255,6 +278,52 @@ def _add_caller(
     action("remove", "forget a caller")
 
 
+def _add_watching(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", general: argparse.ArgumentParser
+) -> None:
+    choosing = argparse.ArgumentParser(add_help=False, parents=[general])
+    choosing.add_argument("--url", help="address of the inspector, as the proxy printed it")
+    choosing.add_argument(
+        "--inspect-listen", metavar="ADDR", help="where it listens (default 127.0.0.1:4040)"
+    )
+    choosing.add_argument(
+        "--q", metavar="WORDS", help="only with these words, anywhere in the line"
+    )
+    choosing.add_argument("--method", help="only this method")
+    choosing.add_argument("--status", help="only 2xx, 3xx, 4xx, 5xx, pending, or one such as 404")
+    choosing.add_argument("--caller", metavar="NAME", help="only this caller")
+    choosing.add_argument("--family", help="only this family of operations, e.g. transfers")
+    choosing.add_argument("--money", action="store_true", help="only what moves money")
+    choosing.add_argument("--errors", action="store_true", help="only what failed or is unknown")
+    tail = verbs.add_parser(
+        "tail",
+        parents=[choosing],
+        help="print every request as it ends (needs the inspector)",
+        description="Print every request as it ends, secrets masked; needs a proxy with the "
+        "inspector open (serve --inspect).",
+    )
+    tail.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    tail.add_argument(
+        "--last", type=_number, default=10, metavar="N", help="begin with the last N (default 10)"
+    )
+    tail.add_argument("--no-follow", dest="follow", action="store_false", help="end after those")
+    export = verbs.add_parser(
+        "export",
+        parents=[choosing],
+        help="write captured requests into a file (needs the inspector)",
+        description="Write what the inspector has captured as an HTTP Archive (HAR 1.2), secrets "
+        "masked, readable by you alone.",
+    )
+    export.add_argument("--har", metavar="FILE", required=True, help="where to; - is stdout")
+    export.add_argument("--id", type=_number, metavar="N", help="only the exchange of this number")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
+
+
 def _flags(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace
 ) -> dict[str, str | list[str]]:
@@ -270,6 +339,8 @@ def _flags(
         ("listen", "listen"),
         ("admin.listen", "admin_listen"),
         ("simulate", "simulate"),
+        ("inspect", "inspect"),
+        ("inspect_listen", "inspect_listen"),
         *((key, key) for _, key, _, _ in _SIMULATE),
     ):
         value = getattr(arguments, name, None)

@@ -50,6 +50,9 @@ _OWN = frozenset(
     }
 )
 
+# The inspector's session: cookies know no ports, so a browser sends it to this one too.
+INSPECTOR_COOKIE = b"nomba_proxy_inspector"
+
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
 # A path, or an authority with what follows it: `scheme://host/…`, `//host/…`.
 _LOCATION = re.compile(rb"(?:(?:(https?):)?//([^/?#]+)|(?=/(?!/)))(.*)", re.IGNORECASE)
@@ -146,9 +149,12 @@ class RequestHead:
         body_length: bytes of the body, or None if the caller sent no body at all.
         via: value of the `Via` line we add, or empty for none.
         keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
+
+    Attributes:
+        start: all of it but our own pair.
     """
 
-    __slots__ = ("_start",)
+    __slots__ = ("start",)
 
     def __init__(
         self,
@@ -172,6 +178,9 @@ class RequestHead:
             if lower == b"host":
                 host_done = True
                 lines += (name, b": ", host, b"\r\n")
+            elif lower == b"cookie" and INSPECTOR_COOKIE in value:
+                if kept := _without_ours(value):
+                    lines += (name, b": ", kept, b"\r\n")
             elif lower == b"content-length":
                 if length is not None:
                     lines += (name, b": ", length, b"\r\n")
@@ -190,15 +199,21 @@ class RequestHead:
             lines += (b"Content-Length: ", length, b"\r\n")
         if via:
             lines += (b"Via: ", via, b"\r\n")
-        self._start = b"".join(lines)
+        self.start = b"".join(lines)
 
     def with_token(self, token: str, *, account: str) -> bytes:
         """The complete head with our own pair last."""
         return b"%bAuthorization: Bearer %b\r\naccountId: %b\r\n\r\n" % (
-            self._start,
+            self.start,
             token.encode("ascii"),
             account.encode("latin-1"),
         )
+
+
+def _without_ours(cookies: bytes) -> bytes:
+    """A `Cookie` (RFC 6265 section 4.2.1) without the inspector's."""
+    others = (one.strip() for one in cookies.split(b";"))
+    return b"; ".join(one for one in others if one.partition(b"=")[0] != INSPECTOR_COOKIE)
 
 
 def _is_forwarded(lower: bytes) -> bool:

@@ -73,7 +73,8 @@ class Settings:
 
     Attributes:
         model: every key.
-        listen, admin_listen: parsed addresses.
+        listen, admin_listen, inspect_listen: parsed addresses.
+        inspect: whether the inspector is open.
         upstreams: complete entries; empty when simulating.
         simulate: whether the built-in simulator is the upstream.
         simulated_anonymous: as `ReadyUpstream.anonymous`, for it.
@@ -92,6 +93,8 @@ class Settings:
     model: SettingsModel
     listen: Address
     admin_listen: Address
+    inspect_listen: Address
+    inspect: bool
     upstreams: tuple[ReadyUpstream, ...]
     simulate: bool
     callers: Roster

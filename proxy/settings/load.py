@@ -56,6 +56,7 @@ def load(
     model = _validate(values, report=report)
     listen = read_address("listen", model.listen, report=report)
     admin = read_address("admin.listen", model.admin.listen, report=report)
+    inspect_listen = read_address("inspect_listen", model.inspect_listen, report=report)
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
     given = in_file or any_credentials(environ)
     simulate = model.simulate is True or (model.simulate == "auto" and not given)
@@ -96,9 +97,10 @@ def load(
             "callers.file", f"{callers_file} is not there", hint="nomba-proxy caller add makes it"
         )
     _check_pages(model, report=report)
+    _check_inspector(model, upstreams=upstreams, report=report)
     if listeners:
         _check_spool(model, report=report)
-        _check_listeners(listen, admin=admin, report=report)
+        _check_listeners(listen, admin=admin, inspect=inspect_listen, report=report)
         if not listen.loopback:
             _check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
     check_upstreams(upstreams, listen=listen, report=report)
@@ -108,6 +110,8 @@ def load(
         model=model,
         listen=listen,
         admin_listen=admin,
+        inspect_listen=inspect_listen,
+        inspect=model.inspect is True or (model.inspect == "auto" and simulate),
         upstreams=upstreams,
         simulate=simulate,
         simulated_anonymous=anonymous,
@@ -183,14 +187,43 @@ def _check_spool(model: SettingsModel, *, report: Report) -> None:
         )
 
 
-def _check_listeners(listen: Address, *, admin: Address, report: Report) -> None:
+def _check_listeners(listen: Address, *, admin: Address, inspect: Address, report: Report) -> None:
     if listen == admin and listen.port:
         report.problem("admin.listen", "is the same address as listen")
+    if inspect in {listen, admin} and inspect.port:
+        report.problem("inspect_listen", "is the address of another listener")
+    if not inspect.loopback:
+        report.problem(
+            "inspect_listen",
+            f"{inspect} can be reached from other machines",
+            hint="It shows every request: keep it on 127.0.0.1 or [::1], and reach it through ssh -L.",
+        )
     if not admin.loopback:
         report.problem(
             "admin.listen",
             f"{admin} can be reached from other machines",
             hint="It renews and revokes tokens without a password: keep it on 127.0.0.1 or [::1].",
+        )
+
+
+def _check_inspector(
+    model: SettingsModel, *, upstreams: tuple[ReadyUpstream, ...], report: Report
+) -> None:
+    options = model.inspector
+    for text in options.patterns:
+        try:
+            re.compile(text)
+        except re.error as error:
+            report.problem("inspector.patterns", f"{text!r} is no regular expression: {error}")
+    for key in ("secret_names", "partial_names"):
+        for name in getattr(options, key):
+            if not re.search(r"[A-Za-z0-9]{2}", name):
+                report.problem(f"inspector.{key}", f"{name!r} is no name")
+    if options.reveal and any(one.origin.environment == "production" for one in upstreams):
+        report.problem(
+            "inspector.reveal",
+            "secrets of production are never shown",
+            hint="Take it away, or use the sandbox or the simulator.",
         )
 
 

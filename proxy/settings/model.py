@@ -114,6 +114,17 @@ class HeaderSettings(_Section):
     rewrite_location: bool = True
 
 
+class InspectorSettings(_Section):
+    """The inspector, where `inspect` opens it."""
+
+    memory: Annotated[ByteSize, Field(gt=0)] = ByteSize(64 * 1024 * 1024)
+    body_limit: Annotated[ByteSize, Field(ge=0)] = ByteSize(256 * 1024)
+    secret_names: Texts = ()
+    partial_names: Texts = ()
+    patterns: Lines = ()
+    reveal: bool = False
+
+
 class DrainSettings(_Section):
     """Shutting down."""
 
@@ -224,6 +235,8 @@ class SettingsModel(_Section):
     insecure_plain_http: bool = False
     state_dir: Text = None
     simulate: Literal["auto"] | bool = False
+    inspect: Literal["auto"] | bool = "auto"
+    inspect_listen: str = "127.0.0.1:4040"
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
     callers: CallerSettings = CallerSettings()
@@ -232,6 +245,7 @@ class SettingsModel(_Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     pool: PoolSettings = PoolSettings()
     headers: HeaderSettings = HeaderSettings()
+    inspector: InspectorSettings = InspectorSettings()
     drain: DrainSettings = DrainSettings()
     simulator: SimulatorSettings = SimulatorSettings()
     upstream: tuple[UpstreamSettings, ...] = ()
@@ -241,6 +255,9 @@ class SettingsModel(_Section):
 # What a key with few values takes, in words.
 ALLOWED = {
     "simulate": "true, false or auto",
+    "inspect": "true, false or auto",
+    "inspector.memory": "a size such as 64MiB, more than nothing",
+    "inspector.body_limit": "a size such as 256KiB",
     "callers.anonymous": "true, false or auto",
     "callers.login_failure": "401 or 200",
     "caller.0.name": "a short lower-case name (letters, digits and -)",

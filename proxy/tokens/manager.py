@@ -141,6 +141,7 @@ class Session:
         self._last_error: IssuerError | None = None
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)
         self._started_at = -math.inf
+        self._reason = ""  # of the present renewal
         self._accepted = False  # whether the present generation was ever accepted
         self._unaccepted = 0  # generations in a row that were refused and never accepted
         self._gap_until = 0.0
@@ -382,6 +383,7 @@ class Session:
                 self._wake.set()
 
         self._started_at = self._clocks.alive()
+        self._reason = reason
         self._flight = asyncio.create_task(fly(), name=f"renew token of {self.name}")
         return self._flight
 
@@ -437,6 +439,7 @@ class Session:
                 self.name,
                 {
                     "grant": grant_type,
+                    "for": self._reason,
                     "generation": self._generation,
                     "life_seconds": round(grant.life, 3),
                     "expires_at": wall + grant.life,

@@ -16,6 +16,7 @@ from typing import cast
 
 import httptools
 
+from proxy.core.capture import Dialled
 from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from proxy.sending import unsent
 
@@ -42,6 +43,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         used: how many requests have been begun on it.
+        dialled: when it came about, until its second request; set by who dialled.
         idle_since: loop time since which it waits for the next; set by its keeper.
         idle_limit: seconds it may wait, by the upstream's word (`Keep-Alive: timeout=`).
         status, reason, headers: the reply's head, once `wait_head` has returned.
@@ -59,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._asked = False
         self._problem: str | None = None
         self.used = 0
+        self.dialled: Dialled | None = None
         self.idle_since = 0.0
         self.idle_limit = math.inf
         self._clear(head_only=False)
@@ -143,6 +146,7 @@ class Connection(asyncio.Protocol):
         self._interim = interim
         if self.used:
             self._clear(head_only=head_only)
+            self.dialled = None
         self._head_only = head_only
         self._asked = True
         self.used += 1
@@ -153,7 +157,7 @@ class Connection(asyncio.Protocol):
         *,
         body: Iterable[bytes],
         stall: float,
-        sending: Callable[[], object] = lambda: None,
+        sending: Callable[[Dialled | None], object] = lambda _: None,
     ) -> None:
         """Write the request, no faster than the upstream takes it, until it answers.
 
@@ -164,7 +168,7 @@ class Connection(asyncio.Protocol):
             head: complete request head.
             body: the body in parts, each with something in it.
             stall: seconds in which the upstream has to take something.
-            sending: told right before the first byte is written.
+            sending: told right before the first byte is written, with `dialled`.
 
         Raises:
             UpstreamUnreachable: the connection is gone already; nothing was written.
@@ -172,7 +176,7 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
-        sending()
+        sending(self.dialled)
         pending = head
         for part in body:
             if len(pending) + len(part) <= _MAX_HEAD:

@@ -9,12 +9,14 @@ import asyncio
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
+from proxy.core.capture import Dialled
 from proxy.core.heads import Headers
 from proxy.core.origin import Origin
 from proxy.core.reply import WholeReply
@@ -110,7 +112,7 @@ class Dialler:
         head_only: bool,
         fresh: bool = False,
         recent: bool = False,
-        sending: Callable[[], object] = lambda: None,
+        sending: Callable[[Dialled | None], object] = lambda _: None,
         interim: Interim = lambda *_: None,
         own: bool = False,
         deadline: float | None = None,
@@ -123,7 +125,8 @@ class Dialler:
             head_only: whether the method is HEAD.
             fresh: over a connection that has carried nothing yet.
             recent: over one that is fresh or was used a moment ago.
-            sending: told right before the first byte is written.
+            sending: told right before the first byte is written; when its connection came
+                about, if that was for this request.
             interim: told of replies that come before the final one.
             own: a call of the proxy's own, beside those it forwards.
             deadline: of the exchange; without one it begins now.
@@ -229,6 +232,7 @@ class Dialler:
 
     async def _dial(self, protocol: Callable[[], Connection]) -> Connection:
         origin, way, loop = self.origin, self._way, asyncio.get_running_loop()
+        began = time.monotonic()
         secure: dict[str, Any] = {}
         if self._tls is not None:
             secure = {
@@ -237,11 +241,16 @@ class Dialler:
                 "ssl_handshake_timeout": self._timeouts.tls,
             }
         if way.proxy is not None:
-            return await open_tunnel(
+            reached = began  # the tunnel's time and that of TLS in it are not told apart
+            connection = await open_tunnel(
                 way.proxy, to=(origin.host, origin.port), protocol=protocol, **secure
             )
-        sock = await self._socket()
-        _, connection = await loop.create_connection(protocol, sock=sock, **secure)
+        else:
+            sock = await self._socket()
+            reached = time.monotonic()
+            _, connection = await loop.create_connection(protocol, sock=sock, **secure)
+        ready = time.monotonic() if secure else reached
+        connection.dialled = Dialled(began, reached, ready)
         return connection
 
     async def _socket(self) -> socket.socket:

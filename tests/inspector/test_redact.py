@@ -1,0 +1,226 @@
+"""What is masked, under which name or by its looks; and that nothing else changes."""
+
+import base64
+import json
+import string
+from urllib.parse import parse_qsl, quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.inspector.redact import MASK, Redactor
+
+REDACT = Redactor()
+CARD = "5061460410120223210"  # a published test number: it passes Luhn
+VISA = "4111111111111111"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Authorization", "authorization", "Proxy-Authorization", "Cookie", "Set-Cookie"),
+        *("X-Nomba-Proxy-Key", "X-Api-Key", "nomba-signature", "X-Signature", "client_secret"),
+        *("clientSecret", "access_token", "accessToken", "refresh_token", "tokenKey", "token"),
+        *("cardNumber", "card_number", "cardPan", "PAN", "cvv", "CVV2", "cardCVV", "securityCode"),
+        *("pin", "PIN", "cardPin", "card_pin", "transactionPin", "transactionpin", "otp"),
+        *("otpCode", "bvn", "BVN", "customerBvn", "nin", "NIN", "customer_nin", "password"),
+        *("userPassword", "privateKey", "NOMBA_PRIVATE_KEY", "signingKey", "jwt", "passcode"),
+    ],
+)
+def test_a_secret_name_hides_its_value(name):
+    assert REDACT.value(name, "x1y2z3") == MASK
+    assert REDACT.value(name, "") == ""
+    assert REDACT.is_secret(name.encode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenType", "token_type", "expires_in", "shipping", "spinner", "company", "Accept"),
+        *("nomba-signature-algorithm", "amount", "merchantTxRef", "opinion", "nomba-timestamp"),
+        *("tokenizeCard", "tokenizedCardData", "beginning", "accountId", "accountName", "bankCode"),
+        *("X-Request-Id", "idempotencyKey", "X-Idempotent-key", "pinStatus", "description"),
+    ],
+)
+def test_an_innocent_name_hides_nothing(name):
+    assert REDACT.value(name, "some value") == "some value"
+    assert not REDACT.is_secret(name.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("accountNumber", "0123456789", f"{MASK}6789"),
+        ("beneficiary_account_number", "0123456789", f"{MASK}6789"),
+        ("bankAccountNumber", "0123456789", f"{MASK}6789"),
+        ("phoneNumber", "+2348031234567", f"{MASK}4567"),
+        ("customer_phone", "0803 123 4567", f"{MASK}4567"),
+        ("msisdn", "2348031234567", f"{MASK}4567"),
+        ("mobile", "1234567", MASK),  # the last digits of a short one would be most of it
+        ("accountNumber", "", ""),
+    ],
+)
+def test_account_and_phone_numbers_keep_their_last_digits(name, value, shown):
+    assert REDACT.value(name, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"paid with {VISA} today", f"paid with {MASK} today"),
+        ("4111 1111 1111 1111", MASK),
+        ("4111-1111-1111-1111", MASK),
+        (f"card{CARD}x", f"card{MASK}x"),
+        ("4111111111111112", "4111111111111112"),  # no card: Luhn
+        ("Bearer abcdef.123456", f"Bearer {MASK}"),
+        ("Basic dXNlcjpwYXNz", f"Basic {MASK}"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", MASK),
+        ("key npk_billing_0123456789abcdef", f"key {MASK}"),
+        ("https://user:hunter2@host/x", f"https://user:{MASK}@host/x"),
+        ("call 08031234567 now", f"call {MASK}4567 now"),
+        ("to 0123456789", f"to {MASK}6789"),
+        ("+2348031234567", f"{MASK}4567"),
+        ("amount 250.00 at 2026-11-25T15:00:00Z", "amount 250.00 at 2026-11-25T15:00:00Z"),
+        ("order-0123456789", "order-0123456789"),
+        ("pin=1234 amount=5", f"pin={MASK} amount=5"),
+        ("otp: 998877", f"otp: {MASK}"),
+        ("<soap:Pin>1234</soap:Pin>", f"<soap:Pin>{MASK}</soap:Pin>"),
+        ("callback({'cvv':'123'})", f"callback({{'cvv':'{MASK}'}})"),
+        ("x\n-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----", f"x\n{MASK}"),
+        (
+            'Content-Disposition: form-data; name="pin"\r\n\r\n1234\r\n--b',
+            f'Content-Disposition: form-data; name="pin"\r\n\r\n{MASK}\r\n--b',
+        ),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_under_any_name(text, shown):
+    assert REDACT.text(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"pin": 1234, "a": 250.00}', f'{{"pin": "{MASK}", "a": 250.00}}'),
+        ('{"pin":"1234"}', f'{{"pin":"{MASK}"}}'),
+        ('{"p\\u0069n":"1234"}', f'{{"p\\u0069n":"{MASK}"}}'),
+        ('{"pin":true,"otp":null,"cvv":false}', '{"pin":true,"otp":null,"cvv":false}'),
+        (
+            '{"card":{"pin":["1","2",{"x":"3"}]},"y":"z"}',
+            f'{{"card":{{"pin":["{MASK}","{MASK}",{{"x":"{MASK}"}}]}},"y":"z"}}',
+        ),
+        (f"[{VISA}, 12]", f'["{MASK}", 12]'),
+        ('{"accountNumber":"0123456789"}', f'{{"accountNumber":"{MASK}6789"}}'),
+        ('{"accountNumber":1234567890}', f'{{"accountNumber":"{MASK}7890"}}'),
+        ('{"note":"send to 0123456789"}', f'{{"note":"send to {MASK}6789"}}'),
+        ('{"merchantTxRef":"0123456789"}', '{"merchantTxRef":"0123456789"}'),
+        ('{"id":4111111111111111}', f'{{"id":"{MASK}"}}'),
+        ('{"a":1e5,"b":-0.50,"c":[ ]}', '{"a":1e5,"b":-0.50,"c":[ ]}'),
+        # cut off, or no JSON at all
+        ('{"pin":"12', f'{{"pin":"{MASK}"'),
+        ('{"client_secret":"a\\', f'{{"client_secret":"{MASK}"'),
+        ('{"pin":', '{"pin":'),
+        ("{pin: 1234}", f'{{pin: "{MASK}"}}'),
+        ("{'cvv': '123'}", f"{{'cvv': {MASK}}}"),
+        ('{"pin" "1234"}', f'{{"pin" "{MASK}"}}'),
+        # within a text
+        ('{"raw":"{\\"pin\\":\\"1234\\"}"}', f'{{"raw":"{{\\"pin\\":\\"{MASK}\\"}}"}}'),
+        ('{"q":"a=1&pin=1234"}', f'{{"q":"a=1&pin={MASK}"}}'),
+        ('{"q":"pin%3D1234"}', f'{{"q":"{MASK}"}}'),
+        (json.dumps({"b": base64.b64encode(b'{"pin":"1234"}').decode()}), f'{{"b": "{MASK}"}}'),
+        (f'{{"{VISA}": 1}}', f'{{"{MASK}": 1}}'),
+    ],
+)
+def test_json_is_masked_in_place(text, shown):
+    assert REDACT.json(text) == shown
+    assert REDACT.text(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        ("/v1/x?pin=1234&a=b", f"/v1/x?pin={MASK}&a=b"),
+        ("/v1/x?client%5Fsecret=abc", f"/v1/x?client%5Fsecret={MASK}"),
+        ("/v1/x?accountNumber=0123456789", f"/v1/x?accountNumber={MASK}6789"),
+        ("/v1/accounts/0123456789/x", f"/v1/accounts/{MASK}6789/x"),
+        ("/v1/a%20b/c?d=%2F&e", "/v1/a%20b/c?d=%2F&e"),
+        (f"/v1/x?note={quote_plus('card ' + VISA)}", f"/v1/x?note=card%20{MASK}"),
+        ("/v1/x?data=%7B%22pin%22%3A%221%22%7D", f"/v1/x?data=%7B%22pin%22:%22{MASK}%22%7D"),
+        ("/v1/x?data=%257B%2522pin%2522%253A%25221%2522%257D", f"/v1/x?data={MASK}"),
+        (f"/v1/x?{VISA}", f"/v1/x?{MASK}"),
+        ("", ""),
+    ],
+)
+def test_a_target_is_masked_in_path_and_query(target, shown):
+    assert REDACT.target(target) == shown
+
+
+def test_settings_extend_the_table():
+    own = Redactor(secret=["meter-no"], partial=["wallet_id"], patterns=[r"INT-\d+"])
+    assert own.value("meterNo", "x") == MASK
+    assert own.value("Wallet-Id", "1234567890") == f"{MASK}7890"
+    assert own.text("see INT-42.") == f"see {MASK}."
+    assert own.is_secret(b"Meter-No")
+    assert REDACT.value("meterNo", "x") == "x"
+
+
+def test_reveal_masks_nothing():
+    bare = Redactor(reveal=True)
+    text = json.dumps({"pin": "1234", "card": VISA})
+    assert (bare.json(text), bare.text(text), bare.form("pin=1")) == (text, text, "pin=1")
+    assert bare.value("pin", "1234") == "1234"
+    assert bare.is_secret(b"Authorization")  # that is never captured
+
+
+SECRET = "s3cr3tMARK"
+NAMES = st.sampled_from(["pin", "cardPin", "cvv", "otp", "client_secret", "tokenKey", "bvn"])
+PLAIN = st.text(string.ascii_letters + ' "\\\n{}[]:,é', max_size=12)
+LEAVES = st.one_of(PLAIN, st.integers(0, 999), st.booleans(), st.none(), st.floats(-5, 5))
+DOCUMENTS = st.recursive(
+    st.dictionaries(NAMES, st.just(SECRET), min_size=1, max_size=2),
+    lambda inner: st.one_of(
+        st.dictionaries(st.text(string.ascii_lowercase, min_size=1, max_size=4), inner | LEAVES),
+        st.lists(inner | LEAVES, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(DOCUMENTS, st.sampled_from([None, 2]), st.booleans())
+def test_no_document_lets_a_secret_through(document, indent, ascii_only):
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_only)
+    masked = REDACT.json(text)
+    assert SECRET not in masked
+    json.loads(masked)
+    assert REDACT.json(masked) == masked
+    for cut in range(0, len(text), 7):
+        assert SECRET not in REDACT.json(text[:cut])
+
+
+@given(
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner) | st.dictionaries(st.text("abcdexyz", max_size=3), inner),
+        max_leaves=10,
+    )
+)
+def test_a_document_without_secrets_stays_as_it_is(document):
+    text = json.dumps(document)
+    if isinstance(document, dict | list):
+        assert REDACT.json(text) == text
+
+
+@given(st.lists(st.tuples(NAMES | st.just("a"), st.text(max_size=10)), max_size=5))
+def test_no_form_lets_a_secret_through(pairs):
+    text = "&".join(f"{quote_plus(name)}={quote(value + SECRET)}" for name, value in pairs)
+    shown = parse_qsl(REDACT.form(text), keep_blank_values=True)
+    assert [name for name, _ in shown] == [name for name, _ in pairs]
+    assert not [1 for name, value in shown if name != "a" and SECRET in value]
+
+
+@given(st.text(max_size=200))
+def test_nothing_makes_it_fail(text):
+    REDACT.text(text)
+    REDACT.json(text)
+    REDACT.form(text)
+    REDACT.target(text)
