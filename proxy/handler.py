@@ -218,7 +218,9 @@ class Handler:
         )
         capture = NO_CAPTURE
         if self._watch is not None:
-            capture = self._watch(exchange, _start(request), request.raw_headers)
+            version = "HTTP/1.0" if request.version == HttpVersion10 else "HTTP/1.1"
+            start = f"{request.raw_path} {version}"
+            capture = self._watch(exchange, start, request.raw_headers)
         departure = Departure(request)
         entered: list[Limiter] = []
         try:
@@ -827,13 +829,6 @@ async def _hear_out(exchange: Exchange, reply: Reply) -> None:
         return
     async for _ in reply.parts():
         pass
-
-
-def _start(request: web.BaseRequest) -> bytes:
-    """The request line, for who watches."""
-    version = request.version
-    line = f"{request.method} {request.raw_path} HTTP/{version.major}.{version.minor}"
-    return line.encode("utf-8", "surrogateescape")
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:

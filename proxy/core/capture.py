@@ -74,5 +74,6 @@ class Capture:
 
 NO_CAPTURE = Capture()
 
-# Begins the capture of an exchange: the exchange, the request line, its fields.
-Watch = Callable[["Exchange", bytes, Headers], Capture]
+# Begins the capture of an exchange: the exchange, target and version of its request line (the
+# method is the exchange's), its fields.
+Watch = Callable[["Exchange", str, Headers], Capture]

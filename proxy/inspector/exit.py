@@ -155,14 +155,18 @@ class Exit:
         row = self.row(recording)
         request = None
         if recording.sealed_start:
+            line = f"{recording.exchange.method} {recording.sealed_start}"
             request = self._message(
-                recording.sealed_start, recording.sealed_headers, recording.request
+                line.encode("utf-8", "surrogateescape"),
+                recording.sealed_headers,
+                recording.request,
             )
         attempts: list[Sent] = []
         for one in recording.attempts:
             reply = None
-            if one.start:
-                reply = self._message(one.start, one.sealed_headers, one.body)
+            if one.status:
+                start_line = b"HTTP/1.1 %d %b" % (one.status, one.reason)
+                reply = self._message(start_line, one.sealed_headers, one.body)
             start, _, headers = one.sealed_head.partition(b"\r\n")
             shown = self._message(start, headers)
             shown.headers.append(("Authorization", MASK))
@@ -190,7 +194,8 @@ class Exit:
 
     def _summary(self, recording: Recording) -> dict[str, object]:
         """What has to be found out of heads and bodies, for the list."""
-        target = _text(recording.sealed_start).partition(" ")[2].rpartition(" ")[0]
+        line = recording.sealed_start.encode("utf-8", "surrogateescape")
+        target = _text(line).rpartition(" ")[0]
         route = recording.exchange.route
         path = target.partition("?")[0] if route == "other" else route
         head, body = _given(recording)
@@ -274,9 +279,7 @@ def _given(recording: Recording) -> tuple[bytes, Clip]:
     """Head and body of what the caller got: a body of ours is with its head."""
     head, _, own = recording.sealed_given.partition(b"\r\n\r\n")
     if own or not recording.attempts:
-        body = Clip(len(own))
-        body.add(own)
-        return head, body
+        return head, Clip(len(own), own)
     return head, recording.attempts[-1].body
 
 

@@ -93,16 +93,10 @@ class Redactor:
         self._patterns = tuple(re.compile(one) for one in patterns)
         self.reveal = reveal
         self._mode: Callable[[str], Mode] = lru_cache(4096)(self._decide)
-        self._cut: dict[bytes, bool] = {}
 
     def is_secret(self, name: bytes) -> bool:
         """Whether a header of this name is cut at once, whoever may see the rest."""
-        known = self._cut.get(name)
-        if known is None:
-            known = self._decide(name.decode("latin-1")) == "whole"
-            if len(self._cut) < 4096:
-                self._cut[name] = known
-        return known
+        return self._decide(name.decode("latin-1")) == "whole"
 
     def mode(self, name: str) -> Mode:
         """What becomes of a value of this name."""

@@ -164,13 +164,11 @@ class Replayer:
         self, recording: Recording, edits: dict[str, Any]
     ) -> tuple[str, str, list[tuple[str, str]], bytes]:
         """What would be sent: method, target, fields, body."""
-        start = recording.sealed_start.decode("utf-8", "surrogateescape")
-        if not start or not recording.done:
+        if not recording.sealed_start or not recording.done:
             raise ReplayRefused("There is no whole request to replay.", status=409)
         _check(edits)
-        method, _, rest = start.partition(" ")
-        method = edits.get("method", method)
-        target = edits.get("target", rest.rpartition(" ")[0])
+        method = edits.get("method", recording.exchange.method)
+        target = edits.get("target", recording.sealed_start.rpartition(" ")[0])
         if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target):
             raise ReplayRefused("The method or the target is none.", status=422)
         if "headers" in edits:

@@ -19,6 +19,7 @@ from proxy.inspector.redact import MASK
 _PER_EXCHANGE = 1800
 _PER_ATTEMPT = 500
 _MASK = MASK.encode()
+_MOST_NAMES = 4096
 # Secret, and never sent on: a head without others needs no cutting.
 _STAYS_HERE = frozenset({b"authorization", b"proxy-authorization", b"x-nomba-proxy-key"})
 
@@ -36,11 +37,11 @@ class Clip:
 
     __slots__ = ("_limit", "_parts", "kept", "size")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, data: bytes = b"") -> None:
         self._limit = limit
-        self._parts: bytes | list[bytes] = b""
-        self.size = 0
-        self.kept = 0
+        self.size = len(data)
+        self._parts: bytes | list[bytes] = data if self.size <= limit else data[:limit]
+        self.kept = len(self._parts)
 
     def add(self, data: bytes) -> int:
         """Take some more; how many bytes were kept."""
@@ -51,9 +52,7 @@ class Clip:
             return 0
         if size > room:
             data, size = data[:room], room
-        if not self.kept:
-            self._parts = bytes(data)
-        elif isinstance(self._parts, list):
+        if isinstance(self._parts, list):
             self._parts.append(bytes(data))
         else:
             self._parts = [self._parts, bytes(data)]
@@ -79,17 +78,21 @@ class Attempt:
         sealed_head: as sent, without our pair; secret headers cut.
         began, sent, first_byte, ended: when.
         dialled: how its connection came about, if that was for it.
-        start: the reply's status line.
+        status, reason: of the reply; 0 for none.
         sealed_headers: of the reply, one a line, secret ones cut.
         body: of the reply.
         error: code of ours that it ended with, or "".
         secretive: whether there are secret headers in the reply.
     """
 
-    __slots__ = (
-        *("why", "generation", "account", "sealed_head", "began", "sent", "first_byte", "ended"),
-        *("dialled", "start", "sealed_headers", "body", "error", "secretive"),
-    )
+    # What is the same for most stands in the class: setting it would be work for every request.
+    sent = first_byte = ended = 0.0
+    dialled: Dialled | None = None
+    status = 0
+    reason = sealed_headers = b""
+    body = _EMPTY
+    error = ""
+    secretive = False
 
     def __init__(
         self, why: str, generation: int, account: str, head: bytes, *, began: float
@@ -99,12 +102,6 @@ class Attempt:
         self.account = account
         self.sealed_head = head
         self.began = began
-        self.sent = self.first_byte = self.ended = 0.0
-        self.dialled: Dialled | None = None
-        self.start = self.sealed_headers = b""
-        self.body = _EMPTY
-        self.error = ""
-        self.secretive = False
 
 
 @dataclass(slots=True)
@@ -122,10 +119,12 @@ class Recording(Capture):
         ring: that it lies in.
         number: counts the exchanges.
         exchange: its record, which goes on changing until `done`.
-        at: epoch seconds.
+        start: target and version.
+        headers: of the caller.
 
     Attributes:
-        sealed_start: the request line.
+        at: epoch seconds.
+        sealed_start: target and version of the request line; empty if it could not be read.
         sealed_headers: of the caller, one a line, secret ones cut.
         request: the caller's body.
         read: when that had arrived whole.
@@ -134,45 +133,51 @@ class Recording(Capture):
         sealed_given: the head the caller got, secret headers cut; with it a body of our own.
         replay_of: number of the exchange it repeats, or 0.
         cost: bytes it takes.
+        charged: bytes of those that the ring knows of; the rest are heads, until it is over.
         change: grows whenever any recording changes.
         done: whether it is over.
         gone: whether it was forgotten, and keeps nothing any more.
         summary: what `exit.py` found out of it, once it is done.
     """
 
-    __slots__ = (
-        *("_ring", "number", "exchange", "at", "sealed_start", "sealed_headers", "request"),
-        *("read", "attempts", "waits", "sealed_given", "replay_of", "cost", "change", "done"),
-        *("gone", "summary", "_secretive"),
-    )
+    # The same as for an attempt.
+    sealed_given = b""
+    request = _EMPTY
+    read = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    replay_of = 0
+    charged = 0
+    change = 0
+    done = gone = False
+    summary: dict[str, object] | None = None
 
-    def __init__(self, ring: "Ring", number: int, exchange: Exchange, *, at: float) -> None:
+    def __init__(
+        self, ring: "Ring", number: int, exchange: Exchange, *, start: str, headers: Headers
+    ) -> None:
         self._ring = ring
         self.number = number
         self.exchange = exchange
-        self.at = at
-        self.sealed_start = self.sealed_headers = self.sealed_given = b""
-        self.request = _EMPTY
-        self.read = 0.0
-        self.attempts: tuple[Attempt, ...] = ()
-        self.waits: tuple[Wait, ...] = ()
-        self.replay_of = 0
-        self.cost = _PER_EXCHANGE
-        self.change = 0
-        self.done = self.gone = False
-        self.summary: dict[str, object] | None = None
-        self._secretive = False  # whether a secret header of the caller's is sent on
+        self.at = ring.wall()
+        self.sealed_start = start
+        # Whether a secret header of the caller's is sent on.
+        self.sealed_headers, self._secretive = ring.cut(headers)
+        self.cost = _PER_EXCHANGE + len(start) + len(self.sealed_headers)
 
     # -- what the handler tells; once it is forgotten, to nobody ------------------------------
 
     def body(self, parts: Iterable[bytes]) -> None:
         """The caller's body has arrived whole."""
-        self.request = clip = Clip(self._ring.body_limit)
         for part in parts:
-            self._keep(clip, part)
-            if clip.kept < clip.size:
+            if self.request is _EMPTY:
+                self.request = Clip(self._ring.body_limit, bytes(part))
+                self.cost += self.request.kept
+            else:
+                self.cost += self.request.add(part)
+            if self.request.kept < self.request.size:
+                self.request.size = self.exchange.body_bytes
                 break
-        clip.size = max(clip.size, self.exchange.body_bytes)
+        self._ring.charge(self)
         self.read = self._ring.monotonic()
 
     def waiting(self) -> None:
@@ -190,7 +195,7 @@ class Recording(Capture):
             sealed = self._ring.cut_head(head.start) if self._secretive else head.start
             made = Attempt(why, generation, account, sealed, began=self._ring.monotonic())
             self.attempts = (*self.attempts, made)
-            self._grow(len(sealed) + _PER_ATTEMPT)
+            self.cost += len(sealed) + _PER_ATTEMPT
 
     def sending(self, dialled: Dialled | None) -> None:
         """Its first byte is written."""
@@ -203,9 +208,9 @@ class Recording(Capture):
         if not self.gone:
             attempt = self.attempts[-1]
             attempt.first_byte = attempt.ended = self._ring.monotonic()
-            attempt.start = b"HTTP/1.1 %d %b" % (status, reason)
+            attempt.status, attempt.reason = status, reason
             attempt.sealed_headers, attempt.secretive = self._ring.cut(headers)
-            self._grow(len(attempt.sealed_headers))
+            self.cost += len(attempt.sealed_headers)
 
     def part(self, data: bytes) -> None:
         """Some of its body has passed."""
@@ -213,8 +218,11 @@ class Recording(Capture):
             attempt = self.attempts[-1]
             attempt.ended = self._ring.monotonic()
             if attempt.body is _EMPTY:
-                attempt.body = Clip(self._ring.body_limit)
-            self._keep(attempt.body, data)
+                attempt.body = Clip(self._ring.body_limit, data)
+                self.cost += attempt.body.kept
+            else:
+                self.cost += attempt.body.add(data)
+                self._ring.charge(self)
 
     def failed(self, error: str) -> None:
         """The attempt, or its reply, came to a bad end."""
@@ -227,34 +235,22 @@ class Recording(Capture):
         if not self.gone:
             secretive = self.attempts and self.attempts[-1].secretive
             self.sealed_given = self._ring.cut_head(data) if secretive else data
-            self._grow(len(self.sealed_given))
+            self.cost += len(self.sealed_given)
 
     def end(self) -> None:
         """The exchange is over."""
         self.done = True
+        self._ring.charge(self)
         self._ring.changed(self)
 
     # -- what the ring does ----------------------------------------------------------------
-
-    def begin(self, start: bytes, headers: Headers) -> None:
-        """The request's head has come."""
-        self.sealed_start = start
-        self.sealed_headers, self._secretive = self._ring.cut(headers)
-        self._grow(len(start) + len(self.sealed_headers))
 
     def forget(self) -> None:
         """Keep nothing from now on."""
         self.gone = True
         self.request, self.attempts, self.waits = _EMPTY, (), ()
-        self.sealed_start = self.sealed_headers = self.sealed_given = b""
-
-    def _keep(self, clip: Clip, data: bytes) -> None:
-        if not self.gone and (kept := clip.add(data)):
-            self._grow(kept)
-
-    def _grow(self, by: int) -> None:
-        self.cost += by
-        self._ring.grew(by)
+        self.sealed_start = ""
+        self.sealed_headers = self.sealed_given = b""
 
 
 @dataclass(slots=True)
@@ -268,6 +264,7 @@ class Ring:
         wall: epoch seconds.
         monotonic: seconds, the handler's clock.
         used: bytes they take.
+        oldest: the number of the oldest; the next one's if there is none.
         change: counts changes; a recording's own tells when it last did.
         era: grows when all are forgotten at once.
     """
@@ -278,25 +275,28 @@ class Ring:
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     used: int = 0
+    oldest: int = 1
     change: int = 0
     era: int = 0
+    _known: dict[bytes, bool] = field(default_factory=dict)  # names of headers: secret or not
     _replays: dict[str, int] = field(default_factory=dict)  # by the request id to come
     _count: int = 0
-    _kept: dict[int, Recording] = field(default_factory=dict)  # the oldest first
+    _kept: dict[int, Recording] = field(default_factory=dict)  # their numbers have no gaps
     _changed: dict[int, Recording] = field(default_factory=dict)  # the longest unchanged first
 
-    def watch(self, exchange: Exchange, start: bytes, headers: Headers) -> Recording:
+    def watch(self, exchange: Exchange, start: str, headers: Headers) -> Recording:
         """Begin to record an exchange (`core.capture.Watch`)."""
-        recording = self._add(exchange)
+        self._count = number = self._count + 1
+        recording = Recording(self, number, exchange, start=start, headers=headers)
         if self._replays:
             recording.replay_of = self._replays.pop(exchange.request_id, 0)
-        recording.begin(start, headers)
+        self._kept[number] = recording
         self.changed(recording)
         return recording
 
     def note(self, exchange: Exchange) -> None:
         """Take an exchange that ended before its head could be read."""
-        self._add(exchange).end()
+        self.watch(exchange, "", ()).end()
 
     def clear(self) -> None:
         """Forget all."""
@@ -305,6 +305,7 @@ class Ring:
         self._kept.clear()
         self._changed.clear()
         self.used = 0
+        self.oldest = self._count + 1
         self.era += 1
 
     def get(self, number: int) -> Recording | None:
@@ -319,11 +320,6 @@ class Ring:
         """The newest with this request id."""
         newest = reversed(self._kept.values())
         return next((one for one in newest if one.exchange.request_id == request_id), None)
-
-    @property
-    def oldest(self) -> int:
-        """The number of the oldest; the next one's if there is none."""
-        return next(iter(self._kept), self._count + 1)
 
     def __iter__(self) -> Iterator[Recording]:
         """All, the oldest first."""
@@ -350,30 +346,44 @@ class Ring:
         self._changed.pop(recording.number, None)
         self._changed[recording.number] = recording
 
-    def grew(self, by: int) -> None:
+    def charge(self, recording: Recording) -> None:
         """A recording takes more: the oldest go until all fit."""
-        self.used += by
+        if recording.gone:
+            return
+        self.used += recording.cost - recording.charged
+        recording.charged = recording.cost
         while self.used > self.budget and self._kept:
-            oldest = self._kept.pop(next(iter(self._kept)))
-            self._changed.pop(oldest.number, None)
-            self.used -= oldest.cost
+            # By its number: finding the first of a dict passes all that were taken from it.
+            oldest = self._kept.pop(self.oldest)
+            self._changed.pop(self.oldest, None)
+            self.oldest += 1
+            self.used -= oldest.charged
             oldest.forget()
 
     def cut(self, headers: Headers) -> tuple[bytes, bool]:
         """Header fields, one a line, the values of secret ones masked; whether one is passed on."""
-        is_secret, passed = self.is_secret, False
+        known, passed = self._known, False
         lines: list[bytes] = []
         for name, value in headers:
-            if is_secret(name):
+            secret = known.get(name)
+            if secret is None:
+                secret = self._is_secret(name)
+            if secret:
                 passed = passed or name.lower() not in _STAYS_HERE
                 lines += (name, b": ", _MASK, b"\r\n")
             else:
                 lines += (name, b": ", value, b"\r\n")
         return b"".join(lines), passed
 
+    def _is_secret(self, name: bytes) -> bool:
+        found = self.is_secret(name)
+        if len(self._known) < _MOST_NAMES:
+            self._known[name] = found
+        return found
+
     def cut_head(self, head: bytes) -> bytes:
         """The same of a head that is ready to be written."""
-        is_secret = self.is_secret
+        is_secret = self._is_secret
         fields, blank, rest = head.partition(b"\r\n\r\n")
         lines = fields.split(b"\r\n")
         for at, line in enumerate(lines):
@@ -381,10 +391,3 @@ class Ring:
             if at and colon and is_secret(name):
                 lines[at] = b"%b: %b" % (name, _MASK)
         return b"\r\n".join(lines) + blank + rest
-
-    def _add(self, exchange: Exchange) -> Recording:
-        self._count += 1
-        recording = Recording(self, self._count, exchange, at=self.wall())
-        self._kept[recording.number] = recording
-        self.grew(recording.cost)
-        return recording
