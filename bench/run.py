@@ -4,7 +4,7 @@
     make bench ARGS="--rounds 9 --requests 4000"
 
 The peers are the obvious aiohttp + ClientSession proxy (bench/baseline.py), with a pool and
-with a fresh connection per request, which is what this proxy does so far. Rounds are
+with a fresh connection per request, and this proxy itself with the inspector on. Rounds are
 interleaved; CPU (user + system) is read from the proxy process's own accounting, so neither
 the origin nor the load counts. Only ratios mean anything: machines differ and are shared.
 """

@@ -15,8 +15,9 @@ from proxy.core.exchange import Exchange
 from proxy.core.heads import Headers, RequestHead
 from proxy.inspector.redact import MASK
 
-# What an exchange and an attempt take beside the bytes they hold: measured, and a little more.
-_PER_EXCHANGE = 1800
+# What an exchange and an attempt take beside the bytes they hold, with what the list shows of it and
+# what the allocator wastes: measured (`tests/torture/test_inspector.py`).
+_PER_EXCHANGE = 4000
 _PER_ATTEMPT = 500
 _MASK = MASK.encode()
 _MOST_NAMES = 4096
