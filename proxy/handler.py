@@ -792,7 +792,13 @@ class _Attempt:
         """Send once; money goes over a connection that is new or was just used."""
         dialler = self.upstream.dialler
         text = token.access.reveal(to=dialler.origin.text)
-        self.capture.attempt(self.head, account=self.account, generation=token.generation, why=why)
+        self.capture.attempt(
+            self.head,
+            account=self.account,
+            token=token.access,
+            generation=token.generation,
+            why=why,
+        )
         try:
             return await dialler.send(
                 self.head.with_token(text, account=self.account),

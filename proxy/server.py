@@ -282,6 +282,7 @@ class QuietProtocol(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the reply was under way")
         if status != 400:
+            self._emit(Event("server_fault", "error", fields={"type": type(exc).__name__}))
             error = Internal("The proxy failed.", close=True)
         elif isinstance(exc, LineTooLong) or (exc is not None and "Too many headers" in str(exc)):
             error = HeadTooLarge(
@@ -297,6 +298,7 @@ class QuietProtocol(RequestHandler):
             )
         exchange = Exchange(new_request_id(), started=time.monotonic())
         exchange.status, exchange.error = error.status, error.code
+        exchange.detail = error.description
         self._observe(exchange)
         return refuse(
             error, request_id=exchange.request_id, keep_alive=False, http10=False, head_only=False

@@ -14,13 +14,16 @@ from proxy.settings import Settings
 def export(settings: Settings, arguments: argparse.Namespace) -> int:
     """Write an HTTP Archive; the exit code."""
     path = "/api/har" if arguments.id is None else f"/api/exchanges/{arguments.id}/har"
+    if arguments.id is not None and filters(arguments):
+        print("nomba-proxy: --id is one exchange: leave the filters out", file=sys.stderr)
+        return 2
     try:
         asker = Asker(settings, url=arguments.url)
         found = read(asker.open(path, filters(arguments), headers={}, timeout=120))
     except (NoInspector, Gone) as error:
         print(f"nomba-proxy: {error}", file=sys.stderr)
         return 1
-    text = json.dumps(found, ensure_ascii=False, indent=1)
+    text = json.dumps(found, indent=1)  # ASCII: it may go to a terminal
     if arguments.har == "-":
         print(text)
         return 0
@@ -36,7 +39,12 @@ def export(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _write(target: Path, text: str) -> None:
-    """All of it or nothing, for its owner only."""
+    """All of it or nothing, for its owner only; into a device or a pipe as it comes."""
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8") as file:
+            file.write(text)
+        return
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -1,11 +1,13 @@
 """Ask a running proxy's inspector: what `tail` and `export` have in common."""
 
 import argparse
+import http.client
 import json
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from proxy.app import inspector_file
@@ -79,17 +81,41 @@ class Asker:
         """The address that the running proxy left for us."""
         folder, port = self._settings.state_dir, self._settings.inspect_listen.port
         path = inspector_file(folder, port)
+        kept = {one: _read_line(one) for one in (path, *sorted(folder.glob("inspector-*.url")))}
+        if self._answers(kept[path]):
+            return kept[path]
+        # It may have taken another port; what a killed one left behind says nothing.
+        living = [text for text in kept.values() if self._answers(text)]
+        if len(living) == 1:
+            return living[0]
+        if living:
+            ports = [text.partition("/?token=")[0].removeprefix("http://") for text in living]
+            choice = " or ".join(f"--inspect-listen {one}" for one in ports)
+            raise NoInspector(f"there are several inspectors; choose one: {choice}")
+        raise Gone(
+            f"no inspector is open ({folder} knows of none that answers).\n"
+            "Start the proxy with it: nomba-proxy serve --inspect; or name its address: "
+            "--url 'http://127.0.0.1:4040/?token=…'"
+        )
+
+    def _answers(self, text: str) -> bool:
+        base, _, token = text.partition("/?token=")
+        if not base.startswith("http://"):
+            return False
+        headers = {"Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(f"{base}/api/info", headers=headers)  # noqa: S310
         try:
-            if not path.exists():  # it may have taken another port
-                others = sorted(folder.glob("inspector-*.url"))
-                path = others[0] if len(others) == 1 else path
-            return path.read_text().strip()
-        except OSError as error:
-            raise NoInspector(
-                f"no inspector is known here ({path}: {error.strerror}).\n"
-                "Start the proxy with it: nomba-proxy serve --inspect; or name its address: "
-                "--url 'http://127.0.0.1:4040/?token=…'"
-            ) from None
+            with self._opener.open(request, timeout=5):
+                return True
+        except OSError:
+            return False
+
+
+def _read_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def filters(arguments: argparse.Namespace) -> dict[str, str]:
@@ -101,5 +127,8 @@ def filters(arguments: argparse.Namespace) -> dict[str, str]:
 
 def read(reply: IO[bytes]) -> Any:
     """Its JSON."""
-    with reply:
-        return json.load(reply)
+    try:
+        with reply:
+            return json.load(reply)
+    except (OSError, http.client.HTTPException, ValueError):
+        raise Gone("the inspector ended in the middle of its answer") from None

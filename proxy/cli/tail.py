@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from proxy.cli.inspector import Asker, Gone, NoInspector, filters
+from proxy.cli.inspector import Asker, Gone, NoInspector, filters, read
 from proxy.settings import Settings
 
 _SILENT = 40.0  # seconds without a word after which a stream is dead: one comes every 15
+_REMEMBERED = 1000
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 _COLOURS = {"ok": "32", "in_flight": "33", "failed": "31", "unknown": "1;37;41", "pending": "2"}
 _SIGNS = {"ok": "✓", "in_flight": "…", "failed": "✗", "unknown": "?", "pending": "·"}
@@ -32,8 +33,7 @@ def tail(settings: Settings, arguments: argparse.Namespace, *, plain: bool) -> i
         if not arguments.follow:
             wanted = query | {"limit": str(arguments.last)}
             reply = asker.open("/api/exchanges", wanted, headers={}, timeout=30)
-            with reply:
-                rows = json.load(reply)["exchanges"]
+            rows = read(reply)["exchanges"]
         else:
             rows = _follow(asker, query, last=arguments.last)
         for row in rows:
@@ -50,6 +50,7 @@ def tail(settings: Settings, arguments: argparse.Namespace, *, plain: bool) -> i
 def _follow(asker: Asker, query: dict[str, str], *, last: int) -> Iterator[dict[str, Any]]:
     """Rows as they come, over as many connections as it takes."""
     mark, failures = "", 0
+    ended: dict[tuple[str, int], None] = {}  # after a break the last one may come again
     while True:
         headers = {"Last-Event-ID": mark} if mark else {}
         try:
@@ -60,7 +61,7 @@ def _follow(asker: Asker, query: dict[str, str], *, last: int) -> Iterator[dict[
             if not mark or (isinstance(error, NoInspector) and failures >= len(_PAUSES)):
                 raise
             if not failures:
-                print(f"nomba-proxy: {error}; waiting for it to come back", file=sys.stderr)
+                print("nomba-proxy: the inspector is away; waiting for it", file=sys.stderr)
             time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1
             continue
@@ -68,8 +69,14 @@ def _follow(asker: Asker, query: dict[str, str], *, last: int) -> Iterator[dict[
         with reply, contextlib.suppress(OSError, http.client.HTTPException):
             for name, data, told in _events(reply):
                 mark = told or mark
-                if name == "rows":
-                    yield from json.loads(data)["rows"]
+                for row in json.loads(data)["rows"] if name == "rows" else ():
+                    known = mark.rpartition(".")[0], row["id"]
+                    if known not in ended:
+                        yield row
+                    if row["state"] != "pending":
+                        ended[known] = None
+                        if len(ended) > _REMEMBERED:
+                            del ended[next(iter(ended))]
         time.sleep(_PAUSES[0])
 
 
@@ -92,6 +99,7 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
     """A row for people."""
 
     def paint(text: str, code: str) -> str:
+        text = _printable(text)
         return f"\x1b[{code}m{text}\x1b[0m" if colours and text else text
 
     state = row["state"]
@@ -101,7 +109,7 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
     shown = [
         paint(row["at"][11:23], "2"),
         paint(f"{_SIGNS[state]} {status:<8}", _COLOURS[state]),
-        f"{row['method']:<6}",
+        _printable(f"{row['method']:<6}"),
         _printable(row["path"] or row["route"]),
     ]
     if row["kind"] == "money":
@@ -110,7 +118,7 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
         shown.append(f"×{row['attempts']}")
     if row["outcome"] != "answered":
         shown.append(paint(row["outcome"], _COLOURS["unknown" if state == "unknown" else "failed"]))
-    shown += [one for one in (row["error"], row["reference"]) if one]
+    shown += [_printable(one) for one in (row["error"], row["reference"]) if one]
     shown.append(paint(f"{row['seconds'] * 1000:.1f} ms  {row['caller']}", "2"))
     if state == "failed" and row["description"]:
         shown.append(_printable(row["description"]))

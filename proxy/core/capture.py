@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core.heads import Headers, RequestHead
+from proxy.core.secret import Secret
 
 if TYPE_CHECKING:
     from proxy.core.exchange import Exchange
@@ -43,12 +44,15 @@ class Capture:
     def waited(self) -> None:
         """The wait is over, however it ended."""
 
-    def attempt(self, head: RequestHead, *, account: str, generation: int, why: str) -> None:
+    def attempt(
+        self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
+    ) -> None:
         """A request is about to be sent.
 
         Args:
-            head: to be completed with a token that stays untold.
+            head: to be completed.
             account: that it is completed with.
+            token: the same; to know it again should the upstream repeat it.
             generation: the token's.
             why: `first try`, `replay with a new token` or `sent again over a new connection`.
         """

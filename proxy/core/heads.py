@@ -50,7 +50,7 @@ _OWN = frozenset(
     }
 )
 
-# The inspector's session: cookies know no ports, so a browser sends it to this one too.
+# Begins the name of the inspector's session: cookies know no ports, so a browser sends it here too.
 INSPECTOR_COOKIE = b"nomba_proxy_inspector"
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
@@ -213,7 +213,7 @@ class RequestHead:
 def _without_ours(cookies: bytes) -> bytes:
     """A `Cookie` (RFC 6265 section 4.2.1) without the inspector's."""
     others = (one.strip() for one in cookies.split(b";"))
-    return b"; ".join(one for one in others if one.partition(b"=")[0] != INSPECTOR_COOKIE)
+    return b"; ".join(one for one in others if one and not one.startswith(INSPECTOR_COOKIE))
 
 
 def _is_forwarded(lower: bytes) -> bool:

@@ -7,6 +7,7 @@ from typing import NoReturn, final
 
 # What the key of phantom tokens is pinned to: no origin at all.
 SIGNING = "signing:"
+_SHORT = 6  # characters; a shorter secret is found in a text by chance
 # The same of an app's own secret that the built-in simulator is to know.
 SIMULATED = "simulated:"
 
@@ -43,6 +44,10 @@ class Secret:
     def holds(self, text: str) -> bool:
         """Whether `text` is the secret (constant time)."""
         return hmac.compare_digest(self._value.encode(), text.encode())
+
+    def veil(self, text: str, instead: str) -> str:
+        """A text with `instead` wherever the secret stands in it."""
+        return text.replace(self._value, instead) if len(self._value) >= _SHORT else text
 
     def fingerprint(self, name: Callable[[str], str]) -> str:
         """What `name`, which keeps it to itself, makes of the secret."""

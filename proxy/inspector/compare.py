@@ -9,6 +9,7 @@ from proxy.inspector.redact import TOKEN
 Mark = Literal["", "added", "changed", "removed"]
 Line = tuple[Literal[" ", "-", "+"], str]
 
+_DEEPEST = 40
 _MOST_LINES = 4000  # of one side; beyond, comparing takes too long
 
 
@@ -53,7 +54,7 @@ def differences(before: Message | None, after: Message | None) -> list[Line]:
     """All lines of both, each with where it stands."""
     one, other = lines(before)[:_MOST_LINES], lines(after)[:_MOST_LINES]
     found: list[Line] = []
-    for how, a, b, c, d in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+    for how, a, b, c, d in difflib.SequenceMatcher(None, one, other).get_opcodes():
         if how == "equal":
             found += [(" ", line) for line in one[a:b]]
         else:
@@ -64,16 +65,18 @@ def differences(before: Message | None, after: Message | None) -> list[Line]:
 
 def spread(text: str) -> list[str]:
     """JSON with a line for each value; numbers and texts stay as they were written."""
-    found, depth = [""], 0
+    found, depth = [""], 0  # no deeper than can be read: what is open is anybody's
     for part in TOKEN.findall(text):
         if part.isspace():
             continue
         if part in "}]":
             depth = max(0, depth - 1)
-            found.append("  " * depth)
+            found.append("  " * min(depth, _DEEPEST))
         found[-1] += part + (" " if part == ":" else "")
         if part in "{[":
             depth += 1
         if part in "{[,":
-            found.append("  " * depth)
+            found.append("  " * min(depth, _DEEPEST))
+        if len(found) > _MOST_LINES:
+            return [*found, "…"]
     return found

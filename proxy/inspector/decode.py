@@ -13,10 +13,11 @@ from typing import NamedTuple
 import brotli
 import zstandard
 
-_MOST = 2 * 1024 * 1024  # bytes that a body may have after decoding
+MOST = 512 * 1024  # bytes that a body may have after decoding
 _WINDOW = 8 << 20  # RFC 9659 section 3
 _CODINGS = 3  # one after another; nobody sends more
 _CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]{1,40})", re.IGNORECASE)
+_ASCII_BELOW = re.compile(r"(?i)(?:utf-?8|(?:us-)?ascii|latin-?1|iso-8859-|windows-12|cp12)")
 _TEXTUAL = re.compile(r"(?i)^text/|json|xml|javascript|x-www-form-urlencoded|multipart/")
 _TRAILING_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
@@ -35,13 +36,14 @@ class Decoded(NamedTuple):
     note: str
 
 
-def decode(body: bytes, *, media: str, codings: str) -> Decoded:
+def decode(body: bytes, *, media: str, codings: str, most: int = MOST) -> Decoded:
     """Decode a body.
 
     Args:
         body: as it came, possibly cut off.
         media: value of `Content-Type`.
         codings: value of `Content-Encoding`.
+        most: bytes that are decoded at most.
     """
     wanted = [one.strip().lower() for one in codings.split(",")]
     wanted = [one for one in wanted if one not in {"", "identity"}]
@@ -53,21 +55,27 @@ def decode(body: bytes, *, media: str, codings: str) -> Decoded:
         if decoder is None:
             return Decoded(None, b"", "has a content coding that is not known here")
         try:
-            body, whole = decoder(body)
+            body, whole = decoder(body, most)
         except (ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError):
             return Decoded(None, b"", f"is no valid {coding}")
         if not whole:
             note = "is cut off"
-        if len(body) >= _MOST:
-            note = f"is longer than {_MOST} bytes when decoded"
+        if len(body) >= most:
+            note = f"is longer than {most} bytes when decoded"
     return Decoded(_text(body, media), body, note)
 
 
 def _text(body: bytes, media: str) -> str | None:
     found = _CHARSET.search(media)
     charset = found[1] if found else ""
-    if "json" in media.lower() or body[:2] in {b"\xff\xfe", b"\xfe\xff"} or body[1:2] == b"\0":
+    # What calls itself by another name could be read back from what is shown: bytes that could
+    # be ASCII are read as that.
+    wide = body[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in body[:4]
+    if wide:
+        charset = charset if charset.lower().startswith(("utf-16", "utf-32")) else ""
         charset = charset or json.detect_encoding(body)
+    elif "json" in media.lower() or not _ASCII_BELOW.match(charset):
+        charset = "utf-8"
     try:
         known = codecs.lookup(charset or "utf-8")
         sound = getattr(known, "_is_text_encoding", False)
@@ -92,39 +100,39 @@ def _text(body: bytes, media: str) -> str | None:
 # Each gives what could be decoded, and whether it was all.
 
 
-def _inflate(body: bytes, wbits: int) -> tuple[bytes, bool]:
+def _inflate(body: bytes, most: int, wbits: int) -> tuple[bytes, bool]:
     inflater = zlib.decompressobj(wbits)
-    return inflater.decompress(body, _MOST), inflater.eof
+    return inflater.decompress(body, most), inflater.eof
 
 
-def _gzip(body: bytes) -> tuple[bytes, bool]:
-    return _inflate(body, 31)
+def _gzip(body: bytes, most: int) -> tuple[bytes, bool]:
+    return _inflate(body, most, 31)
 
 
-def _deflate(body: bytes) -> tuple[bytes, bool]:
+def _deflate(body: bytes, most: int) -> tuple[bytes, bool]:
     try:
-        return _inflate(body, 15)
+        return _inflate(body, most, 15)
     except zlib.error:  # RFC 9110 section 8.4.1.2: some send the bare stream
-        return _inflate(body, -15)
+        return _inflate(body, most, -15)
 
 
-def _brotli(body: bytes) -> tuple[bytes, bool]:
+def _brotli(body: bytes, most: int) -> tuple[bytes, bool]:
     decompressor = brotli.Decompressor()
-    data = bytes(decompressor.process(body, output_buffer_limit=_MOST))
-    return data[:_MOST], decompressor.is_finished()
+    data = bytes(decompressor.process(body, output_buffer_limit=most))
+    return data[:most], decompressor.is_finished()
 
 
-def _zstd(body: bytes) -> tuple[bytes, bool]:
+def _zstd(body: bytes, most: int) -> tuple[bytes, bool]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
     parts, size = [], 0
     with decompressor.stream_reader(body, read_across_frames=True) as reader:
-        while size < _MOST and (part := reader.read(min(65536, _MOST - size))):
+        while size < most and (part := reader.read(min(65536, most - size))):
             parts.append(part)
             size += len(part)
     return b"".join(parts), True
 
 
-_DECODERS: dict[str, Callable[[bytes], tuple[bytes, bool]]] = {
+_DECODERS: dict[str, Callable[[bytes, int], tuple[bytes, bool]]] = {
     "gzip": _gzip,
     "x-gzip": _gzip,
     "deflate": _deflate,

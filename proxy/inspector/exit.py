@@ -5,13 +5,14 @@ Every page, event, file and line of a terminal is made from `Exit.show` or `Exit
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
 
 from proxy.core.routes import family
+from proxy.core.secret import Secret
 from proxy.core.target import canonical_path
 from proxy.errors import Outcome
 from proxy.inspector.decode import decode
@@ -20,6 +21,7 @@ from proxy.inspector.ring import Clip, Recording
 
 # Bodies beyond it are not looked into for the list; what is shown in full is decoded off the loop.
 _GLANCE = 64 * 1024
+_LONGEST = 1000  # characters of a path in the list
 REFERENCES = ("merchantTxRef", "orderReference", "idempotencyKey", "transactionRef", "reference")
 _GOOD = frozenset({"00", "200", "201", ""})  # facts, section 4
 
@@ -69,6 +71,7 @@ class Sent:
 
     why: str
     generation: int
+    sent: bool
     reused: bool
     start: str
     headers: list[Field]
@@ -116,18 +119,27 @@ class Exit:
         """Whether nothing is masked."""
         return self._redactor.reveal
 
-    def row(self, recording: Recording) -> dict[str, Any]:
-        """An exchange as a line of the list."""
+    def row(self, recording: Recording, *, keep: bool = True) -> dict[str, Any]:
+        """An exchange as a line of the list.
+
+        Args:
+            recording: the exchange.
+            keep: whether what is found out may be kept with it: on the event loop only.
+        """
         exchange = recording.exchange
         summary = recording.summary
         if summary is None:
-            summary = self._summary(recording)
-            if recording.done and not recording.gone:
-                recording.summary = summary
+            try:
+                summary = self._summary(recording)
+            except Exception:  # noqa: BLE001 - one that cannot be shown must not hide the others
+                summary = {"path": "", "family": "other", "description": "", "reference": ""}
+                summary |= {"code": "", "detail": "the inspector cannot show this one"}
+            if recording.done and keep:
+                recording.keep(summary)
         done = recording.done
         row = {
             "id": recording.number,
-            "request_id": exchange.request_id,
+            "request_id": self._redactor.text(exchange.request_id, loose=True),
             "at": _iso(recording.at),
             "method": exchange.method,
             "route": exchange.route,
@@ -147,12 +159,16 @@ class Exit:
             "replay_of": recording.replay_of or None,
         }
         row |= summary
+        if done and exchange.status == 499:  # the answer was somebody else's: nobody got it
+            row |= {"error": row["error"] or "caller_left", "code": "", "description": ""}
+            row["detail"] = row["detail"] or "the caller hung up before it had the whole reply"
         row["state"] = _state(row, done=done)
         return row
 
     def show(self, recording: Recording) -> Shown:
         """All of an exchange; takes its time, so not on the event loop."""
-        row = self.row(recording)
+        row = self.row(recording, keep=False)
+        tokens = _tokens(recording)
         request = None
         if recording.sealed_start:
             line = f"{recording.exchange.method} {recording.sealed_start}"
@@ -161,12 +177,14 @@ class Exit:
                 recording.sealed_headers,
                 recording.request,
             )
+            if recording.unread:
+                request = replace(request, body=Body(note="the body had not been read"))
         attempts: list[Sent] = []
         for one in recording.attempts:
             reply = None
             if one.status:
                 start_line = b"HTTP/1.1 %d %b" % (one.status, one.reason)
-                reply = self._message(start_line, one.sealed_headers, one.body)
+                reply = self._message(start_line, one.sealed_headers, one.body, tokens)
             start, _, headers = one.sealed_head.partition(b"\r\n")
             shown = self._message(start, headers)
             shown.headers.append(("Authorization", MASK))
@@ -176,6 +194,7 @@ class Exit:
                 Sent(
                     one.why,
                     one.generation,
+                    one.sent > 0,
                     reused,
                     shown.start,
                     shown.headers,
@@ -187,7 +206,7 @@ class Exit:
         if recording.sealed_given:
             head, body = _given(recording)
             start, _, headers = head.partition(b"\r\n")
-            given = self._message(start, headers, body)
+            given = self._message(start, headers, body, tokens)
         return Shown(row, request, attempts, given, _timeline(recording))
 
     # -- the list -----------------------------------------------------------------------------
@@ -203,13 +222,14 @@ class Exit:
         sent = self._glance(recording.request, recording.sealed_headers) or {}
         reference = next((found for name in REFERENCES if (found := _reference(sent, name))), "")
         told = envelope.get("description") or envelope.get("message") or envelope.get("detail")
-        redact = self._redactor
+        redact, tokens = self._redactor, _tokens(recording)
         shown = target if redact.reveal else redact.target(target)
         return {
-            "path": shown,
+            **({"reply_bytes": body.size} if body.size else {}),
+            "path": shown[:_LONGEST],
             "family": family(canonical_path(path.encode("utf-8"))) if path else "other",
-            "code": _short(envelope.get("code"), redact),
-            "description": _short(told, redact),
+            "code": _short(envelope.get("code"), redact, tokens),
+            "description": _short(told, redact, tokens),
             "reference": redact.text(reference, loose=True)[:128],
         }
 
@@ -230,6 +250,7 @@ class Exit:
                 body.uncover(),
                 media=_of(headers, "content-type"),
                 codings=_of(headers, "content-encoding"),
+                most=_GLANCE,
             )
             found = orjson.loads(read.text or "")
         except ValueError:
@@ -238,20 +259,26 @@ class Exit:
 
     # -- one message --------------------------------------------------------------------------
 
-    def _message(self, start: bytes, fields: bytes, clip: Clip | None = None) -> Message:
+    def _message(
+        self,
+        start: bytes,
+        fields: bytes,
+        clip: Clip | None = None,
+        tokens: Iterable[Secret] = (),
+    ) -> Message:
         redact = self._redactor
-        headers = _fields(fields)
-        first, space, rest = _text(start).partition(" ")
+        headers = [(name, _veil(value, tokens)) for name, value in _fields(fields)]
+        first, space, rest = _veil(_text(start), tokens).partition(" ")
         if first.startswith("HTTP/"):
             line = first + space + redact.text(rest, loose=True)
         else:
             target, space_too, version = rest.rpartition(" ")
             line = first + space + redact.target(target) + space_too + version
         shown = [(name, redact.value(name, value)) for name, value in headers]
-        body = Body() if clip is None else self._body(clip, headers)
+        body = Body() if clip is None else self._body(clip, headers, tokens)
         return Message(line, shown, body)
 
-    def _body(self, clip: Clip, headers: Iterable[Field]) -> Body:
+    def _body(self, clip: Clip, headers: Iterable[Field], tokens: Iterable[Secret]) -> Body:
         media, codings = _of(headers, "content-type"), _of(headers, "content-encoding")
         # Names of types and codings are the sender's words: nothing of theirs is shown unread.
         kind_of = self._redactor.text(media.partition(";")[0].strip()[:100])
@@ -262,10 +289,11 @@ class Exit:
         notes = [f"it {read.note}"] if read.note else []
         if clip.kept < clip.size:
             notes = [f"only the first {clip.kept} of {clip.size} bytes were kept"]
-        kind, text, data = _kind(read.text, media), read.text, None
+        kind, data = _kind(read.text, media), None
+        text = None if read.text is None else _veil(read.text, tokens)
         redact = self._redactor
         if text is None:
-            loose = read.data.decode("latin-1")
+            loose = _veil(read.data.decode("latin-1"), tokens)
             masked = redact.text(loose).replace(MASK, "***").encode("latin-1", "replace")
             data = base64.b64encode(masked).decode() if read.data else None
         elif kind == "json":
@@ -296,7 +324,7 @@ def _state(row: dict[str, Any], *, done: bool) -> State:
     """What became of an exchange, as one looks at it (facts, section 4)."""
     if not done:
         return "pending"
-    if row["outcome"] == Outcome.UNKNOWN:
+    if row["outcome"] == Outcome.UNKNOWN and row["kind"] != "read":
         return "unknown"
     if row["status"] >= 400 or row["status"] == 0 or row["code"] not in _GOOD:
         return "failed"
@@ -314,9 +342,11 @@ def _timeline(recording: Recording) -> list[Span]:
 
     if recording.read:
         span(0, "read request", zero, recording.read)
+    now = 0.0 if recording.done else recording.now
     for at, wait in enumerate(recording.waits):
         renewal = any(one.began < wait.began for one in recording.attempts)
-        span(0, "renewal" if renewal or at else "wait for token", wait.began, wait.ended)
+        name = "renewal" if renewal or at else "wait for token"
+        span(0, name, wait.began, wait.ended or now)
     for number, one in enumerate(recording.attempts, 1):
         ready, dialled = one.began, one.dialled
         if dialled is not None:
@@ -333,8 +363,9 @@ def _timeline(recording: Recording) -> list[Span]:
             # A reply that another one took the place of was let go of after the wait for that.
             later = (wait.began for wait in recording.waits if wait.began >= one.first_byte)
             span(number, "body", one.first_byte, min([one.ended, *later]))
-        elif one.ended:
-            span(number, "no reply", sent, one.ended)
+        elif one.ended or now:
+            what = "no reply" if one.sent else "no connection"
+            span(number, what if one.ended else "under way", sent, one.ended or now)
     return sorted(spans, key=lambda one: one.start)
 
 
@@ -345,10 +376,21 @@ def _reference(sent: dict[str, Any], name: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _short(value: object, redact: Redactor) -> str:
+def _short(value: object, redact: Redactor, tokens: Iterable[Secret]) -> str:
     if value is None or isinstance(value, bool | dict | list):
         return ""
-    return redact.text(str(value)[:300])[:200]
+    return redact.text(_veil(str(value)[:2000], tokens)[:300])[:200]
+
+
+def _tokens(recording: Recording) -> list[Secret]:
+    """Our own, which an upstream may repeat."""
+    return [one.token for one in recording.attempts]
+
+
+def _veil(text: str, tokens: Iterable[Secret]) -> str:
+    for token in tokens:
+        text = token.veil(text, MASK)
+    return text
 
 
 def _fields(lines: bytes) -> list[Field]:

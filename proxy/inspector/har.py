@@ -6,31 +6,32 @@ fields that begin with an underscore, as it provides.
 
 import base64
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 from proxy.inspector.exit import Body, Message, Shown
+from proxy.inspector.redact import MASK
 
 _NONE: dict[str, Any] = {"size": 0, "mimeType": "x-unknown"}
 
 
-def archive(exchanges: list[Shown], *, url: str, version: str) -> dict[str, Any]:
-    """The archive.
+def opening(version: str) -> dict[str, Any]:
+    """The archive without its entries; `version` is ours."""
+    creator = {"name": "nomba-proxy", "version": version}
+    return {"version": "1.2", "creator": creator, "pages": []}
+
+
+def entry(shown: Shown, url: str) -> dict[str, Any] | None:
+    """An exchange as an entry; None if its request could not be read.
 
     Args:
-        exchanges: in their order.
+        shown: the exchange.
         url: the proxy's, which every request was sent to.
-        version: ours.
     """
-    entries = [_entry(one, url) for one in exchanges if one.request is not None]
-    creator = {"name": "nomba-proxy", "version": version}
-    return {"log": {"version": "1.2", "creator": creator, "pages": [], "entries": entries}}
-
-
-def _entry(shown: Shown, url: str) -> dict[str, Any]:
     row, request = shown.row, shown.request
-    assert request is not None  # noqa: S101 - for the type checker
+    if request is None:
+        return None
     timings = _timings(shown)
-    entry: dict[str, Any] = {
+    found: dict[str, Any] = {
         "startedDateTime": row["at"],
         "time": sum(value for key, value in timings.items() if value > 0 and key != "ssl"),
         "request": _request(request, url),
@@ -39,10 +40,10 @@ def _entry(shown: Shown, url: str) -> dict[str, Any]:
         "timings": timings,
     }
     if row["detail"]:
-        entry["comment"] = row["detail"]
+        found["comment"] = row["detail"]
     for name in ("id", "request_id", "caller", "upstream", "route", "kind", "outcome", "attempts"):
-        entry[f"_{name}"] = row[name]
-    return entry
+        found[f"_{name}"] = row[name]
+    return found
 
 
 def _request(message: Message, url: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _request(message: Message, url: str) -> dict[str, Any]:
     body = message.body
     found: dict[str, Any] = {
         "method": method,
-        "url": url + target if target.startswith("/") else target,
+        "url": _url(url, target),
         "httpVersion": version or "HTTP/1.1",
         "cookies": [],
         "headers": _pairs(message.headers),
@@ -61,13 +62,23 @@ def _request(message: Message, url: str) -> dict[str, Any]:
     }
     if body.kind != "none":
         # A text is all that fits here: bytes that are none are in Base64, and say so.
-        data: dict[str, Any] = {"mimeType": body.type or "x-unknown", "text": body.text or ""}
+        data: dict[str, Any] = {"mimeType": body.type or "x-unknown", "params": []}
+        data["text"] = body.text or ""
+        if body.kind == "form":
+            data["params"] = _query(body.text or "")
         if body.base64 is not None:
             data |= {"text": body.base64, "_encoding": "base64"}
         if body.note:
             data["comment"] = body.note
         found["postData"] = data
     return found
+
+
+def _url(url: str, target: str) -> str:
+    """An absolute URL, whatever form the target has; the mask as a URL can hold it."""
+    if "://" not in target.partition("?")[0]:
+        target = url + (target if target.startswith("/") else "/")
+    return target.replace(MASK, quote(MASK))
 
 
 def _response(message: Message | None) -> dict[str, Any]:

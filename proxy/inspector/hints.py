@@ -27,7 +27,10 @@ def _hints(shown: Shown, environment: str) -> Iterator[str]:
     last = replies[-1] if replies else None
     if row["outcome"] == "unknown" and row["kind"] != "read":
         yield _MONEY_GONE
-    if row["error"] and row["detail"]:
+    if row["status"] == 499:
+        got = f" The upstream's answer was {last.start.partition(' ')[2]}." if last else ""
+        yield f"The caller hung up or was cut off; what it got is not the whole reply.{got}"
+    elif row["error"] and row["detail"]:
         yield f"The proxy answered this itself ({row['error']}): {row['detail']}"
     statuses = [_status(one) for one in replies]
     if len(statuses) > 1 and statuses[0] == 401 and statuses[-1] != 401:
@@ -43,7 +46,7 @@ def _hints(shown: Shown, environment: str) -> Iterator[str]:
             f"environments (tokens of sandbox and production are not interchangeable; "
             f"this is {environment})."
         )
-    if last is not None:
+    if last is not None and not row["error"]:
         yield from _of_reply(last, row)
     accounts = {value for key, value in _headers(shown.request) if key.lower() == "accountid"}
     sent = {value for one in shown.attempts for key, value in one.headers if key == "accountId"}

@@ -3,34 +3,45 @@
 A text is gone through as it stands and only values are replaced: numbers, spaces and order stay
 what they were, and a text that was cut off is masked as far as it goes. A value is masked for
 its name (`pin`), or for what it looks like under any name (a card number, a JWT).
+
+Every pattern begins only where a run of its characters does, or is bounded: a body is anybody's,
+and what takes time here takes it from everybody.
 """
 
 import base64
 import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote, unquote_plus
 
+import orjson
+
 MASK = "•••"
 _LAST = 4  # digits of an account or phone number that are shown
+_DEPTH = 6  # codings within each other that are looked through; beyond, a value is hidden whole
 
 Mode = Literal["", "part", "whole"]
 
 # Compared by letters and digits only, lower case. These anywhere in a name …
 _SECRET_PARTS = (
-    *("secret", "password", "passwd", "passphrase", "passcode", "pincode", "token", "authoriz"),
-    *("authoris", "signature", "apikey", "privatekey", "signingkey", "proxykey", "cookie"),
-    *("credential", "cardnumber", "cardno", "cardpan", "maskedpan", "securitycode", "cvv", "jwt"),
-    *("bearer", "bankverification", "nationalid"),
+    *("secret", "password", "passwd", "passphrase", "passcode", "userpass", "token", "authoriz"),
+    *("authoris", "authcode", "authkey", "xauth", "signature", "hmac", "xhubsig", "nombasig"),
+    *("apikey", "accesskey", "privatekey", "signingkey", "encryptionkey", "proxykey", "cookie"),
+    *("credential", "cardnumber", "cardnum", "cardno", "cardpan", "maskedpan", "securitycode"),
+    *("track1", "track2", "trackdata", "cvv", "bvn", "jwt", "bearer", "verificationcode"),
+    *("bankverification", "nationalid", "identitynumber"),
 )
-# … these as a word of it (`cardPin`, `otp_code`) or at its end (`transactionpin`) …
+# … these as a word of it (`cardPin`, `otp_code`) or, with what may follow, at its end …
 _SECRET_WORDS = frozenset(
-    {"pin", "pins", "otp", "otps", "cvc", "cvc2", "bvn", "nin", "pan", "pwd", "csc"}
+    {"pin", "pins", "otp", "otps", "cvc", "cvn", "nin", "pan", "pwd", "csc", "pass", "sig"}
 )
-_SECRET_ENDS = ("pin", "otp", "bvn", "cvc", "pwd")
+_SECRET_ENDS = re.compile(
+    r"(?:pin|otp|cvc|cvn|nin|pwd)(?:s|\d{1,2}|code|number|num|no|block|value|data|hash)?$"
+)
 # … unless it is only about them.
 _ABOUT = (
     *("type", "version", "algorithm", "status", "length", "count", "expiry", "expires"),
@@ -41,33 +52,69 @@ _PARTIAL_PARTS = (
     *("accountnumber", "accountno", "acctnumber", "acctno", "accountnum", "nuban", "iban"),
     *("phone", "mobile", "msisdn", "telephone", "whatsapp"),
 )
+_PARTIAL_NAMES = frozenset({"account", "acct", "tel", "destinationaccount", "sourceaccount"})
 # References look like numbers at times, and are what one looks for.
 _REFERENCES = re.compile(r"(?i)(?:ref|reference|id|rrn|time|date|timestamp)$")
+# `{"name": "pin", "value": "1234"}`: the name of a value can be a value itself.
+_NAMING = frozenset({"name", "key", "field", "fieldname", "label", "id", "param", "parameter"})
+_NAMED_BY = frozenset({"value", "val", "values", "answer", "content", "data", "text"})
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d?|\d+")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _TOKENIZED = re.compile(r"tokeni[sz](?:ed?|ation)?")
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
 _DIGITS = re.compile(r"\d")
 
 # A JSON text in its tokens; what fits nowhere is a token too, so that none is left out.
-TOKEN = re.compile(r'"(?:[^"\\]|\\.|\\$)*(?:"|$)|[{}\[\]:,]|[^\s"{}\[\]:,]+|\s+', re.DOTALL)
-_JSON_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
-_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
-
-_JWT = re.compile(r"\beyJ[\w-]{4,}\.[\w-]{4,}(?:\.[\w-]*)?")
-_KEYS = re.compile(
-    r"\bnpk_\w{6,}|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END[^-]*-----|$)", re.DOTALL
+TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.|\\$)*(?:"|$)|'
+    r"'(?:[^'\\\n]|\\.)*'|"
+    r"[{}\[\]:,]|[^\s\"{}\[\]:,]+|\s+",
+    re.DOTALL,
 )
-_SCHEME = re.compile(r"(?i)\b(bearer|basic)[ +]+([\w.~+/=-]{6,})")
-_USERINFO = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):([^\s/@]+)@")
-_CARD = re.compile(r"(?<!\d)[2-6]\d{3}(?:[ -]?\d){10,15}(?!\d)")
-_NUMBER = re.compile(r"(?<![\w.-])\+?(?:234\d{10}|0\d{10}|\d{10})(?![\w-]|\.\d)")
-# `name=value` and `name: value`, `<name>value<`, and the parts of a multipart body.
-_NAMED = re.compile(r"""([A-Za-z][\w.-]{1,63})["']?\s{0,3}[=:]\s{0,3}["']?""")
-_VALUE = re.compile(r"""[^\s"'&,;<>{}\[\]]+""")
-_ELEMENT = re.compile(r"(<(?:[\w-]{1,64}:)?([\w.-]{1,64})(?:\s[^<>]{0,500})?>)([^<>]+)(?=<)")
-_MULTIPART = re.compile(r'(name="([^"\r\n]{1,64})"[^\r\n]*(?:\r?\n[^\r\n]+)*\r?\n\r?\n)([^\r\n]*)')
+_JSON_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_HEX_ESCAPE = re.compile(r"\\x([0-9A-Fa-f]{2})")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{10,}={0,2}\s{0,2}")
+_BASE64_AFTER = re.compile(r"(base64,\s{0,2})([A-Za-z0-9+/_-]{8,}={0,2})")
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
+_BRACKETS = re.compile(r"[\[\].]+")
+
+_RUN = re.compile(r"(?<![\w.-])[\w.-]{12,}")
+_KEYS = re.compile(
+    r"npk_\w{6,}|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END[^-]{0,60}-----|$)", re.DOTALL
+)
+_SCHEME = re.compile(r"(?i)\b(bearer|basic)[ +]{1,8}([\w.~+/=-]{6,})")
+_USERINFO = re.compile(
+    r"(?i)((?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,256}):([^\s/@]{1,256})@"
+)
+_SPOKEN = re.compile(
+    r"(?i)\b((?:pin|otp|bvn|nin|cvv)\b(?:\s(?:is|code|number|no\.?)){0,2}[\s:#-]{1,3})(\d{3,11})\b"
+)
+# Digits in groups, as people write the number of a card.
+_CARD = re.compile(r"(?<!\d)\d(?:[ .\u00a0-]{0,2}\d){13,27}(?!\d)")
+_GROUP = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![\w.-])\+?(?:234\d{10}|\d{10,11})(?![\w-]|\.\d)")
+_PHONE = re.compile(r"(?<![\w.])(?:\+?234|\(?0)[ -]?\d{3}\)?[ -]?\d{3}[ -]?\d{4}(?!\d)")
+# `name=value` and `name: value`, an element of XML, an input of a form, a part of a multipart body.
+_NAMED = re.compile(
+    r"""(?<![\w.-])([A-Za-z][\w.-]{1,127}(?:\[[\w.-]{0,64}\]){0,4})["']?\s{0,20}[=:]\s{0,20}(["']?)"""
+)
+_LINE = re.compile(r"[^\r\n]*")
+# To the end of the line, or to what begins like another name.
+_VALUE = re.compile(r"""(?:(?!\s{1,3}[A-Za-z][\w.-]{0,63}["']?\s?[=:])[^\r\n&<"'])+""")
+_QUOTED = {
+    '"': re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL),
+    "'": re.compile(r"(?:[^'\\]|\\.)*", re.DOTALL),
+}
+_ATTRIBUTES = r"""(?:"[^"<]{0,2000}"|'[^'<]{0,2000}'|[^<>"']){0,200}"""
+_ELEMENT = re.compile(rf"<((?:[A-Za-z][\w-]{{0,63}}:)?([A-Za-z][\w.-]{{0,63}}))({_ATTRIBUTES})>")
+_ATTRIBUTE = re.compile(
+    r"""(?<![\w.-])([A-Za-z][\w.:-]{0,63})(\s{0,3}=\s{0,3})("[^"]*"|'[^']*'|[^\s>"']+)"""
+)
+_MULTIPART = re.compile(
+    r'(\bname="?((?:[^"\r\n;\\]|\\.){1,64})"?[^\r\n]{0,200}(?:\r?\n[^\r\n]{1,200}){0,6}\r?\n\r?\n)'
+    r"(.*?)(?=\r?\n--|$)",
+    re.DOTALL,
+)
 
 
 class Redactor:
@@ -104,141 +151,174 @@ class Redactor:
 
     def value(self, name: str, value: str) -> str:
         """A value, whatever its name asks for; and in any case what it looks like."""
-        mode = self.mode(name)
-        if mode == "whole":
-            return MASK if value else value
-        if mode == "part":
-            return _last_digits(value)
-        return self.text(value, loose=bool(_REFERENCES.search(name)))
+        return self._masked(self.mode(name), name, value, 0)
 
-    def text(self, text: str, *, loose: bool = False) -> str:
+    def text(self, text: str, *, loose: bool = False, depth: int = 0) -> str:
         """A text that may hold anything.
 
         Args:
             text: in itself, or encoded as JSON, Base64 or with percent signs.
             loose: whether numbers that could be those of an account or a phone stay.
+            depth: in how many other texts it was found.
         """
         if self.reveal or not text:
             return text
-        inner = text.lstrip()
+        if depth > _DEPTH:
+            return MASK
+        inner = text.lstrip("\ufeff \t\r\n")
         if inner[:1] in {"{", "["} and len(inner) > 1:
-            return self.json(text)
+            masked = self.json(text, depth=depth + 1)
+            # Prose begins with a bracket too, and what is cut off is no JSON any more.
+            return masked if _is_json(inner) else self._plainly(masked, loose=loose)
         if _PERCENT.search(text):
             plain = unquote_plus(text)
-            if plain != text and self.text(plain, loose=loose) != plain:
+            if plain != text and self.text(plain, loose=loose, depth=depth + 1) != plain:
                 return MASK
-        elif _BASE64.fullmatch(text) and self._hides(text):
+        elif _BASE64.fullmatch(text) and self._hides(text, depth + 1):
             return MASK
         return self._plainly(text, loose=loose)
 
     def target(self, target: str) -> str:
         """A request target: its path and its query."""
+        if self.reveal:
+            return target
         path, mark, query = target.partition("?")
-        shown = "/".join(
-            part if (plain := unquote(part)) == (masked := self.text(plain)) else _quoted(masked)
-            for part in path.split("/")
-        )
-        return shown + mark + self.form(query)
+        if "@" in path:
+            path = _USERINFO.sub(rf"\1:{MASK}@", path)
+        shown, before = [], ""
+        for part in path.split("/"):
+            plain = unquote(part)
+            masked = self.text(plain)
+            if self._mode(before[:256]) == "whole" and _DIGITS.search(plain):
+                masked = MASK  # /v1/bvn/22123456789
+            shown.append(part if masked == plain else _quoted(masked))
+            before = plain
+        return "/".join(shown) + mark + self.form(query)
 
     def form(self, text: str) -> str:
         """`name=value` pairs (a query, or a form)."""
         if self.reveal or not text:
             return text
+        pairs = [pair.partition("=") for pair in text.split("&")]
+        names = [_decoded(name) for name, _, _ in pairs]
+        named = {
+            holder
+            for name, (_, _, value) in zip(names, pairs, strict=True)
+            for holder, last in (_holder(name),)
+            if last in _NAMING and self._mode(unquote_plus(value)[:256]) == "whole"
+        }
         shown = []
-        for pair in re.split(r"([&;])", text):
-            name, equals, value = pair.partition("=")
+        for name, (raw, equals, value) in zip(names, pairs, strict=True):
             plain = unquote_plus(value)
-            masked = self.value(unquote_plus(name), plain)
+            holder, last = _holder(name)
+            mode = self._mode(name[:256])
+            if holder in named and last in _NAMED_BY:
+                mode = "whole"
+            masked = self._masked(mode, name, plain, 0)
             if not equals:
-                shown.append(pair if self.text(unquote_plus(name)) == unquote_plus(name) else MASK)
+                shown.append(raw if self.text(name) == name else MASK)
             else:
-                shown.append(pair if masked == plain else f"{name}={_quoted(masked)}")
-        return "".join(shown)
+                said = raw if self.text(name, loose=True) == name else MASK
+                shown.append(f"{said}={value if masked == plain else _quoted(masked)}")
+        return "&".join(shown)
 
-    def json(self, text: str) -> str:
+    def json(self, text: str, *, depth: int = 0) -> str:
         """A JSON text, whole or cut off; only values change."""
         if self.reveal:
             return text
         shown: list[str] = []
-        # Of each open object or array: the mode its values have, and the name they stand under.
-        open_: list[tuple[str, Mode, str]] = []
+        # Of each open object or array: what it is, the mode its values have, the name they stand
+        # under, whether one of its values is the name of a secret, and where those it names are.
+        open_: list[_Frame] = [_Frame("", "", "")]
         name = ""
         mode: Mode = ""
-        key_next = False
-        for token in TOKEN.findall(text):
+        fresh = False
+        tokens = TOKEN.findall(text)
+        for at, token in enumerate(tokens):
             kind = token[0]
             if kind in "{[":
-                open_.append((kind, mode, name))
-                key_next = kind == "{"
+                if _plain(name) in _NAMED_BY:
+                    mode = "whole" if open_[-1].naming else mode
+                open_.append(_Frame(kind, mode, name))
+                fresh = kind == "{"
             elif kind in "}]":
-                if open_:
-                    _, mode, name = open_.pop()
-                key_next = False
+                if len(open_) > 1:
+                    frame = open_.pop()
+                    mode, name = frame.mode, frame.name
+                fresh = False
             elif kind == ",":
-                if open_:
-                    kind_of, mode, name = open_[-1]
-                    key_next = kind_of == "{"
-            elif kind == ":":
-                key_next = False
-            elif kind == '"':
-                if key_next and open_:
+                mode, name = open_[-1].mode, open_[-1].name
+                fresh = open_[-1].kind == "{"
+            elif kind != ":" and not kind.isspace():
+                # Where a name belongs, a text is one even if its colon is missing.
+                if _is_name(tokens, at) or (fresh and kind == '"'):
+                    fresh = False
                     name = _unquoted(token)
-                    mode, key_next = self._deeper(open_[-1][1], name), False
-                    masked = self.text(name, loose=True)
-                    shown.append(
-                        token if masked == name else json.dumps(masked, ensure_ascii=False)
-                    )
+                    mode = self._deeper(open_[-1].mode, name)
+                    masked = self.text(name, loose=True, depth=depth)
+                    shown.append(token if masked == name else _as_token(token, masked))
                     continue
-                shown.append(self._json_string(token, name, mode))
-                continue
-            elif not kind.isspace() and key_next and open_:  # a key without quotes is no JSON
-                name = token.strip("'")
-                mode, key_next = self._deeper(open_[-1][1], name), False
-                shown.append(self.text(token, loose=True))
-                continue
-            elif not kind.isspace():
-                shown.append(self._json_literal(token, name, mode, strict=bool(open_)))
+                fresh = False
+                frame, plain = open_[-1], _unquoted(token)
+                about = _plain(name)
+                if about in _NAMED_BY:
+                    if frame.naming:
+                        mode = "whole"
+                    frame.named.append(len(shown))
+                elif about in _NAMING and self._mode(plain[:256]) == "whole":
+                    frame.naming = True
+                    for earlier in frame.named:
+                        shown[earlier] = f'"{MASK}"'
+                shown.append(self._token(token, plain, name, mode, depth, strict=len(open_) > 1))
                 continue
             shown.append(token)
         return "".join(shown)
 
     # -- one value ---------------------------------------------------------------------------
 
-    def _json_string(self, token: str, name: str, mode: Mode) -> str:
-        plain = _unquoted(token)
+    def _masked(self, mode: Mode, name: str, value: str, depth: int) -> str:
         if mode == "whole":
-            masked = MASK if plain else plain
-        elif mode == "part":
-            masked = _last_digits(plain)
-        else:
-            masked = self.text(plain, loose=bool(_REFERENCES.search(name)))
-        return token if masked == plain else json.dumps(masked, ensure_ascii=False)
+            return MASK if value else value
+        if mode == "part":
+            return _last_digits(value)
+        return self.text(value, loose=bool(_REFERENCES.search(name)), depth=depth)
 
-    def _json_literal(self, token: str, name: str, mode: Mode, *, strict: bool) -> str:
+    def _token(
+        self, token: str, plain: str, name: str, mode: Mode, depth: int, *, strict: bool
+    ) -> str:
         if token in {"true", "false", "null"}:
             return token
-        number = _JSON_NUMBER.fullmatch(token) is not None
-        quotes = '"' if number and strict else ""
-        if mode == "whole":
-            return f"{quotes}{MASK}{quotes}"
-        if mode == "part":
-            return f"{quotes}{_last_digits(token)}{quotes}"
-        if number:
-            return f"{quotes}{MASK}{quotes}" if _is_card(token) else token
-        return self.text(token, loose=bool(_REFERENCES.search(name)))
+        if _JSON_NUMBER.fullmatch(token):
+            masked = plain
+            if mode:
+                masked = self._masked(mode, name, plain, depth)
+            elif _is_card(plain):
+                masked = MASK
+            if masked == plain:
+                return token
+            return f'"{masked}"' if strict else masked
+        masked = self._masked(mode, name, plain, depth)
+        return token if masked == plain else _as_token(token, masked)
 
     def _plainly(self, text: str, *, loose: bool) -> str:
-        text = _JWT.sub(MASK, text)
+        if "eyJ" in text:
+            text = _RUN.sub(lambda m: _jwt(m[0]), text)
         text = _KEYS.sub(MASK, text)
         text = _SCHEME.sub(rf"\1 {MASK}", text)
         text = _USERINFO.sub(rf"\1:{MASK}@", text)
-        if '"' in text:
+        text = _SPOKEN.sub(rf"\1{MASK}", text)
+        if "base64," in text:
+            text = _BASE64_AFTER.sub(
+                lambda m: m[1] + (MASK if self._hides(m[2], _DEPTH - 1) else m[2]), text
+            )
+        if "name=" in text:
             text = _MULTIPART.sub(lambda m: m[1] + self._paired(m[2], m[3]), text)
         if "<" in text:
-            text = _ELEMENT.sub(lambda m: m[1] + self._paired(m[2], m[3]), text)
+            text = self._elements(text)
         text = self._pairs(text)
-        text = _CARD.sub(lambda m: MASK if _is_card(m[0]) else m[0], text)
+        text = _CARD.sub(lambda m: _cards(m[0]), text)
         if not loose:
+            text = _PHONE.sub(lambda m: _last_digits(m[0]), text)
             text = _NUMBER.sub(lambda m: _last_digits(m[0]), text)
         for pattern in self._patterns:
             text = pattern.sub(MASK, text)
@@ -250,11 +330,45 @@ class Redactor:
         for found in _NAMED.finditer(text):
             if found.start() < done or not self._mode(found[1]):
                 continue
-            value = _VALUE.match(text, found.end())
-            if value is not None:
+            pattern = _QUOTED[found[2]] if found[2] else _VALUE
+            if text[found.end() : found.end() + 1] in {"[", "{"}:
+                pattern = _LINE
+            value = pattern.match(text, found.end())
+            if value is not None and value[0] and not value[0].startswith(MASK):
                 shown += (text[done : found.end()], self._paired(found[1], value[0]))
                 done = value.end()
         return "".join((*shown, text[done:])) if done else text
+
+    def _elements(self, text: str) -> str:
+        """XML and HTML: what an element or an input of a secret name holds."""
+        shown: list[str] = []
+        done = 0
+        for found in _ELEMENT.finditer(text):
+            if found.start() < done:
+                continue
+            inside = found[3]
+            names = [found[2], *(one[3].strip("\"'") for one in _named_attributes(inside))]
+            secret = any(self._mode(name[:256]) == "whole" for name in names)
+            attributes = _ATTRIBUTE.sub(
+                lambda m, secret=secret: self._attribute(m, secret=secret), inside
+            )
+            shown += (text[done : found.start()], f"<{found[1]}{attributes}>")
+            done = found.end()
+            if secret and not inside.endswith("/") and found[2].lower() != "input":
+                end = text.find(f"</{found[1]}", done)
+                end = len(text) if end < 0 else end
+                shown.append(MASK if text[done:end].strip() else text[done:end])
+                done = end
+            elif self._mode(found[2]) == "part":
+                end = text.find("<", done)
+                end = len(text) if end < 0 else end
+                shown.append(_last_digits(text[done:end]))
+                done = end
+        return "".join((*shown, text[done:]))
+
+    def _attribute(self, found: re.Match[str], *, secret: bool) -> str:
+        hidden = self._mode(found[1]) == "whole" or (secret and found[1].lower() == "value")
+        return f'{found[1]}{found[2]}"{MASK}"' if hidden else found[0]
 
     def _paired(self, name: str, value: str) -> str:
         mode = self._mode(name[:256])
@@ -262,14 +376,16 @@ class Redactor:
             return MASK
         return _last_digits(value) if mode == "part" else value
 
-    def _hides(self, text: str) -> bool:
+    def _hides(self, text: str, depth: int) -> bool:
         """Whether a text is Base64 of one that would be masked."""
-        padded = text.rstrip("=").replace("-", "+").replace("_", "/")
+        packed = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
         try:
-            plain = base64.b64decode(padded + "=" * (-len(padded) % 4)).decode("utf-8")
+            data = base64.b64decode(packed + "=" * (-len(packed) % 4))
+            plain = data.decode("utf-16" if b"\0" in data[:4] else "utf-8")
         except (binascii.Error, UnicodeDecodeError):
             return False
-        return plain.isprintable() and self.text(plain) != plain
+        readable = all(one.isprintable() or one.isspace() for one in plain)
+        return readable and self.text(plain, depth=depth) != plain
 
     def _deeper(self, outer: Mode, name: str) -> Mode:
         own = self._mode(name[:256])
@@ -279,18 +395,76 @@ class Redactor:
         plain = _plain(name)
         if any(one in plain for one in self._secret):
             return "whole"
-        words = {one.lower() for one in _WORDS.findall(name)}
+        words = {one.lower() for one in _WORDS.findall(unicodedata.normalize("NFKC", name))}
         card = _TOKENIZED.sub("", plain)  # a tokenized card's data is no token
         named = any(one in card for one in _SECRET_PARTS)
-        if named or words & _SECRET_WORDS or plain.endswith(_SECRET_ENDS):
+        if named or words & _SECRET_WORDS or _SECRET_ENDS.search(plain):
             return "" if plain.endswith(_ABOUT) else "whole"
-        if any(one in plain for one in (*_PARTIAL_PARTS, *self._partial)):
+        if plain in _PARTIAL_NAMES or any(
+            one in plain for one in (*_PARTIAL_PARTS, *self._partial)
+        ):
             return "part"
         return ""
 
 
+class _Frame:
+    """An open object or array of a JSON text."""
+
+    __slots__ = ("kind", "mode", "name", "named", "naming")
+
+    def __init__(self, kind: str, mode: Mode, name: str) -> None:
+        self.kind = kind
+        self.mode = mode
+        self.name = name
+        self.naming = False
+        self.named: list[int] = []
+
+
 def _plain(name: str) -> str:
+    if not name.isascii():
+        name = unicodedata.normalize("NFKC", name)
     return _NO_LETTERS.sub("", name.lower())
+
+
+def _decoded(name: str) -> str:
+    """A name, however often it was encoded."""
+    for _ in range(_DEPTH):
+        plain = unquote_plus(name)
+        if plain == name:
+            break
+        name = plain
+    return name
+
+
+def _holder(name: str) -> tuple[str, str]:
+    """What a name of a form belongs to, and its last part: `p[0][name]` is `name` of `p 0`."""
+    parts = [one for one in _BRACKETS.split(name) if one]
+    return " ".join(parts[:-1]), _plain(parts[-1]) if parts else ""
+
+
+def _named_attributes(inside: str) -> list[re.Match[str]]:
+    return [one for one in _ATTRIBUTE.finditer(inside) if one[1].lower() in {"name", "id", "key"}]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_name(tokens: list[str], at: int) -> bool:
+    """Whether a token is the name of what follows it: a colon does."""
+    after = at + 1
+    while after < len(tokens) and tokens[after].isspace():
+        after += 1
+    return after < len(tokens) and tokens[after] == ":"
+
+
+def _as_token(token: str, masked: str) -> str:
+    """What is masked, in quotes if it was."""
+    return json.dumps(masked, ensure_ascii=False) if token[0] == '"' else masked
 
 
 def _quoted(text: str) -> str:
@@ -300,10 +474,12 @@ def _quoted(text: str) -> str:
 
 def _unquoted(token: str) -> str:
     """What a JSON string says; as much as can be read of one that is cut off or faulty."""
+    if token[0] != '"':
+        return token.strip("'") if token[0] == "'" else token
     try:
         plain = json.loads(token, strict=False)
     except ValueError:
-        return token.strip('"')
+        return _HEX_ESCAPE.sub(lambda m: chr(int(m[1], 16)), token.strip('"'))
     return plain if isinstance(plain, str) else token
 
 
@@ -315,10 +491,47 @@ def _last_digits(text: str) -> str:
     return MASK + ("".join(digits[-_LAST:]) if len(digits) >= 2 * _LAST else "")
 
 
+def _jwt(run: str) -> str:
+    """A run of characters without the JWT in it, if there is one (RFC 7519)."""
+    start = run.find("eyJ")
+    while start >= 0:
+        dot = run.find(".", start)
+        if dot < 0:
+            break
+        if dot >= start + 7 and len(run) >= dot + 5:
+            return run[:start] + MASK
+        start = run.find("eyJ", dot)
+    return run
+
+
+def _cards(text: str) -> str:
+    """Digits in groups, without those that are a card's."""
+    starts = [one.start() for one in _GROUP.finditer(text)]
+    if len(starts) == 1:  # no more than a card has, but for what stands before it
+        found = len(text) <= 19 and any(_is_card(text[at:]) for at in range(len(text) - 13))
+        return MASK if found else text
+    ends = [one.end() for one in _GROUP.finditer(text)]
+    for start in starts:
+        for end in reversed(ends):
+            if end > start and _is_card(text[start:end]):
+                return text[:start] + MASK + _cards_after(text[end:])
+    return text
+
+
+def _cards_after(text: str) -> str:
+    return _CARD.sub(lambda m: _cards(m[0]), text)
+
+
 def _is_card(text: str) -> bool:
     """Whether digits are those of a payment card (ISO/IEC 7812: Luhn)."""
+    if _JSON_NUMBER.fullmatch(text) and not text.isdecimal():  # 4111111111111111.0, …e0
+        try:
+            value = float(text)
+        except (ValueError, OverflowError):
+            return False
+        text = str(int(value)) if value.is_integer() and abs(value) < 1e20 else ""
     digits = [int(one) for one in _DIGITS.findall(text)]
-    if not 14 <= len(digits) <= 19 or digits[0] not in {2, 3, 4, 5, 6} or "." in text:
+    if not 14 <= len(digits) <= 19 or digits[0] not in {2, 3, 4, 5, 6}:
         return False
     doubled = [sum(divmod(2 * one, 10)) for one in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

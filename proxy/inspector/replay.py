@@ -6,23 +6,28 @@ only once its reference has been typed anew.
 """
 
 import asyncio
+import html
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
+from proxy.core.caller import ANONYMOUS
 from proxy.core.ids import new_request_id
 from proxy.errors import ProxyError
 from proxy.inspector.exit import REFERENCES
 from proxy.inspector.redact import MASK
 from proxy.inspector.ring import Recording, Ring
 
-_MASKED = re.compile(r"•{3}|(?:%E2%80%A2){3}|(?:\\u2022){3}", re.IGNORECASE)
+_MASKED = re.compile(r"•\s?•")
+_ESCAPED = re.compile(r"\\u2022", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _TARGET = re.compile(r"[\x21-\x7e]{1,8192}")
+_CHARSET = re.compile(r"charset\s*=\s*\"?[\w.:-]+\"?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # The connection's, or who calls: both are the replay's own. A page's origin is nobody's here.
 _OWN = frozenset(
@@ -33,6 +38,8 @@ _OWN = frozenset(
         *("origin", "referer"),
     }
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHO = (b"authorization", b"proxy-authorization", b"x-nomba-proxy-key")
 _KEPT = ("method", "target", "headers", "body", "confirm")
 
 
@@ -131,7 +138,7 @@ class Replayer:
         request_id = new_request_id()
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self._door.authority}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        ticket = self._door.ticket(recording.exchange.caller, preview.upstream)
+        ticket = self._ticket(recording, preview.upstream)
         if ticket:
             lines.append(f"Authorization: Bearer {ticket}")
         lines.append(f"X-Request-Id: {request_id}")
@@ -150,9 +157,31 @@ class Replayer:
             if found is None or found.done:
                 break
             await asyncio.sleep(0.01)
+        self._ring.forgo(request_id)
         if found is None:
-            raise ReplayRefused("The replay was sent, and has left the list already.", status=410)
+            raise ReplayRefused(
+                "It was sent, and is not in the list: its head was refused, or it has gone already.",
+                status=410,
+                hint="Look for malformed requests at the top of the list.",
+            )
         return found
+
+    def _ticket(self, recording: Recording, upstream: str) -> str:
+        """What says that the original's caller calls; empty where nobody had to say anything."""
+        caller = recording.exchange.caller
+        ticket = self._door.ticket(caller, upstream)
+        if ticket or caller == ANONYMOUS:
+            return ticket
+        lower = recording.sealed_headers.lower()
+        if caller == "-" and not any(b"%b: " % name in lower for name in _WHO):
+            return ""
+        raise ReplayRefused(
+            "Nobody knows who called: the key was never kept."
+            if caller == "-"
+            else f"Caller {caller} is not here any more.",
+            status=409,
+            hint="Copy the request and send it with a key.",
+        )
 
     def _preview(self, method: str, target: str) -> Preview:
         try:
@@ -164,13 +193,21 @@ class Replayer:
         self, recording: Recording, edits: dict[str, Any]
     ) -> tuple[str, str, list[tuple[str, str]], bytes]:
         """What would be sent: method, target, fields, body."""
-        if not recording.sealed_start or not recording.done:
-            raise ReplayRefused("There is no whole request to replay.", status=409)
+        if not recording.sealed_start:
+            raise ReplayRefused("The request could not be read.", status=409)
+        if not recording.done:
+            raise ReplayRefused("It is still under way.", status=409)
         _check(edits)
         method = edits.get("method", recording.exchange.method)
         target = edits.get("target", recording.sealed_start.rpartition(" ")[0])
-        if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target):
-            raise ReplayRefused("The method or the target is none.", status=422)
+        if not _METHOD.fullmatch(method):
+            raise ReplayRefused("A method is a word in upper-case letters.", status=422)
+        if not _TARGET.fullmatch(target):
+            raise ReplayRefused(
+                "The target holds a space or something else that has to be encoded.",
+                status=422,
+                hint="Write it with percent signs, as in /v1/x?name=a%20b",
+            )
         if "headers" in edits:
             pairs = [(name, value) for name, value in edits["headers"]]
         else:
@@ -179,8 +216,11 @@ class Replayer:
             pairs = [(name, value) for name, value in pairs if value != MASK]
         headers = [pair for pair in pairs if not _is_own(pair[0])]
         if "body" in edits:
-            return method, target, headers, edits["body"].encode("utf-8", "surrogatepass")
+            body = edits["body"].encode("utf-8", "surrogatepass")
+            return method, target, as_text(headers), body
         clip = recording.request
+        if recording.unread:
+            raise ReplayRefused("Its body had not been read.", status=409, hint="Edit the body.")
         if clip.kept < clip.size:
             raise ReplayRefused(
                 f"Only the first {clip.kept} of {clip.size} bytes of the body were kept.",
@@ -188,6 +228,22 @@ class Replayer:
                 hint="Raise inspector.body_limit, or edit the body.",
             )
         return method, target, headers, clip.uncover()
+
+
+def as_text(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Fields for a body that is sent as text: in no content coding, in UTF-8."""
+    return [
+        (name, _CHARSET.sub("charset=utf-8", value) if name.lower() == "content-type" else value)
+        for name, value in headers
+        if name.lower() != "content-encoding"
+    ]
+
+
+def left_out(recording: Recording) -> list[str]:
+    """Names of the fields that a replay goes without: secret ones, which were never kept."""
+    lines = recording.sealed_headers.decode("utf-8", "surrogateescape").split("\r\n")
+    pairs = (one.partition(": ") for one in lines)
+    return [name for name, _, value in pairs if value == MASK and not _is_own(name)]
 
 
 def _check(edits: dict[str, Any]) -> None:
@@ -201,6 +257,7 @@ def _check(edits: dict[str, Any]) -> None:
         and all(isinstance(one, str) for one in pair)
         and _NAME.fullmatch(pair[0])
         and not _CONTROL.search(pair[1])
+        and not _SURROGATE.search(pair[1])
         for pair in pairs
     )
     if unknown or not sound or not all(isinstance(one, str) for one in texts):
@@ -210,7 +267,8 @@ def _check(edits: dict[str, Any]) -> None:
             hint="method, target, body and confirm are texts, headers are pairs of name and value.",
         )
     for name, text in _typed(edits):
-        if _MASKED.search(text):
+        plain = html.unescape(_ESCAPED.sub("•", unquote(unquote(text))))
+        if _MASKED.search(plain):
             raise ReplayRefused(
                 f"The {name} still holds a mask ({MASK}): nothing was sent.",
                 status=422,
@@ -245,6 +303,6 @@ def _reference(body: bytes, recording: Recording) -> tuple[str, str]:
         order = fields.get("order")
         for holder in (fields, order if isinstance(order, dict) else {}):
             for name in REFERENCES:
-                if isinstance(value := holder.get(name), str) and value:
-                    return name, value
+                if isinstance(value := holder.get(name), str | int) and value:
+                    return name, str(value)
     return "request id", recording.exchange.request_id

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from proxy.core.capture import Capture, Dialled
 from proxy.core.exchange import Exchange
 from proxy.core.heads import Headers, RequestHead
+from proxy.core.secret import Secret
 from proxy.inspector.redact import MASK
 
 # What an exchange and an attempt take beside the bytes they hold, with what the list shows of it and
 # what the allocator wastes: measured (`tests/torture/test_inspector.py`).
 _PER_EXCHANGE = 4000
 _PER_ATTEMPT = 500
+_PER_PART = 100
+_LARGE = 2048  # bytes of a head that the ring has to know of at once
 _MASK = MASK.encode()
-_MOST_NAMES = 4096
+_MOST_NAMES, _LONGEST_NAME = 4096, 64
 # Secret, and never sent on: a head without others needs no cutting.
 _STAYS_HERE = frozenset({b"authorization", b"proxy-authorization", b"x-nomba-proxy-key"})
 
@@ -58,13 +61,11 @@ class Clip:
         else:
             self._parts = [self._parts, bytes(data)]
         self.kept += size
-        return size
+        return size + _PER_PART
 
     def uncover(self) -> bytes:
         """What is kept, raw."""
-        if isinstance(self._parts, list):
-            self._parts = b"".join(self._parts)
-        return self._parts
+        return b"".join(self._parts) if isinstance(self._parts, list) else self._parts
 
 
 _EMPTY = Clip(0)
@@ -75,7 +76,7 @@ class Attempt:
 
     Attributes:
         why, generation: as `Capture.attempt` has them.
-        account: that it was completed with.
+        account, token: that it was completed with.
         sealed_head: as sent, without our pair; secret headers cut.
         began, sent, first_byte, ended: when.
         dialled: how its connection came about, if that was for it.
@@ -96,11 +97,19 @@ class Attempt:
     secretive = False
 
     def __init__(
-        self, why: str, generation: int, account: str, head: bytes, *, began: float
+        self,
+        why: str,
+        generation: int,
+        account: str,
+        token: Secret,
+        head: bytes,
+        *,
+        began: float,
     ) -> None:
         self.why = why
         self.generation = generation
         self.account = account
+        self.token = token
         self.sealed_head = head
         self.began = began
 
@@ -169,7 +178,7 @@ class Recording(Capture):
 
     def body(self, parts: Iterable[bytes]) -> None:
         """The caller's body has arrived whole."""
-        for part in parts:
+        for part in () if self.gone else parts:
             if self.request is _EMPTY:
                 self.request = Clip(self._ring.body_limit, bytes(part))
                 self.cost += self.request.kept
@@ -190,13 +199,16 @@ class Recording(Capture):
         if not self.gone:
             self.waits[-1].ended = self._ring.monotonic()
 
-    def attempt(self, head: RequestHead, *, account: str, generation: int, why: str) -> None:
+    def attempt(
+        self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
+    ) -> None:
         """A request is about to be sent."""
         if not self.gone:
             sealed = self._ring.cut_head(head.start) if self._secretive else head.start
-            made = Attempt(why, generation, account, sealed, began=self._ring.monotonic())
+            began = self._ring.monotonic()
+            made = Attempt(why, generation, account, token, sealed, began=began)
             self.attempts = (*self.attempts, made)
-            self.cost += len(sealed) + _PER_ATTEMPT
+            self._grow(len(sealed) + _PER_ATTEMPT)
 
     def sending(self, dialled: Dialled | None) -> None:
         """Its first byte is written."""
@@ -211,7 +223,7 @@ class Recording(Capture):
             attempt.first_byte = attempt.ended = self._ring.monotonic()
             attempt.status, attempt.reason = status, reason
             attempt.sealed_headers, attempt.secretive = self._ring.cut(headers)
-            self.cost += len(attempt.sealed_headers)
+            self._grow(len(attempt.sealed_headers))
 
     def part(self, data: bytes) -> None:
         """Some of its body has passed."""
@@ -236,15 +248,43 @@ class Recording(Capture):
         if not self.gone:
             secretive = self.attempts and self.attempts[-1].secretive
             self.sealed_given = self._ring.cut_head(data) if secretive else data
-            self.cost += len(self.sealed_given)
+            self._grow(len(self.sealed_given))
 
     def end(self) -> None:
         """The exchange is over."""
         self.done = True
+        if self.attempts and not self.attempts[-1].ended:  # nobody waited for it any more
+            self.attempts[-1].ended = self._ring.monotonic()
         self._ring.charge(self)
         self._ring.changed(self)
 
     # -- what the ring does ----------------------------------------------------------------
+
+    @property
+    def unread(self) -> bool:
+        """Whether a body was announced that never was read to its end."""
+        lower = self.sealed_headers.lower()
+        announced = b"\r\ntransfer-encoding: " in lower or (
+            b"content-length: " in lower and b"content-length: 0\r\n" not in lower
+        )
+        return announced and not self.read
+
+    @property
+    def now(self) -> float:
+        """The monotonic clock, for what is under way."""
+        return self._ring.monotonic()
+
+    def keep(self, summary: dict[str, object]) -> None:
+        """Keep what was found out of it."""
+        if not self.gone:
+            self.summary = summary
+            self.cost += sum(2 * len(one) for one in summary.values() if isinstance(one, str))
+            self._ring.charge(self)
+
+    def _grow(self, by: int) -> None:
+        self.cost += by
+        if by > _LARGE:
+            self._ring.charge(self)
 
     def forget(self) -> None:
         """Keep nothing from now on."""
@@ -282,7 +322,7 @@ class Ring:
     _known: dict[bytes, bool] = field(default_factory=dict)  # names of headers: secret or not
     _replays: dict[str, int] = field(default_factory=dict)  # by the request id to come
     _count: int = 0
-    _kept: dict[int, Recording] = field(default_factory=dict)  # their numbers have no gaps
+    _kept: dict[int, Recording] = field(default_factory=dict)  # by number, the oldest first
     _changed: dict[int, Recording] = field(default_factory=dict)  # the longest unchanged first
 
     def watch(self, exchange: Exchange, start: str, headers: Headers) -> Recording:
@@ -292,6 +332,8 @@ class Ring:
         if self._replays:
             recording.replay_of = self._replays.pop(exchange.request_id, 0)
         self._kept[number] = recording
+        if recording.cost > _PER_EXCHANGE + _LARGE:
+            self.charge(recording)
         self.changed(recording)
         return recording
 
@@ -300,18 +342,20 @@ class Ring:
         self.watch(exchange, "", ()).end()
 
     def clear(self) -> None:
-        """Forget all."""
-        for recording in self._kept.values():
-            recording.forget()
-        self._kept.clear()
-        self._changed.clear()
-        self.used = 0
-        self.oldest = self._count + 1
+        """Forget all that is over."""
+        for recording in list(self._kept.values()):
+            if recording.done:
+                self._drop(recording)
+        self.oldest = next(iter(self._kept), self._count + 1)
         self.era += 1
 
     def get(self, number: int) -> Recording | None:
         """One of them, if it is still here."""
         return self._kept.get(number)
+
+    def forgo(self, request_id: str) -> None:
+        """It will not come."""
+        self._replays.pop(request_id, None)
 
     def expect(self, request_id: str, *, replay_of: int) -> None:
         """The exchange with this id will be a repetition of another."""
@@ -355,11 +399,16 @@ class Ring:
         recording.charged = recording.cost
         while self.used > self.budget and self._kept:
             # By its number: finding the first of a dict passes all that were taken from it.
-            oldest = self._kept.pop(self.oldest)
-            self._changed.pop(self.oldest, None)
+            oldest = self._kept.get(self.oldest)
             self.oldest += 1
-            self.used -= oldest.charged
-            oldest.forget()
+            if oldest is not None:
+                self._drop(oldest)
+
+    def _drop(self, recording: Recording) -> None:
+        del self._kept[recording.number]
+        self._changed.pop(recording.number, None)
+        self.used -= recording.charged
+        recording.forget()
 
     def cut(self, headers: Headers) -> tuple[bytes, bool]:
         """Header fields, one a line, the values of secret ones masked; whether one is passed on."""
@@ -378,7 +427,7 @@ class Ring:
 
     def _is_secret(self, name: bytes) -> bool:
         found = self.is_secret(name)
-        if len(self._known) < _MOST_NAMES:
+        if len(self._known) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
             self._known[name] = found
         return found
 

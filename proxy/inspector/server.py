@@ -24,18 +24,18 @@ from proxy.core.heads import INSPECTOR_COOKIE
 from proxy.errors import ProxyError
 from proxy.inspector.choose import Filter, FilterUnknown
 from proxy.inspector.exit import Exit, Shown
-from proxy.inspector.har import archive
-from proxy.inspector.replay import Replayer, ReplayRefused
+from proxy.inspector.har import entry, opening
+from proxy.inspector.replay import Replayer, ReplayRefused, left_out
 from proxy.inspector.ring import Recording, Ring
 from proxy.inspector.sessions import Sessions
 from proxy.inspector.snippets import WAYS, snippet
 from proxy.inspector.views import comparison, detail
 
-_COOKIE = INSPECTOR_COOKIE.decode()
 _PAGES = Pages()
 _LOOK_EVERY = 0.1  # seconds; so long a change is not seen at most
 _QUIET = 15.0  # seconds after which a stream says that it is still there
-_CHUNK = 50  # rows made before others get their turn
+_TURN = 0.002  # seconds after which others get theirs
+_CHUNK = 50  # rows in an event
 _MOST_FACETS = 500
 _MAX_BODY = 4 * 1024 * 1024  # bytes of an edited request
 _HEADERS = {
@@ -129,6 +129,8 @@ class Inspector:
             response = await self._answer(request)
         except _Problem as problem:
             response = _json(problem.body, status=problem.status)
+        except ConnectionError:  # whoever asked has gone
+            response = _json({})
         if not response.prepared:
             response.headers.update(_HEADERS)
         return response
@@ -141,7 +143,9 @@ class Inspector:
         if opening and _same(request.query.get("token", ""), self.token):
             page = _static("index.html")
             # A redirect would lose the cookie where a link of another page led here (Strict).
-            page.set_cookie(_COOKIE, self._cookie, httponly=True, samesite="Strict", path="/")
+            page.set_cookie(
+                _cookie(request), self._cookie, httponly=True, samesite="Strict", path="/"
+            )
             return page
         if not self._is_open(request):
             if opening:
@@ -174,7 +178,9 @@ class Inspector:
 
     def _is_open(self, request: web.BaseRequest) -> bool:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return _same(bearer, self.token) or _same(request.cookies.get(_COOKIE, ""), self._cookie)
+        return _same(bearer, self.token) or _same(
+            request.cookies.get(_cookie(request), ""), self._cookie
+        )
 
     # -- what there is to get -------------------------------------------------------------------
 
@@ -187,6 +193,8 @@ class Inspector:
             "/api/sessions": self._sessions,
         }
         if path in simple:
+            if request.method == "HEAD" and path == "/api/events":
+                raise _Problem(405, "events are for GET: they never end")
             return await simple[path](request)
         found = _ROUTE.fullmatch(path)
         if found is None:
@@ -206,7 +214,7 @@ class Inspector:
         if found["what"] == "copy":
             return await self._copy(request, recording)
         if found["what"] == "har":
-            return await self._archive([recording])
+            return await self._archive(request, [recording])
         if found["other"] is None:
             raise _Problem(404, "name the other exchange: …/diff/ID")
         other = await self._show(self._recording(found["other"]))
@@ -228,7 +236,8 @@ class Inspector:
     async def _har(self, request: web.BaseRequest) -> web.StreamResponse:
         chosen = _filter(request)
         wanted = [row["id"] async for row in self._rows(self.ring, chosen)]
-        return await self._archive([one for number in wanted if (one := self.ring.get(number))])
+        found = (self.ring.get(number) for number in wanted)
+        return await self._archive(request, filter(None, found))
 
     async def _sessions(self, _: web.BaseRequest) -> web.StreamResponse:
         return _json({"sessions": self.sessions.show(self.ring, self.exit)})
@@ -243,13 +252,27 @@ class Inspector:
         keyed = self.about.keyed(shown.row["caller"])
         return web.Response(text=snippet(way, shown.request, url=self.about.url, keyed=keyed))
 
-    async def _archive(self, recordings: Iterable[Recording]) -> web.StreamResponse:
-        whole = [one for one in recordings if one.done and not one.gone]
-        shown = [await self._show(one) for one in whole]
-        about = {"url": self.about.url, "version": self.about.version}
-        made = await asyncio.to_thread(lambda: orjson.dumps(archive(shown, **about)))
+    async def _archive(
+        self, request: web.BaseRequest, recordings: Iterable[Recording]
+    ) -> web.StreamResponse:
+        """An archive, an entry at a time: all of them together could be larger than memory."""
         name = {"Content-Disposition": 'attachment; filename="nomba-proxy.har"'}
-        return web.Response(body=made, content_type="application/json", headers=name)
+        stream = web.StreamResponse(headers=_HEADERS | name | {"Content-Type": "application/json"})
+        await stream.prepare(request)
+        head = orjson.dumps(opening(self.about.version)).removesuffix(b"}")
+        between = b'{"log":' + head + b',"entries":['
+        for recording in recordings:
+            if recording.done and not recording.gone:
+                made = await asyncio.to_thread(self._entry, recording)
+                if made:
+                    await stream.write(between + made)
+                    between = b","
+        await stream.write((between if between != b"," else b"") + b"]}}")
+        return stream
+
+    def _entry(self, recording: Recording) -> bytes:
+        made = entry(self.exit.show(recording), self.about.url)
+        return b"" if made is None else orjson.dumps(made)
 
     # -- events -----------------------------------------------------------------------------------
 
@@ -265,6 +288,7 @@ class Inspector:
         await stream.prepare(request)
         era = ring.era
         facets = 0
+        ahead: dict[int, int] = {}  # what was sent newer than its place in the order
         first = change is None
         if first:
             await stream.write(_event("reset", {}, self._mark(0)))
@@ -272,6 +296,7 @@ class Inspector:
         change = change or 0
         quiet = 0.0
         loop = asyncio.get_running_loop()
+        turn = _Turns()
         try:
             while not self._closing and request.transport is not None:
                 if ring.era != era:
@@ -286,13 +311,19 @@ class Inspector:
                 # What changes while they are sent comes again: a mark tells only what was sent.
                 upto, fresh = ring.change, [(one.change, one) for one in ring.since(change)]
                 if first and last is not None:
-                    fitting = [pair for pair in fresh if self._row(pair[1], chosen)]
-                    fresh = fitting[-last:] if last else []
+                    fitting = {row["id"] async for row in self._rows(ring, chosen)}
+                    fresh = [pair for pair in fresh if pair[1].number in fitting]
+                    fresh = fresh[-last:] if last else []
                 for at in range(0, max(len(fresh), 1), _CHUNK):
                     some = fresh[at : at + _CHUNK]
                     change = some[-1][0] if some else upto
                     rows, drop = [], []
-                    for _, one in some:
+                    for then, one in some:
+                        if ahead.pop(one.number, 0) == one.change:
+                            continue  # as it is now it was sent already
+                        if one.change != then:
+                            ahead[one.number] = one.change
+                        await turn()
                         row = None if one.gone else self._row(one, chosen)
                         if row is not None:
                             rows.append(row)
@@ -303,7 +334,6 @@ class Inspector:
                         await stream.write(_event("facets", known))
                     data = {"rows": rows, "drop": drop, "oldest": ring.oldest}
                     await stream.write(_event("rows", data, self._mark(change)))
-                    await asyncio.sleep(0)
                 change, first, live = max(change, upto), False, True
                 quiet = loop.time()
                 await asyncio.sleep(_LOOK_EVERY)
@@ -333,9 +363,9 @@ class Inspector:
         return row if chosen.fits(row) else None
 
     async def _rows(self, recordings: Iterable[Recording], chosen: Filter) -> Any:
-        for at, one in enumerate(recordings):
-            if at % _CHUNK == 0:
-                await asyncio.sleep(0)
+        turn = _Turns()
+        for one in recordings:
+            await turn()
             if not one.gone and (row := self._row(one, chosen)) is not None:
                 yield row
 
@@ -374,7 +404,7 @@ class Inspector:
         except ReplayRefused as refused:
             more = {"hint": refused.hint, "confirm": refused.confirm}
             raise _Problem(refused.status, str(refused), **more) from None
-        return _json({"id": made.number})
+        return _json({"id": made.number, "left_out": left_out(recording)})
 
     async def _renew(self, name: str) -> web.StreamResponse:
         view = self.sessions.views.get(name)
@@ -386,6 +416,25 @@ class Inspector:
             raise _Problem(502, str(error)) from None
         shown = self.sessions.show(self.ring, self.exit)
         return _json(next(one for one in shown if one["name"] == name))
+
+
+class _Turns:
+    """Lets others have theirs: what is shown is made on the loop that forwards, a little at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+
+    async def __call__(self) -> None:
+        """Wait a turn if this one has been long enough."""
+        if self._loop.time() - self._since > _TURN:
+            await asyncio.sleep(0)
+            self._since = self._loop.time()
+
+
+def _cookie(request: web.BaseRequest) -> str:
+    """The cookie's name: of two inspectors in one browser, each has its own."""
+    return f"{INSPECTOR_COOKIE.decode()}_{request.url.port or 80}"
 
 
 def _same(one: str, other: str) -> bool:

@@ -10,13 +10,14 @@ import stat
 import time
 import zlib
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import aiohttp
 import brotli
 import jsonschema
 import pytest
 import zstandard
-from harness import run, transfer_body
+from harness import reset, run, transfer_body
 
 from proxy.inspector.redact import MASK
 from proxy.settings import SettingsError
@@ -53,7 +54,7 @@ async def test_the_key_opens_it_once_and_the_cookie_from_then_on(inspect):
             (cookie,) = reply.headers.getall("Set-Cookie")
             assert "HttpOnly" in cookie
             assert "SameSite=Strict" in cookie
-            assert cookie.startswith("nomba_proxy_inspector=")
+            assert cookie.startswith(f"nomba_proxy_inspector_{inspector.base.rpartition(':')[2]}=")
             assert inspector.token not in cookie
         for path in ("/", "/api/exchanges", "/main.js", "/style.css"):
             async with browser.get(inspector.base + path) as reply:
@@ -116,9 +117,9 @@ async def test_what_a_form_can_send_does_nothing(inspect, kind):
 
 async def test_its_cookie_goes_no_further_than_here(inspect, simulator):
     inspector = await inspect()
-    cookie = "Cookie: a=1; nomba_proxy_inspector=SECRET; b=2"
+    cookie = "Cookie: a=1; nomba_proxy_inspector_4040=SECRET; b=2; "
     await inspector.proxy.get(BALANCE, cookie)
-    await inspector.proxy.get(BALANCE, "Cookie: nomba_proxy_inspector=SECRET")
+    await inspector.proxy.get(BALANCE, "Cookie: nomba_proxy_inspector_4041 =SECRET")
     first, second = simulator.calls(BALANCE)
     assert first.header("Cookie") == "a=1; b=2"
     assert second.header("Cookie") is None
@@ -318,6 +319,100 @@ async def test_of_a_large_body_the_beginning_is_kept_and_the_rest_counted(inspec
     assert "bytes of the body were kept" in shown["replay"]["why"]
 
 
+DEEP = "%" + "25" * 1500 + "41"
+
+
+async def test_one_that_cannot_be_shown_hides_no_other(inspect):
+    inspector = await inspect()
+    proxy = inspector.proxy
+    await proxy.get(f"{BALANCE}?a={DEEP}")
+    await proxy.get(f"/v1/{DEEP}")
+    await proxy.send("POST", "/v1/x", f"X-Deep: {DEEP}", body=DEEP.encode())
+    await proxy.get(BALANCE)
+    rows = await inspector.rows(4)
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        await inspector.get(f"/api/exchanges/{row['id']}")
+    assert len((await inspector.get("/api/har"))["log"]["entries"]) == 4
+    async with inspector.events() as events:
+        assert len(await events.rows(lambda found: len(found) == 4)) == 4
+
+
+async def test_our_own_token_is_shown_nowhere_even_if_the_upstream_repeats_it(inspect, upstream):
+    inspector = await inspect(base_url=upstream.origin)
+    body = b'{"code":"00","description":"token-1 it is","data":"x token-1 y"}'
+    head = b"HTTP/1.1 200 OK token-1\r\nX-Echo: token-1\r\nContent-Type: application/json\r\n"
+    upstream.answer = upstream.reply_with(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    await inspector.proxy.get(BALANCE)
+    rows = await inspector.rows(1)
+    shown = await inspector.get("/api/exchanges/1")
+    har = await inspector.get("/api/har")
+    assert shown["reply"]["body"]["text"]
+    assert "token-1" not in json.dumps([rows, shown, har])
+
+
+async def test_what_the_proxy_answers_itself_is_shown_as_that(inspect, simulator):
+    inspector = await inspect()
+    proxy = inspector.proxy
+    await proxy.raw(b"POST /v1/x HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 3\r\n\r\nabc")
+    await proxy.raw(b"BAD\r\n\r\n")
+    simulator.inject(parse_fault(f"cut path={BALANCE} bytes=60"))
+    await proxy.get(BALANCE)
+    rows = await inspector.rows(3)
+    refused = await inspector.get("/api/exchanges/1")
+    assert refused["request"]["body"]["note"] == "the body had not been read"
+    assert not refused["replay"]["possible"]
+    assert refused["row"]["reply_bytes"] == len(refused["reply"]["body"]["text"])
+    assert rows[1]["detail"].startswith("The request is not valid HTTP/1.1")
+    cut = await inspector.get("/api/exchanges/3")
+    assert not [hint for hint in cut["hints"] if "this failed" in hint]
+
+
+async def test_a_caller_that_left_got_nothing_and_the_page_says_so(inspect, simulator):
+    inspector = await inspect()
+    with simulator.hold(TRANSFER) as hold:
+        _, writer = await asyncio.open_connection(*inspector.proxy.address)
+        body = transfer_body("ref-1")
+        head = f"POST {TRANSFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await hold.caught(1)
+        reset(writer)
+        await asyncio.sleep(0.1)
+    (row,) = await inspector.rows(1)
+    assert (row["status"], row["code"], row["description"]) == (499, "", "")
+    assert row["error"] == "caller_left"
+    shown = await inspector.get("/api/exchanges/1")
+    assert any("hung up" in hint and "200" in hint for hint in shown["hints"])
+    assert shown["timeline"]
+
+
+async def test_what_is_under_way_is_shown_and_outlives_a_clear(inspect, simulator):
+    inspector = await inspect()
+    await inspector.proxy.get(BALANCE)
+    with simulator.hold(BALANCE) as hold:
+        call = asyncio.create_task(inspector.proxy.get(BALANCE))
+        await hold.caught(1)
+        shown = await inspector.get("/api/exchanges/2")
+        assert shown["timeline"][-1]["name"] == "under way"
+        assert shown["replay"]["why"] == "It is still under way."
+        await inspector.post("/api/clear", status=204)
+        assert [row["id"] for row in await inspector.rows()] == [2]
+    await call
+    (row,) = await inspector.rows(1)
+    assert (row["id"], row["state"]) == (2, "ok")
+
+
+async def test_where_nobody_answers_nothing_was_sent(inspect, upstream):
+    inspector = await inspect(base_url=upstream.origin)
+    await inspector.proxy.get(BALANCE)
+    await upstream.stop()
+    await inspector.proxy.get(BALANCE)
+    await inspector.rows(2)
+    shown = await inspector.get("/api/exchanges/2")
+    assert [one["sent"] for one in shown["attempts"]] == [False] * len(shown["attempts"])
+    assert {span["name"] for span in shown["timeline"] if span["attempt"]} == {"no connection"}
+
+
 # -- events -------------------------------------------------------------------------------------
 
 
@@ -353,6 +448,23 @@ async def test_rows_come_live_and_a_reader_that_comes_back_misses_none_and_gets_
         assert len(await events.rows(lambda found: len(found) == 32)) == 32
 
 
+async def test_no_row_comes_twice_under_load(inspect):
+    inspector = await inspect()
+
+    async def caller(number):
+        for at in range(20):
+            await inspector.proxy.get(f"/v1/transfers/banks?n={number}-{at}")
+
+    async with inspector.events() as events:
+        reading = asyncio.create_task(
+            events.rows(
+                lambda found: sum(row["state"] != "pending" for row in found.values()) == 400
+            )
+        )
+        await asyncio.gather(*map(caller, range(20)))
+        assert len(await reading) == 400
+
+
 async def test_a_row_that_no_longer_fits_is_taken_back(inspect, simulator):
     inspector = await inspect()
     async with inspector.events(status="pending") as events:
@@ -382,14 +494,8 @@ async def test_clear_forgets_everything_everywhere(inspect):
 # -- what can be done ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["curl", "python", "fetch"])
-async def test_a_copied_request_runs_against_the_proxy(inspect, simulator, way):
-    inspector = await inspect()
-    body = json.dumps({"note": 'it\'s "quoted" $HOME `x` é\n', "amount": 250.00}).encode()
-    await inspector.proxy.send(
-        "POST", "/v1/x?a=b%20c", "X-Mine: 'v'", "Content-Type: application/json", body=body
-    )
-    await inspector.rows(1)
+async def paste(inspector, way):
+    """Run the copy of the first exchange as a user would: output and errors."""
     text = await inspector.get("/api/exchanges/1/copy", **{"as": way})
     program = {"curl": ("bash", "-c"), "python": ("python3", "-c"), "fetch": ("node", "--eval")}
     if way == "fetch":
@@ -402,6 +508,18 @@ async def test_a_copied_request_runs_against_the_proxy(inspect, simulator, way):
         env={"PATH": os.environ["PATH"], "HOME": "/elsewhere"},
     )
     out, err = await asyncio.wait_for(process.communicate(), 30)
+    return out, err
+
+
+@pytest.mark.parametrize("way", ["curl", "python", "fetch"])
+async def test_a_copied_request_runs_against_the_proxy(inspect, simulator, way):
+    inspector = await inspect()
+    body = json.dumps({"note": 'it\'s "quoted" $HOME `x` é\n', "amount": 250.00}).encode()
+    await inspector.proxy.send(
+        "POST", "/v1/x?a=b%20c", "X-Mine: 'v'", "Content-Type: application/json", body=body
+    )
+    await inspector.rows(1)
+    out, err = await paste(inspector, way)
     rows = await inspector.rows(2)
     assert rows[1]["path"] == "/v1/x?a=b%20c", (out, err)
     first, second = simulator.calls("/v1/x")
@@ -421,7 +539,7 @@ async def test_a_copy_of_a_known_callers_request_holds_a_place_for_its_key(inspe
     await inspector.rows(1)
     for way, place in (
         ("curl", '-H "X-Nomba-Proxy-Key: $NOMBA_PROXY_KEY"'),
-        ("python", 'os.environ["NOMBA_PROXY_KEY"]'),
+        ("python", "os.environ['NOMBA_PROXY_KEY']"),
         ("fetch", "process.env.NOMBA_PROXY_KEY"),
     ):
         text = await inspector.get("/api/exchanges/1/copy", **{"as": way})
@@ -464,7 +582,7 @@ async def test_a_replay_sends_the_raw_bytes_through_the_front_door(inspect, simu
     await inspector.proxy.send("POST", "/v1/transfers/bank/lookup", "X-Mine: 1", body=body)
     await inspector.rows(1)
     made = await inspector.post("/api/exchanges/1/replay")
-    assert made == {"id": 2}
+    assert made == {"id": 2, "left_out": []}
     first, second = simulator.calls("/v1/transfers/bank/lookup")
     assert second.body == first.body == body
     assert second.header("X-Mine") == "1"
@@ -596,6 +714,88 @@ async def test_a_replay_calls_as_the_original_caller_and_may_no_more_than_it(ins
     ]
 
 
+@pytest.mark.parametrize("way", ["curl", "python", "fetch"])
+async def test_a_copy_reads_no_file_and_is_sent_once(inspect, simulator, way, tmp_path):
+    inspector = await inspect()
+    (tmp_path / "secret").write_text("the file")
+    body = f"@{tmp_path}/secret".encode()
+    target = "/v1/x{a,b}/../y?ids[]=1&r=[1-3]".replace("/../", "/")
+    await inspector.proxy.send("POST", target, "X-Empty:", "X-Two: 1", "X-Two: 2", body=body)
+    await inspector.rows(1)
+    await paste(inspector, way)
+    await inspector.rows(2)
+    first, second = (one for one in simulator.received if one.path.startswith("/v1/x"))
+    assert second.body == first.body == body
+    # By the URL standard, fetch encodes what is no URL's.
+    assert unquote_to_bytes(second.target) == first.target
+    assert way == "fetch" or second.target == first.target
+    twice = [value for name, value in second.headers if name.lower() == "x-two"]
+    assert twice in ([["1", "2"], ["1, 2"]] if way == "fetch" else [["1", "2"]])
+    assert second.header("X-Empty") == ""
+    assert second.header("Content-Type") is None
+
+
+async def test_a_compressed_body_is_copied_and_edited_as_the_text_it_is(inspect, simulator):
+    inspector = await inspect()
+    headers = ("Content-Encoding: gzip", "Content-Type: text/plain; charset=iso-8859-1")
+    body = gzip.compress("caf\xe9 pin=1234".encode("latin-1"))
+    await inspector.proxy.send("POST", "/v1/transfers/bank/lookup", *headers, body=body)
+    await inspector.rows(1)
+    text = await inspector.get("/api/exchanges/1/copy")
+    assert "gzip" not in text
+    assert "charset=utf-8" in text
+    edits = {"headers": [one.split(": ") for one in headers], "body": "caf\xe9"}
+    await inspector.post("/api/exchanges/1/replay", edits)
+    _, call = simulator.calls("/v1/transfers/bank/lookup")
+    assert call.header("Content-Encoding") is None
+    assert call.header("Content-Type") == "text/plain; charset=utf-8"
+    assert call.body == "caf\xe9".encode()
+
+
+async def test_who_called_has_to_be_known_for_a_replay(inspect, tmp_path):
+    state = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    _, key, _ = await run("caller", "add", "app", "--keep-anonymous", **state)
+    inspector = await inspect()
+    await inspector.proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {key.strip()}x")
+    await inspector.proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {key.strip()}")
+    await inspector.rows(2)
+    refused = await inspector.post("/api/exchanges/1/replay", status=409)
+    assert "who called" in refused["error"]
+    await run("caller", "remove", "app", **state)
+    for _ in range(100):
+        if "Caller app" in (await _try(inspector, 2)).get("error", ""):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        raise AssertionError("the caller is still there")
+
+
+async def _try(inspector, number):
+    async with inspector.http.post(
+        f"{inspector.base}/api/exchanges/{number}/replay", json={}
+    ) as reply:
+        return await reply.json()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "•%E2%80%A2•",
+        "\\u2022•\\u2022",
+        "&bull;&bull;&bull;",
+        "&#8226;&#8226;",
+        "%25E2%2580%25A2•",
+        "• • •",
+    ],
+)
+async def test_a_mask_in_another_spelling_is_one(inspect, body):
+    inspector = await inspect()
+    await inspector.proxy.send("POST", "/v1/transfers/bank/lookup", body=b"{}")
+    await inspector.rows(1)
+    refused = await inspector.post("/api/exchanges/1/replay", {"body": body}, status=422)
+    assert "mask" in refused["error"]
+
+
 # -- sessions -----------------------------------------------------------------------------------
 
 
@@ -708,6 +908,59 @@ async def test_tail_follows_and_takes_up_where_it_was(inspect, tmp_path):
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_nothing_that_others_send_speaks_to_the_terminal(inspect, upstream, tmp_path):
+    inspector = await inspect(base_url=upstream.origin)
+    evil = "\\u001b]0;x\\u0007\\u001b[2J\\nFORGED\\u009b"
+    body = f'{{"code":"9{evil}","description":"{evil}","merchantTxRef":"r{evil}"}}'.encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    upstream.answer = upstream.reply_with(head % len(body) + body)
+    await inspector.proxy.send("POST", "/v1/%1b[2J", body=body)
+    await inspector.rows(1)
+    env = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    for arguments in (("tail", "--no-follow"), ("export", "--har=-")):
+        code, out, _ = await run(*arguments, **env)
+        assert code == 0
+        assert not [one for one in out if not one.isprintable() and one != "\n"]
+    code, out, _ = await run("tail", "--no-follow", **env)
+    assert len(out.splitlines()) == 1
+
+
+async def test_a_file_that_is_none_is_written_through(inspect, tmp_path):
+    inspector = await inspect()
+    await inspector.proxy.get(BALANCE)
+    await inspector.rows(1)
+    env = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    code, _, _ = await run("export", "--har", str(tmp_path / "link"), **env)
+    assert code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real").read_text())["log"]
+    os.mkfifo(tmp_path / "pipe")
+    reading = asyncio.create_task(asyncio.to_thread((tmp_path / "pipe").read_text))
+    code, _, _ = await run("export", "--har", str(tmp_path / "pipe"), **env)
+    assert code == 0
+    assert json.loads(await reading)["log"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    code, _, err = await run("export", "--har=-", "--id=1", "--money", **env)
+    assert code == 2
+    assert "--id" in err
+
+
+async def test_of_several_inspectors_the_living_one_is_found(inspect, tmp_path):
+    inspector = await inspect()
+    await inspector.proxy.get(BALANCE)
+    await inspector.rows(1)
+    env = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    (tmp_path / "state" / "inspector-1.url").write_text("http://127.0.0.1:1/?token=x\n")
+    code, out, _ = await run("tail", "--no-follow", **env)
+    assert (code, len(out.splitlines())) == (0, 1)
+    other = await inspect()
+    code, _, err = await run("tail", "--no-follow", **env)
+    assert code == 1
+    assert other.base.removeprefix("http://") in err
 
 
 # -- nothing secret leaves ----------------------------------------------------------------------

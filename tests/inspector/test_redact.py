@@ -155,12 +155,138 @@ def test_a_target_is_masked_in_path_and_query(target, shown):
     assert REDACT.target(target) == shown
 
 
+LEAKS = [
+    # prose that begins like JSON
+    "[fraud] card 4111 1111 1111 1111, password: hunter2",
+    "[INFO] Authorization: Bearer hunter2",
+    "{x} password: hunter2",
+    # values with spaces and delimiters
+    "password: hunter2 and hunter2",
+    'data: {"password":"hunter2 & hunter2, hunter2"}',
+    "password=ab;hunter2",
+    'x {"password": ["hunter2", "hunter2"]}',
+    'x {"password":             "hunter2"}',
+    '\ufeff\ufeff{"password":"hunter2"}',
+    # a name that is a value
+    '{"key":"pin","value":"hunter2"}',
+    '[{"value":"hunter2","name":"password"}]',
+    '{"field":"otp","value":{"a":["hunter2"]}}',
+    "<field name='password' value='hunter2'/>",
+    "<field name='password'>hunter2</field>",
+    '<input type="text" name="otp" value="hunter2">',
+    # XML
+    "<password><x>hunter2</x></password>",
+    "<password><![CDATA[hunter2]]></password>",
+    "<password><!-- x -->hunter2</password>",
+    '<password a=">">hunter2</password>',
+    "<password>hunter2",
+    "xeyJ.a.eyJhbGciOiJIUzI1NiJ9.hunter2.hunter2",
+    '<card pin="hunter2">x</card>',
+    # forms that do not say so
+    "card[pin]=hunter2",
+    "card%5Bpin%5D=hunter2",
+    # not quite JSON
+    '{ /* c */ "password":"hunter2"}',
+    '{"a":1 "password":"hunter2"}',
+    '{"a":1; "password":"hunter2"}',
+    "{'password': 'ab,hunter2'}",
+    '{"p\\x61ssword":"hunter2"}',
+    # numbers in words
+    "BVN 22123456789",
+    "your OTP is 123456",
+    "pin 1234",
+    "2024 4111 1111 1111 1111",
+    "0004111111111111111",
+    "4111.1111.1111.1111",
+    "4111\u00a01111\u00a01111\u00a01111",
+    '{"n":4111111111111111.0}',
+    '{"n":4111111111111111e0}',
+    "+234 801 234 5678",
+    "0801-234-5678",
+    "(0801)2345678",
+    '{"account":1234567890}',
+    "22123456789",
+    # encodings
+    "aHVudGVyMiBwYXNzd29yZDogaHVudGVyMg==",
+    "eyJwYXNzd29yZCI6\n ICJodW50ZXIyIn0=",
+    "data:text/plain;base64,cGFzc3dvcmQ6IGh1bnRlcjI=",
+    "cGluPTEyMzQ=",
+    "Content-Disposition: form-data; name=pin\r\n\r\nhunter2\r\nhunter2\r\n--b",
+    "Content-Disposition: form-data; name=pin\r\n\r\n\r\nhunter2\r\n--b",
+]
+HIDDEN = ("hunter2", "4111", "22123456789", "123456", "1234567890", "801", "cGlu", "aHVu", "cGFz")
+
+
+@pytest.mark.parametrize("text", LEAKS)
+def test_what_others_found_stays_hidden(text):
+    masked = REDACT.text(text)
+    assert MASK in masked
+    assert not [one for one in (*HIDDEN, "1234") if one in masked]
+
+
+def test_paths_and_forms_name_secrets_too():
+    assert REDACT.target("/v1/bvn/22123456789") == f"/v1/bvn/{MASK}"
+    assert REDACT.target("/v1/otp/123456/x") == f"/v1/otp/{MASK}/x"
+    assert "1234" not in REDACT.target("/x?p[0][name]=pin&p[0][value]=1234")
+    assert "1234" not in REDACT.target("/x?%2570assword=1234")
+    assert "hunter2" not in REDACT.target("http://user:hunter2@127.0.0.1/v1/x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("otpcode", "OTPCODE", "bvnnumber", "usernin", "ninnumber", "pinnumber", "pinblock"),
+        *("pin1", "otp2", "bvn1", "cardpin2", "PINs", "cvn", "cardNum", "card_num", "track2"),
+        *("pass", "userpass", "accessKey", "encryptionKey", "authKey", "X-Auth", "sig", "hmac"),
+        *("nombaSigValue", "X-Hub-Sig", "identityNumber", "verificationCode", "authCode", "ＰＩＮ"),
+    ],
+)
+def test_further_names_that_others_found(name):
+    assert REDACT.value(name, "x1y2z3") == MASK
+
+
+SLOW = {
+    "dotted": "a." * 32_000,
+    "multipart": 'name="a"\n' * 7_000,
+    "jwt": "eyJaaaa-" * 8_000,
+    "jwt, dashes": "eyJ" + "a-" * 32_000,
+    "letters": "x" * 65_000,
+    "percent": "%" + "25" * 32_000 + "41",
+    "open": "{" * 65_000,
+    "lists": "[" * 65_000,
+    "tags": "<a" * 32_000,
+    "tag": "<a " * 21_000,
+    "named": "pin=" * 16_000,
+    "colons": "a:" * 32_000,
+    "digits": "4" * 65_000,
+    "grouped": "4 " * 32_000,
+    "quotes": '"' * 65_000,
+    "backslashes": '"' + "\\" * 65_000,
+    "base64": "YWJj" * 16_000,
+    "elements": "<password>" * 6_000,
+    "equals": "=" * 65_000,
+    "spaces": "pin" + " " * 65_000,
+    "keys": "-----BEGIN PRIVATE KEY-----" * 2_000,
+    "attributes": "<x " + 'a="b" ' * 10_000 + ">",
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", SLOW)
+def test_no_text_takes_long(kind):  # what is not linear takes minutes here
+    text = SLOW[kind]
+    REDACT.text(text)
+    REDACT.json(text)
+    REDACT.form(text)
+
+
 def test_settings_extend_the_table():
     own = Redactor(secret=["meter-no"], partial=["wallet_id"], patterns=[r"INT-\d+"])
     assert own.value("meterNo", "x") == MASK
     assert own.value("Wallet-Id", "1234567890") == f"{MASK}7890"
     assert own.text("see INT-42.") == f"see {MASK}."
     assert own.is_secret(b"Meter-No")
+    assert not REDACT.is_secret(b"Meter-No")
     assert REDACT.value("meterNo", "x") == "x"
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from proxy.core.exchange import Exchange
 from proxy.core.heads import RequestHead
+from proxy.core.secret import Secret
 from proxy.inspector.exit import Exit
 from proxy.inspector.redact import MASK, Redactor
 from proxy.inspector.ring import Clip, Ring
@@ -14,6 +15,9 @@ HEADERS = [(b"Host", b"x"), (b"Authorization", b"Bearer SECRET"), (b"Cookie", b"
 HEAD = RequestHead(
     b"POST", target=b"/x", headers=[*HEADERS, (b"X-Api-Key", b"SECRET")], host=b"h", body_length=3
 )
+
+
+TOKEN = Secret("MARKED-token", origin="https://x")
 
 
 def ring(budget=1 << 20, body_limit=1000):
@@ -25,7 +29,7 @@ def record(kept, number=0, *, body=b"abc", reply=b"ok", done=True):
     recording = kept.watch(exchange, "/x HTTP/1.1", HEADERS)
     exchange.body_bytes = len(body)
     recording.body((body,))
-    recording.attempt(HEAD, account="a", generation=1, why="first try")
+    recording.attempt(HEAD, account="a", token=TOKEN, generation=1, why="first try")
     recording.sending(None)
     recording.answered(200, reason=b"OK", headers=[(b"Set-Cookie", b"SECRET")])
     recording.part(reply)
@@ -43,7 +47,7 @@ def test_secret_headers_are_cut_before_anything_is_kept():
     assert not [one for one in sealed if b"SECRET" in one]
     assert attempt.sealed_head.count(MASK.encode()) == 2  # Cookie and X-Api-Key
     recording = record(kept := ring(), done=False)
-    recording.attempt(HEAD, account="a", generation=2, why="replay with a new token")
+    recording.attempt(HEAD, account="a", token=TOKEN, generation=2, why="replay with a new token")
     assert b"SECRET" not in recording.attempts[1].sealed_head
     recording.end()
     assert kept.used == recording.cost
@@ -84,7 +88,7 @@ def test_an_exchange_that_goes_while_it_is_under_way_goes_on_without_a_trace():
     slow.body((b"y" * 500,))
     slow.waiting()
     slow.waited()
-    slow.attempt(HEAD, account="a", generation=2, why="replay with a new token")
+    slow.attempt(HEAD, account="a", token=TOKEN, generation=2, why="replay with a new token")
     slow.sending(None)
     slow.answered(200, reason=b"OK", headers=HEADERS)
     slow.part(b"z" * 500)
@@ -100,6 +104,7 @@ def test_an_exchange_that_goes_while_it_is_under_way_goes_on_without_a_trace():
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 5000), st.booleans()), max_size=60))
 def test_whatever_comes_it_stays_within_its_budget(sizes):
     kept = ring(budget=50_000)
+    under_way = []
     for number, (body, reply, done) in enumerate(sizes):
         record(kept, number, body=b"x" * body, reply=b"y" * reply, done=done)
         assert 0 <= kept.used <= 50_000
@@ -107,6 +112,10 @@ def test_whatever_comes_it_stays_within_its_budget(sizes):
         under_way = [one for one in kept if not one.done]
         assert all(one.charged == one.cost for one in kept if one.done)
         assert all(one.cost - one.charged < 10_000 for one in under_way)
+    kept.clear()  # what is under way stays
+    assert list(kept) == under_way
+    for recording in list(kept):
+        recording.end()
     kept.clear()
     assert kept.used == 0
     assert list(kept) == []
@@ -132,6 +141,23 @@ def test_what_could_not_be_read_is_a_row_without_a_request():
     (recording,) = kept
     shown = Exit(Redactor()).show(recording)
     assert (shown.row["status"], shown.row["state"], shown.request) == (400, "failed", None)
+
+
+def test_a_large_head_is_charged_while_it_is_under_way():
+    kept = ring(budget=500_000)
+    for number in range(200):
+        headers = [(b"X-Large", b"x" * 50_000)]
+        kept.watch(Exchange(f"id-{number}", started=0.0), "/x HTTP/1.1", headers)
+    assert len(list(kept)) < 10
+    assert kept.used <= 500_000
+
+
+def test_many_small_parts_cost_what_they_take():
+    kept = ring(budget=10_000_000, body_limit=100_000)
+    recording = record(kept, reply=b"a", done=False)
+    for _ in range(1000):
+        recording.part(b"ab")
+    assert recording.cost > 100_000
 
 
 def test_a_repetition_knows_what_it_repeats():

@@ -4,7 +4,7 @@ import { h, button, fill } from "./dom.js";
 import { call } from "./api.js";
 import { bodyView } from "./body.js";
 import { diffView } from "./diff.js";
-import { bytes, clock, isOpen, OUTCOMES, plain, span, stateOf, STATES } from "./format.js";
+import { bytes, clock, isOpen, outcomeOf, plain, span, stateOf, STATES } from "./format.js";
 import { headerBlock, sides } from "./headers.js";
 import { dressBadge, since } from "./list.js";
 import { editReplay, replay } from "./replay.js";
@@ -151,7 +151,7 @@ export class Detail {
         row.kind === "money" ? h("span", { class: "tag money", text: "money" }) : null,
         h("span", { class: "d-state" }, STATES[state] || state, says ? h("span", { class: "dim" }, " — ", h("bdi", { text: plain(says) })) : null)),
       h("dl", { class: "facts" },
-        state === "pending" ? null : fact("Outcome", OUTCOMES[row.outcome] || row.outcome, { "data-outcome": row.outcome }),
+        state === "pending" ? null : fact("Outcome", outcomeOf(row), { "data-outcome": row.outcome }),
         fact("Caller", row.caller),
         fact("Upstream", row.upstream),
         h("dt", { text: "Duration" }), this.took,
@@ -246,11 +246,11 @@ export class Detail {
       h("div", { class: "attempt-title" },
         h("h3", { text: `Attempt ${one.number}` }),
         h("span", { class: "dim" }, [
-          one.why, one.generation ? `token generation ${one.generation}` : "", one.reused ? "reused connection" : "new connection",
+          one.why, one.generation ? `token generation ${one.generation}` : "", !one.sent ? "no connection" : one.reused ? "reused connection" : "new connection",
         ].filter(Boolean).join(" · "))),
       one.error ? h("p", { class: "problem" }, h("b", { text: "Error: " }), h("bdi", { text: one.error })) : null,
       h("div", { class: "sides" },
-        h("section", { class: "side", "aria-label": `Attempt ${one.number}: request` }, h("div", { class: "side-title" }, h("h4", { text: "We sent" })), headerBlock(one.start, one.headers)),
+        h("section", { class: "side", "aria-label": `Attempt ${one.number}: request` }, h("div", { class: "side-title" }, h("h4", { text: one.sent ? "We sent" : "Not sent" })), headerBlock(one.start, one.headers)),
         h("section", { class: "side", "aria-label": `Attempt ${one.number}: reply` }, h("div", { class: "side-title" }, h("h4", { text: "The upstream replied" })),
           one.reply ? headerBlock(one.reply.start, one.reply.headers) : h("p", { class: "dim", text: "No reply." }))),
       one.reply ? bodyView(one.reply.body, "Reply body", `Attempt ${one.number}: reply body`) : null));
@@ -258,10 +258,14 @@ export class Detail {
 
   reply() {
     const { reply, row } = this.data;
-    if (!reply) return h("p", { class: "dim", text: isOpen(row) ? "No reply yet." : "The caller got no reply." });
+    if (!reply) {
+      const none = row.status && row.status !== 499 ? `The caller got ${row.status}; what it was told was not captured.` : "The caller got no reply.";
+      return h("p", { class: "dim", text: isOpen(row) ? "No reply yet." : none });
+    }
+    const title = row.status === 499 ? "Meant for the caller, which has not got all of it" : "The caller got";
     return [
       h("section", { class: "side alone", "aria-label": "What the caller got" },
-        h("div", { class: "side-title" }, h("h3", { text: "The caller got" })), headerBlock(reply.start, reply.headers)),
+        h("div", { class: "side-title" }, h("h3", { text: title })), headerBlock(reply.start, reply.headers)),
       bodyView(reply.body, "Reply body"),
     ];
   }

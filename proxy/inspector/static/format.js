@@ -83,11 +83,17 @@ export const STATES = {
   unknown: "Unknown: nobody knows whether it took effect",
 };
 
-export const OUTCOMES = {
+const OUTCOMES = {
   answered: "Answered by the upstream",
   not_sent: "Not sent: nothing reached the upstream",
   refused: "Refused: the token was turned down before anything was done",
   unknown: "Unknown: it may have taken effect; find out before it is repeated",
 };
+
+/** What became of a request, in words: a read that was lost does no harm. */
+export function outcomeOf(row) {
+  if (row.outcome === "unknown" && row.kind === "read") return "Unknown: the reply was lost; reading it again does no harm";
+  return OUTCOMES[row.outcome] || row.outcome;
+}
 
 export const OUTCOME_TAGS = { not_sent: "not sent", refused: "refused", unknown: "unknown" };

@@ -24,11 +24,13 @@ whenKeyless(() => {
   dead = true;
   stream.close();
   sessions.hide();
-  detail.hide();
   for (const dialog of document.querySelectorAll("dialog")) dialog.remove();
-  fill(document.body, h("main", { class: "note" }, h("div", { role: "alert" },
-    h("h1", { text: "This page's key is no longer valid." }),
-    h("p", { text: "Open the address that the proxy printed when it started." }))));
+  // What can be seen stays: somebody may be reading it.
+  document.body.prepend(h("div", { class: "keyless", role: "alert" },
+    h("b", { text: "This page's key is no longer valid." }),
+    " The proxy was started anew, most likely. Open the address that it printed."));
+  say($("conn"), "Closed");
+  $("conn").dataset.state = "lost";
 });
 
 const filters = new Filters($("filters"), { change: (values) => stream.open(values), pause: () => pause(!paused), clear });

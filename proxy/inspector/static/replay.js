@@ -18,8 +18,9 @@ export async function replay(exchange, done) {
     return;
   }
   try {
-    const { id } = await send(exchange.row.id, {});
-    toast(`Replayed as #${id}`);
+    const answer = await send(exchange.row.id, {});
+    const { id } = answer;
+    toast(told(answer));
     done(id);
   } catch (error) {
     const dialog = new Dialog(exchange, false, done);
@@ -31,6 +32,11 @@ export async function replay(exchange, done) {
 export function editReplay(exchange, done) {
   if (!exchange.replay.possible) return;
   new Dialog(exchange, true, done).show(exchange.replay.confirm);
+}
+
+function told(answer) {
+  const without = (answer.left_out || []).join(", ");
+  return `Replayed as #${answer.id}${without ? `, without ${without}: secret headers are not kept` : ""}`;
 }
 
 function send(id, edited) {
@@ -152,7 +158,7 @@ class Dialog {
     try {
       const answer = await send(this.exchange.row.id, edited);
       this.dialog.close();
-      toast(`Replayed as #${answer.id}`);
+      toast(told(answer));
       this.done(answer.id);
     } catch (error) {
       if (error.status === 409 && error.data.confirm) {

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { count, span } from "./format.js";
 
-const ORDER = ["read request", "wait for token", "queue", "connect", "TLS", "first byte", "body"];
+const ORDER = ["read request", "wait for token", "renewal", "queue", "connect", "TLS", "first byte", "body"];
 
 /** A labelled row for each part, on one common scale. */
 export function timeline(parts, seconds) {
