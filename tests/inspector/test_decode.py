@@ -62,7 +62,7 @@ def test_a_coding_that_cannot_be_read_shows_nothing(codings):
 def test_a_bomb_does_not_go_off(codings):
     bomb = b"\0" * (200 << 20)
     for coding in codings.split(", "):
-        bomb = CODINGS[coding](bomb)
+        bomb = brotli.compress(bomb, quality=1) if coding == "br" else CODINGS[coding](bomb)
     found = decode(bomb, media="application/octet-stream", codings=codings)
     assert len(found.data) <= 2 << 20
     assert "longer than" in found.note or found.note == "is cut off"
