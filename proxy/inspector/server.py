@@ -301,6 +301,7 @@ class Inspector:
             while not self._closing and request.transport is not None:
                 if ring.era != era:
                     era, change, live = ring.era, 0, True
+                    ahead.clear()
                     await stream.write(_event("reset", {}, self._mark(0)))
                 if ring.change == change and not first:
                     if loop.time() - quiet > _QUIET:
@@ -319,11 +320,11 @@ class Inspector:
                     change = some[-1][0] if some else upto
                     rows, drop = [], []
                     for then, one in some:
+                        await turn()  # what follows is of one moment
                         if ahead.pop(one.number, 0) == one.change:
                             continue  # as it is now it was sent already
                         if one.change != then:
                             ahead[one.number] = one.change
-                        await turn()
                         row = None if one.gone else self._row(one, chosen)
                         if row is not None:
                             rows.append(row)
