@@ -10,6 +10,7 @@ and what takes time here takes it from everybody.
 
 import base64
 import binascii
+import html
 import json
 import re
 import unicodedata
@@ -22,7 +23,7 @@ import orjson
 
 MASK = "•••"
 _LAST = 4  # digits of an account or phone number that are shown
-_DEPTH = 6  # codings within each other that are looked through; beyond, a value is hidden whole
+_DEPTH = 5  # codings within each other that are looked through; beyond, a value is hidden whole
 
 Mode = Literal["", "part", "whole"]
 
@@ -54,10 +55,24 @@ _PARTIAL_PARTS = (
 )
 _PARTIAL_NAMES = frozenset({"account", "acct", "tel", "destinationaccount", "sourceaccount"})
 # References look like numbers at times, and are what one looks for.
-_REFERENCES = re.compile(r"(?i)(?:ref|reference|id|rrn|time|date|timestamp)$")
+_REFERENCES = re.compile(
+    r"(?i)(?:ref|reference|id|rrn|time|date|timestamp|epoch|at|reset|expires|since|until)$"
+)
+_SOURCE = re.compile(r"\.(?:java|py|js|ts|go|kt|cs|rb|php)$")  # a place in a program is no name
 # `{"name": "pin", "value": "1234"}`: the name of a value can be a value itself.
-_NAMING = frozenset({"name", "key", "field", "fieldname", "label", "id", "param", "parameter"})
-_NAMED_BY = frozenset({"value", "val", "values", "answer", "content", "data", "text"})
+_NAMING = frozenset(
+    {
+        *("name", "key", "k", "field", "fieldname", "label", "id", "param", "parameter"),
+        *("type", "loc", "header"),
+    }
+)
+_NAMED_BY = frozenset(
+    {
+        *("value", "val", "v", "values", "fieldvalue", "rejectedvalue", "answer", "content"),
+        *("data", "text", "input", "received", "actual"),
+    }
+)
+_ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w-]{1,40}")
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _TOKENIZED = re.compile(r"tokeni[sz](?:ed?|ation)?")
@@ -72,6 +87,7 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 _JSON_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX_ESCAPE = re.compile(r"\\x([0-9A-Fa-f]{2})")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{10,}={0,2}\s{0,2}")
 _BASE64_AFTER = re.compile(r"(base64,\s{0,2})([A-Za-z0-9+/_-]{8,}={0,2})")
@@ -82,12 +98,17 @@ _RUN = re.compile(r"(?<![\w.-])[\w.-]{12,}")
 _KEYS = re.compile(
     r"npk_\w{6,}|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END[^-]{0,60}-----|$)", re.DOTALL
 )
-_SCHEME = re.compile(r"(?i)\b(bearer|basic)[ +]{1,8}([\w.~+/=-]{6,})")
+_SCHEME = re.compile(r"(?i)\b(bearer|basic)[ +]{1,8}(?!realm=|error=|scope=)([\w.~+/=-]{6,})")
 _USERINFO = re.compile(
     r"(?i)((?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,256}):([^\s/@]{1,256})@"
 )
-_SPOKEN = re.compile(
-    r"(?i)\b((?:pin|otp|bvn|nin|cvv)\b(?:\s(?:is|code|number|no\.?)){0,2}[\s:#-]{1,3})(\d{3,11})\b"
+# What a message says of a code or a password.
+_CODES = r"(?:pin|otp|bvn|nin|cvv|one[- ]time|(?:verification|security) code)"
+_SPOKEN = re.compile(rf"(?i)(\b{_CODES}\b[^\d\r\n]{{1,40}})(\d{{3,11}})\b")
+_SPOKEN_OF = re.compile(rf"(?i)\b(\d{{4,11}})(?=[^\d\r\n]{{1,20}}\b{_CODES}\b)")
+_TOLD = re.compile(
+    r"(?i)(\b(?:password|passcode|pin|otp|\w{0,30}secret)\s{1,3}(?:is\s|was\s)?[\"']?)"
+    r"((?=\D{0,40}\d)[^\s\"'<>,;:=]{4,})"
 )
 # Digits in groups, as people write the number of a card.
 _CARD = re.compile(r"(?<!\d)\d(?:[ .\u00a0-]{0,2}\d){13,27}(?!\d)")
@@ -96,7 +117,7 @@ _NUMBER = re.compile(r"(?<![\w.-])\+?(?:234\d{10}|\d{10,11})(?![\w-]|\.\d)")
 _PHONE = re.compile(r"(?<![\w.])(?:\+?234|\(?0)[ -]?\d{3}\)?[ -]?\d{3}[ -]?\d{4}(?!\d)")
 # `name=value` and `name: value`, an element of XML, an input of a form, a part of a multipart body.
 _NAMED = re.compile(
-    r"""(?<![\w.-])([A-Za-z][\w.-]{1,127}(?:\[[\w.-]{0,64}\]){0,4})["']?\s{0,20}[=:]\s{0,20}(["']?)"""
+    r"""(?<![\w.-])([\w.-]{2,128}(?:\[[\w.-]{0,64}\]){0,4})[)"']?\s{0,20}(?:=>?|:)\s{0,20}\(?(["']?)"""
 )
 _LINE = re.compile(r"[^\r\n]*")
 # To the end of the line, or to what begins like another name.
@@ -106,7 +127,7 @@ _QUOTED = {
     "'": re.compile(r"(?:[^'\\]|\\.)*", re.DOTALL),
 }
 _ATTRIBUTES = r"""(?:"[^"<]{0,2000}"|'[^'<]{0,2000}'|[^<>"']){0,200}"""
-_ELEMENT = re.compile(rf"<((?:[A-Za-z][\w-]{{0,63}}:)?([A-Za-z][\w.-]{{0,63}}))({_ATTRIBUTES})>")
+_ELEMENT = re.compile(rf"<((?:[A-Za-z_][\w-]{{0,63}}:)?([A-Za-z_][\w.-]{{0,63}}))({_ATTRIBUTES})>")
 _ATTRIBUTE = re.compile(
     r"""(?<![\w.-])([A-Za-z][\w.:-]{0,63})(\s{0,3}=\s{0,3})("[^"]*"|'[^']*'|[^\s>"']+)"""
 )
@@ -170,6 +191,15 @@ class Redactor:
             masked = self.json(text, depth=depth + 1)
             # Prose begins with a bracket too, and what is cut off is no JSON any more.
             return masked if _is_json(inner) else self._plainly(masked, loose=loose)
+        if inner[:1] == '"' and (plain := _string(inner)) is not None:
+            masked = self.text(plain, loose=loose, depth=depth + 1)
+            return text if masked == plain else _as_token('"', masked)
+        for sign, plainer in (('\\"', _unescaped), ("&lt;", html.unescape)):
+            if sign in text:
+                plain = plainer(text)
+                masked = self.text(plain, loose=loose, depth=depth + 1)
+                if masked != plain:
+                    return masked
         if _PERCENT.search(text):
             plain = unquote_plus(text)
             if plain != text and self.text(plain, loose=loose, depth=depth + 1) != plain:
@@ -261,15 +291,20 @@ class Redactor:
                 fresh = False
                 frame, plain = open_[-1], _unquoted(token)
                 about = _plain(name)
+                secret = _ARGUMENT.fullmatch(plain) and self._mode(plain.lstrip("-")) == "whole"
+                holder = open_[-2] if frame.kind == "[" else frame
                 if about in _NAMED_BY:
-                    if frame.naming:
+                    if holder.naming:
                         mode = "whole"
-                    frame.named.append(len(shown))
-                elif about in _NAMING and self._mode(plain[:256]) == "whole":
-                    frame.naming = True
-                    for earlier in frame.named:
+                    holder.named.append(len(shown))
+                elif about in _NAMING and secret:
+                    holder.naming = True
+                    for earlier in holder.named:
                         shown[earlier] = f'"{MASK}"'
-                shown.append(self._token(token, plain, name, mode, depth, strict=len(open_) > 1))
+                here: Mode = "whole" if frame.kind == "[" and frame.naming else mode
+                if frame.kind == "[":  # ["--pin", "1234"], ["X-Api-Key", "…"]
+                    frame.naming = bool(secret) and not frame.naming
+                shown.append(self._token(token, plain, name, here, depth, strict=len(open_) > 1))
                 continue
             shown.append(token)
         return "".join(shown)
@@ -307,6 +342,8 @@ class Redactor:
         text = _SCHEME.sub(rf"\1 {MASK}", text)
         text = _USERINFO.sub(rf"\1:{MASK}@", text)
         text = _SPOKEN.sub(rf"\1{MASK}", text)
+        text = _SPOKEN_OF.sub(MASK, text)
+        text = _TOLD.sub(rf"\1{MASK}", text)
         if "base64," in text:
             text = _BASE64_AFTER.sub(
                 lambda m: m[1] + (MASK if self._hides(m[2], _DEPTH - 1) else m[2]), text
@@ -328,10 +365,12 @@ class Redactor:
         shown: list[str] = []
         done = 0
         for found in _NAMED.finditer(text):
-            if found.start() < done or not self._mode(found[1]):
+            name = found[1]
+            if found.start() < done or not self._mode(name) or _SOURCE.search(name):
                 continue
             pattern = _QUOTED[found[2]] if found[2] else _VALUE
-            if text[found.end() : found.end() + 1] in {"[", "{"}:
+            whole = "ookie" in name or text[found.end() : found.end() + 1] in {"[", "{"}
+            if whole and not found[2]:
                 pattern = _LINE
             value = pattern.match(text, found.end())
             if value is not None and value[0] and not value[0].startswith(MASK):
@@ -343,22 +382,34 @@ class Redactor:
         """XML and HTML: what an element or an input of a secret name holds."""
         shown: list[str] = []
         done = 0
+        naming = False  # <name>pin</name><value>1234</value>
         for found in _ELEMENT.finditer(text):
             if found.start() < done:
                 continue
-            inside = found[3]
-            names = [found[2], *(one[3].strip("\"'") for one in _named_attributes(inside))]
-            secret = any(self._mode(name[:256]) == "whole" for name in names)
+            inside, about = found[3], _plain(found[2])
+            whole = self._mode(found[2]) == "whole" or (naming and about in _NAMED_BY)
+            named = any(
+                self._mode(one[3].strip("\"'")[:256]) == "whole"
+                for one in _named_attributes(inside)
+            )
+            secret = whole or named
             attributes = _ATTRIBUTE.sub(
                 lambda m, secret=secret: self._attribute(m, secret=secret), inside
             )
             shown += (text[done : found.start()], f"<{found[1]}{attributes}>")
             done = found.end()
-            if secret and not inside.endswith("/") and found[2].lower() != "input":
-                end = text.find(f"</{found[1]}", done)
+            if naming and about in _NAMED_BY:
+                naming = False
+            if secret and not inside.endswith("/") and about not in {"input", "meta"}:
+                # What only carries a secret's name may hold a page: its own text is hidden then.
+                end = text.find(f"</{found[1]}" if whole else "<", done)
                 end = len(text) if end < 0 else end
                 shown.append(MASK if text[done:end].strip() else text[done:end])
                 done = end
+            elif about in _NAMING:
+                end = text.find("<", done)
+                said = text[done : len(text) if end < 0 else end].strip()
+                naming = self._mode(said[:256]) == "whole"
             elif self._mode(found[2]) == "part":
                 end = text.find("<", done)
                 end = len(text) if end < 0 else end
@@ -367,7 +418,8 @@ class Redactor:
         return "".join((*shown, text[done:]))
 
     def _attribute(self, found: re.Match[str], *, secret: bool) -> str:
-        hidden = self._mode(found[1]) == "whole" or (secret and found[1].lower() == "value")
+        lower = found[1].lower()
+        hidden = self._mode(found[1]) == "whole" or (secret and lower in {"value", "content"})
         return f'{found[1]}{found[2]}"{MASK}"' if hidden else found[0]
 
     def _paired(self, name: str, value: str) -> str:
@@ -389,7 +441,7 @@ class Redactor:
 
     def _deeper(self, outer: Mode, name: str) -> Mode:
         own = self._mode(name[:256])
-        return "whole" if "whole" in {outer, own} else outer or own
+        return "whole" if "whole" in {outer, own} else own
 
     def _decide(self, name: str) -> Mode:
         plain = _plain(name)
@@ -443,7 +495,22 @@ def _holder(name: str) -> tuple[str, str]:
 
 
 def _named_attributes(inside: str) -> list[re.Match[str]]:
-    return [one for one in _ATTRIBUTE.finditer(inside) if one[1].lower() in {"name", "id", "key"}]
+    naming = {"name", "id", "key", "type"}
+    return [one for one in _ATTRIBUTE.finditer(inside) if one[1].lower() in naming]
+
+
+def _string(text: str) -> str | None:
+    """What a text says that is a JSON string; None if it is none."""
+    try:
+        plain = json.loads(text, strict=False)
+    except ValueError:
+        return None
+    return plain if isinstance(plain, str) else None
+
+
+def _unescaped(text: str) -> str:
+    """JSON within a text: its quotes are escaped, its backslashes too."""
+    return text.replace("\\\\", "\\").replace('\\"', '"')
 
 
 def _is_json(text: str) -> bool:
@@ -464,12 +531,15 @@ def _is_name(tokens: list[str], at: int) -> bool:
 
 def _as_token(token: str, masked: str) -> str:
     """What is masked, in quotes if it was."""
-    return json.dumps(masked, ensure_ascii=False) if token[0] == '"' else masked
+    if token[0] != '"':
+        return masked
+    return json.dumps(masked, ensure_ascii=_SURROGATE.search(masked) is not None)
 
 
 def _quoted(text: str) -> str:
     """A text in a target; the mask stays what it is, to be seen."""
-    return MASK.join(quote(part, safe="+:@!$'()*,~") for part in text.split(MASK))
+    parts = text.split(MASK)
+    return MASK.join(quote(part, safe="+:@!$'()*,~", errors="replace") for part in parts)
 
 
 def _unquoted(token: str) -> str:
@@ -506,13 +576,12 @@ def _jwt(run: str) -> str:
 
 def _cards(text: str) -> str:
     """Digits in groups, without those that are a card's."""
-    starts = [one.start() for one in _GROUP.finditer(text)]
-    if len(starts) == 1:  # no more than a card has, but for what stands before it
+    groups = [(one.start(), one.end()) for one in _GROUP.finditer(text)]
+    if len(groups) == 1:  # no more than a card has, but for what stands before it
         found = len(text) <= 19 and any(_is_card(text[at:]) for at in range(len(text) - 13))
         return MASK if found else text
-    ends = [one.end() for one in _GROUP.finditer(text)]
-    for start in starts:
-        for end in reversed(ends):
+    for start, first in groups:
+        for _, end in reversed(groups) if first >= start + 4 else ():  # as they are written
             if end > start and _is_card(text[start:end]):
                 return text[:start] + MASK + _cards_after(text[end:])
     return text

@@ -108,6 +108,7 @@ class Replayer:
         try:
             method, target, _, body = self._read(recording, {})
             preview = self._preview(method, target)
+            self._ticket(recording, preview.upstream)
         except ReplayRefused as refused:
             return {"possible": False, "why": str(refused), "confirm": ""}
         confirm = "" if not _dangerous(preview) else _reference(body, recording)[0]

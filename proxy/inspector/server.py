@@ -250,7 +250,8 @@ class Inspector:
         if shown.request is None:
             raise _Problem(409, "the request could not be read, so there is nothing to copy")
         keyed = self.about.keyed(shown.row["caller"])
-        return web.Response(text=snippet(way, shown.request, url=self.about.url, keyed=keyed))
+        text = snippet(way, shown.request, url=self.about.url, keyed=keyed)
+        return web.Response(body=text.encode("utf-8", "replace"), content_type="text/plain")
 
     async def _archive(
         self, request: web.BaseRequest, recordings: Iterable[Recording]
@@ -271,8 +272,11 @@ class Inspector:
         return stream
 
     def _entry(self, recording: Recording) -> bytes:
-        made = entry(self.exit.show(recording), self.about.url)
-        return b"" if made is None else orjson.dumps(made)
+        try:
+            made = entry(self.exit.show(recording), self.about.url)
+        except Exception:  # noqa: BLE001 - one that cannot be shown must not end the archive
+            return b""
+        return b"" if made is None else _dumps(made)
 
     # -- events -----------------------------------------------------------------------------------
 
@@ -486,9 +490,16 @@ def _static(name: str) -> web.Response:
 
 
 def _json(value: Mapping[str, object], *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+    return web.Response(body=_dumps(value), status=status, content_type="application/json")
+
+
+def _dumps(value: object) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # half a character of UTF-16, which JSON can say and UTF-8 cannot
+        return json.dumps(value).encode()
 
 
 def _event(name: str, data: Mapping[str, object], mark: str = "") -> bytes:
     head = f"id: {mark}\n" if mark else ""
-    return f"{head}event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
+    return f"{head}event: {name}\ndata: ".encode() + _dumps(data) + b"\n\n"

@@ -7,12 +7,13 @@ names, no pattern in a URL. Where a secret stood is a placeholder.
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.inspector.exit import Field, Message
 from proxy.inspector.redact import MASK
 from proxy.inspector.replay import as_text
 
+_LONGEST = 100_000  # bytes; the kernel takes 128 KiB of an argument
 _KEY, _TOKEN = "NOMBA_PROXY_KEY", "NOMBA_PROXY_TOKEN"  # variables, whose values nobody knows here
 # The connection's or who calls: the first are made anew, the others are a variable.
 _LEFT_OUT = frozenset(
@@ -84,6 +85,9 @@ def snippet(way: str, request: Message, *, url: str, keyed: bool) -> str:
 
 
 def _curl(one: _Request) -> str:
+    if one.data is not None and len(one.data.encode("utf-8", "replace")) > _LONGEST:
+        note = "the body is too long for a command line and is left out: copy as Python instead"
+        one = replace(one, data=None, note=note)
     parts = ["curl -sS --globoff --path-as-is"]
     if one.method == "HEAD":
         parts.append("--head")
@@ -139,6 +143,8 @@ def _fetch(one: _Request) -> str:
     if data is not None and one.method in {"GET", "HEAD"}:
         notes.append(f"fetch sends no body with {one.method}: it is left out")
         data = None
+    if len({name.lower() for name, _ in one.headers}) < len(one.headers):
+        notes.append("fetch sends headers of one name as one")
     if one.target == "*":
         notes.append("fetch knows no target *: this is another one")
     fields = [f"    [{_js(name)}, {_js(value)}]," for name, value in one.headers]

@@ -328,14 +328,17 @@ async def test_one_that_cannot_be_shown_hides_no_other(inspect):
     await proxy.get(f"{BALANCE}?a={DEEP}")
     await proxy.get(f"/v1/{DEEP}")
     await proxy.send("POST", "/v1/x", f"X-Deep: {DEEP}", body=DEEP.encode())
+    half = b'{"note":"Thanks \\ud83d 08031234567","\\ud83dpin=1":1}'  # half an emoji
+    await proxy.send("POST", "/v1/x", "Content-Type: application/json", body=half)
     await proxy.get(BALANCE)
-    rows = await inspector.rows(4)
-    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+    rows = await inspector.rows(5)
+    assert [row["id"] for row in rows] == [1, 2, 3, 4, 5]
     for row in rows:
         await inspector.get(f"/api/exchanges/{row['id']}")
-    assert len((await inspector.get("/api/har"))["log"]["entries"]) == 4
+        await inspector.get(f"/api/exchanges/{row['id']}/copy")
+    assert len((await inspector.get("/api/har"))["log"]["entries"]) == 5
     async with inspector.events() as events:
-        assert len(await events.rows(lambda found: len(found) == 4)) == 4
+        assert len(await events.rows(lambda found: len(found) == 5)) == 5
 
 
 async def test_our_own_token_is_shown_nowhere_even_if_the_upstream_repeats_it(inspect, upstream):
@@ -733,6 +736,16 @@ async def test_a_copy_reads_no_file_and_is_sent_once(inspect, simulator, way, tm
     assert twice in ([["1", "2"], ["1, 2"]] if way == "fetch" else [["1", "2"]])
     assert second.header("X-Empty") == ""
     assert second.header("Content-Type") is None
+
+
+async def test_a_body_too_long_for_a_command_line_is_told(inspect):
+    inspector = await inspect()
+    await inspector.proxy.send("POST", "/v1/x", body=b'{"a":"%b"}' % (b"x" * 150_000))
+    await inspector.rows(1)
+    text = await inspector.get("/api/exchanges/1/copy")
+    assert text.startswith("# the body is too long")
+    text = await inspector.get("/api/exchanges/1/copy", **{"as": "python"})
+    assert "x" * 150_000 in text
 
 
 async def test_a_compressed_body_is_copied_and_edited_as_the_text_it_is(inspect, simulator):

@@ -214,6 +214,60 @@ LEAKS = [
     "Content-Disposition: form-data; name=pin\r\n\r\nhunter2\r\nhunter2\r\n--b",
     "Content-Disposition: form-data; name=pin\r\n\r\n\r\nhunter2\r\n--b",
 ]
+LEAKS += [
+    '{"message":"Bad request: \\"{\\\\\\"pin\\\\\\": \\\\\\"hunter2\\\\\\"}\\""}',
+    '"{\\"pin\\":\\"hunter2\\"}"',
+    json.dumps({"raw": json.dumps(json.dumps({"pin": "hunter2"}))}),
+    'req={\\"pin\\":\\"hunter2\\"}',
+    "_token=hunter2",
+    "__RequestVerificationToken: hunter2",
+    "2fa_token=hunter2",
+    "mysql --password=hunter2",
+    "java -Dpassword=hunter2",
+    '{"args":["--pin","hunter2","--password=hunter2"]}',
+    '["X-Api-Key","hunter2"]',
+    "<_token>hunter2</_token>",
+    '{"errors":[{"field":"pin","rejectedValue":"hunter2"}]}',
+    '{"detail":[{"loc":["body","pin"],"input":"hunter2"}]}',
+    '{"fieldName":"OTP","fieldValue":"hunter2"}',
+    '{"type":"pin","value":"hunter2"}',
+    '{"k":"Authorization","v":"hunter2"}',
+    "<Field><Name>pin</Name><Value>hunter2</Value></Field>",
+    '<input type="password" value="hunter2">',
+    '<meta name="csrf-token" content="hunter2">',
+    "&lt;password&gt;hunter2&lt;/password&gt;",
+    "Key (token)=(hunter2) already exists.",
+    "482913 is your OTP".replace("482913", "123456"),
+    "Use 123456 as your OTP",
+    "Your OTP for transfer is 123456",
+    "Your verification code is 123456",
+    "OTP: <b>123456</b>",
+    "Wrong PIN hunter2",
+    "password is hunter2",
+    "client_secret 'hunter2' does not match",
+    "Cookie: sid=a1; session=hunter2",
+    '"token" => "hunter2"',
+    json.dumps({"note": "Thanks \ud83d 08031234567", "pin": "hunter2 801"}),
+]
+INNOCENT = [
+    '{"account":{"id":"a-1","balance":1000,"currency":"NGN"}}',
+    '{"createdAt":"1705314030","resetAt":1705314030}',
+    '{"amount":"250.00","currency":"NGN","sessionId":"892250562088340250530853231116"}',
+    '{"id":"b365b8a4-912a-4c66-9028-834054c9bd9c","time":"2026-11-25T16:01:07.965100Z"}',
+    '{"code":"00","description":"Success","data":{"results":[{"code":"058","name":"GTB"}]}}',
+    '<div id="main"><p>Hello</p></div>',
+    '<form name="pin"><p>Type it</p></form>',
+    "at x (TokenService.java:123)",
+    "http://localhost:8080/v1/x?limit=10&cursor=abc",
+    'WWW-Authenticate: x="y"',
+]
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_what_holds_no_secret_stays_as_it_is(text):
+    assert REDACT.text(text) == text
+
+
 HIDDEN = ("hunter2", "4111", "22123456789", "123456", "1234567890", "801", "cGlu", "aHVu", "cGFz")
 
 

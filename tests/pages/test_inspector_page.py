@@ -459,6 +459,17 @@ async def test_an_export_can_be_read_by_another_program(inspect, browse, tmp_pat
     assert len(await inspector.rows()) == 1
 
 
+async def test_what_was_not_read_is_not_called_empty(inspect, browse):
+    inspector = await inspect()
+    await inspector.proxy.raw(
+        b"POST /v1/x HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 3\r\n\r\nabc"
+    )
+    page = await browse(inspector.proxy.running.inspector)
+    detail = await open_row(page, 1)
+    await expect(detail).to_contain_text("the body had not been read")
+    await expect(detail.get_by_test_id("replay")).to_be_disabled()
+
+
 async def test_an_old_page_says_what_to_do(inspect, browse):
     inspector = await inspect()
     page = await browse(inspector.base)

@@ -13,7 +13,7 @@ const LONG = 1200; // characters of a string shown at once in the tree
 export function bodyView(body, title = "Body", label = title) {
   const place = h("section", { class: "body", "aria-label": label });
   if (!body || body.kind === "none" || !body.size) {
-    return fill(place, h("div", { class: "body-head" }, h("h3", { text: title }), h("span", { class: "dim", text: "empty" })));
+    return fill(place, h("div", { class: "body-head" }, h("h3", { text: title }), h("span", { class: "dim", text: (body && body.note) || "empty" })));
   }
   const tree = treeOf(body);
   const hasText = typeof body.text === "string";
