@@ -18,7 +18,7 @@ from proxy.inspector.redact import MASK
 
 # What an exchange and an attempt take beside the bytes they hold, with what the list shows of it and
 # what the allocator wastes: measured (`tests/torture/test_inspector.py`).
-_PER_EXCHANGE = 4000
+_PER_EXCHANGE = 5800
 _PER_ATTEMPT = 500
 _PER_PART = 100
 _LARGE = 2048  # bytes of a head that the ring has to know of at once
