@@ -122,7 +122,8 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         simulator, control = await start_simulator(settings, stack=stack)
         upstreams = (_simulated(settings, simulator),)
 
-    ring, sessions = _ring(settings), Sessions({})
+    redactor = _redactor(settings)
+    ring, sessions = _ring(settings, redactor), Sessions({})
     emit: Emit = telemetry.emit
     observe: Observe = telemetry.observe
     if ring is not None:
@@ -219,7 +220,13 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             stack=stack,
         )
         inspector = await _inspect(
-            settings, ring=ring, sessions=sessions, door=door, telemetry=telemetry, stack=stack
+            settings,
+            ring=ring,
+            redactor=redactor,
+            sessions=sessions,
+            door=door,
+            telemetry=telemetry,
+            stack=stack,
         )
     stack.callback(draining.set)
     # Last: a proxy that cannot listen must not have logged in, which would end the
@@ -332,14 +339,14 @@ def _redactor(settings: Settings) -> Redactor:
     )
 
 
-def _ring(settings: Settings) -> Ring | None:
+def _ring(settings: Settings, redactor: Redactor) -> Ring | None:
     if not settings.inspect:
         return None
     options = settings.model.inspector
     return Ring(
         budget=int(options.memory),
         body_limit=int(options.body_limit),
-        is_secret=_redactor(settings).is_secret,
+        is_secret=redactor.is_secret,
     )
 
 
@@ -393,6 +400,7 @@ async def _inspect(
     settings: Settings,
     *,
     ring: Ring,
+    redactor: Redactor,
     sessions: Sessions,
     door: ReplayDoor,
     telemetry: Telemetry,
@@ -401,7 +409,7 @@ async def _inspect(
     """Open the inspector; its address, with its key."""
     inspector = Inspector(
         ring,
-        Exit(_redactor(settings)),
+        Exit(redactor),
         sessions,
         Replayer(ring, door),
         About(

@@ -6,13 +6,10 @@ own (`inspector/`), which the handler knows nothing of.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from proxy.core.exchange import Exchange
 from proxy.core.heads import Headers, RequestHead
 from proxy.core.secret import Secret
-
-if TYPE_CHECKING:
-    from proxy.core.exchange import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +77,4 @@ NO_CAPTURE = Capture()
 
 # Begins the capture of an exchange: the exchange, target and version of its request line (the
 # method is the exchange's), its fields.
-Watch = Callable[["Exchange", str, Headers], Capture]
+Watch = Callable[[Exchange, str, Headers], Capture]
