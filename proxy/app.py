@@ -31,6 +31,7 @@ from proxy.core.caller import ANONYMOUS
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
+from proxy.core.session import Limits as TokenLimits
 from proxy.errors import ProxyError
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.inspector.exit import Exit
@@ -60,8 +61,9 @@ from proxy.simulator import (
 )
 from proxy.simulator.control import Control
 from proxy.telemetry import METRICS_TYPE, Telemetry
-from proxy.tokens.manager import Clocks, Session, TokenSettings
+from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, NombaAuth
+from proxy.tokens.store import MemoryStore
 from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
@@ -485,8 +487,14 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
     session = Session(
         one.name,
         auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
-        settings=TokenSettings(
-            early=model.token.early, wait_limit=model.token.wait_limit, gap=model.token.gap
+        store=MemoryStore(),
+        limits=TokenLimits(
+            early=model.token.early,
+            urgent=model.token.urgent,
+            wait_limit=model.token.wait_limit,
+            gap=model.token.gap,
+            memory=model.token.memory,
+            budget=model.token.budget,
         ),
         clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
         emit=emit,

@@ -45,6 +45,7 @@ from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend,
 from proxy.core.limits import Limiter
 from proxy.core.refusal import local_reply
 from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
+from proxy.core.session import Token
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     CallerForbidden,
@@ -62,7 +63,7 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse, stays_open, write
-from proxy.tokens.manager import Session, Token
+from proxy.tokens.manager import Session
 from proxy.upstream.connection import Interim
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
@@ -73,6 +74,12 @@ _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
     "requery by merchantTxRef or orderReference before repeating"
+)
+
+
+_HINT_REFUSED = (
+    "a new token was refused too, so it is not the token: a wrong accountId, sandbox and "
+    "production mixed up, or an address that Nomba's IP allowlist lacks?"
 )
 
 
@@ -388,6 +395,7 @@ class Handler:
                 body=body if body is not None else (),
                 method=method,
                 kind=route.kind,
+                pair=(caller.name, target.canonical),
                 ambient=identity.ambient,
                 sending=sending,
                 request=request,
@@ -405,10 +413,9 @@ class Handler:
         session = attempt.upstream.session
 
         # 5 borrow
-        lasting = attempt.kind is Kind.MONEY
-        token = session.lend(lasting=lasting)
+        token = session.lend()
         if token is None:
-            token = await self._waiting(exchange, attempt.capture, session.borrow(lasting=lasting))
+            token = await self._waiting(exchange, attempt.capture, session.borrow())
 
         # 6 attempt
         reply, verdict = await self._attempt(exchange, attempt, token, why="first try")
@@ -418,7 +425,7 @@ class Handler:
             exchange.outcome = Outcome.ANSWERED
             return attempt.answer(reply, token)
         if not may_replay(verdict, kind=attempt.kind):
-            session.refused(token.generation)
+            session.refused(token.generation, by=attempt.pair)
             exchange.outcome = Outcome.UNKNOWN
             return attempt.answer(reply, token, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
@@ -426,13 +433,16 @@ class Handler:
             try:
                 departure.heed()
             except CallerLeft:
-                session.refused(token.generation)  # the next one need not find out again
+                session.refused(token.generation, by=attempt.pair)  # nor need the next find out
                 raise
             token = await self._waiting(
-                exchange, attempt.capture, session.renew(after=token.generation)
+                exchange,
+                attempt.capture,
+                session.renew(after=token.generation, by=attempt.pair),
             )
-        except RenewalNotAllowed:
-            return attempt.answer(reply, token)
+        except RenewalNotAllowed as error:
+            exchange.detail = error.description
+            return attempt.answer(reply, token, hint=_HINT_REFUSED)
         except TokenUnavailable as error:
             attempt.drop(reply)
             error.outcome = Outcome.REFUSED
@@ -449,6 +459,12 @@ class Handler:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
+        if verdict is not Verdict.ANSWER and session.refused_again(
+            token.generation, by=attempt.pair
+        ):
+            fields: dict[str, object] = {"caller": exchange.caller, "route": exchange.route}
+            fields |= {"request_id": exchange.request_id, "hint": _HINT_REFUSED}
+            self._emit(Event("refusal_remembered", "warning", exchange.upstream, fields))
         if verdict is Verdict.REFUSAL_UNPROVEN and attempt.kind is not Kind.READ:
             return attempt.answer(reply, token, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.ANSWERED
@@ -574,7 +590,7 @@ class Handler:
                 raise
         verdict = judge(reply.status, headers=reply.headers, body=body, complete=complete)
         if verdict is Verdict.ANSWER and reply.status not in {403, 429}:
-            attempt.upstream.session.accepted(token.generation)
+            attempt.upstream.session.accepted(token.generation, by=attempt.pair)
         return reply, verdict
 
     async def _waiting(
@@ -764,6 +780,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
+        pair: who calls what: whose refusals are remembered together.
         request: the caller's, for replies that come before the final one.
         capture: is told.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
@@ -777,6 +794,7 @@ class _Attempt:
     body: Iterable[bytes]
     method: str
     kind: Kind
+    pair: tuple[str, str]
     ambient: bool
     sending: Callable[[Dialled | None], None]
     request: web.BaseRequest

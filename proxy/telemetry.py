@@ -75,7 +75,19 @@ class Metrics:
         )
         self._generation = Gauge(
             "nomba_proxy_token_generation",
-            "How many tokens there have been since start.",
+            "Generation of the newest token.",
+            ["upstream"],
+            registry=self._registry,
+        )
+        self._rivals = Counter(
+            "nomba_proxy_session_rivals",
+            "Times that somebody else seemed to log in with our credentials.",
+            ["upstream"],
+            registry=self._registry,
+        )
+        self._skew = Gauge(
+            "nomba_proxy_clock_skew_seconds",
+            "The issuer's clock minus ours.",
             ["upstream"],
             registry=self._registry,
         )
@@ -103,10 +115,14 @@ class Metrics:
             self._renewals.labels(event.upstream, str(fields["grant"]), "success").inc()
             self._expiry.labels(event.upstream).set(float(str(fields["expires_at"])))
             self._generation.labels(event.upstream).set(int(str(fields["generation"])))
+            if "skew_seconds" in fields:
+                self._skew.labels(event.upstream).set(float(str(fields["skew_seconds"])))
         elif event.name == "token_renewal_failed":
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()
+        elif event.name == "session_rival":
+            self._rivals.labels(event.upstream).inc()
         elif event.name in {"token_refused", "token_revoked"}:
             self._expiry.labels(event.upstream).set(0)
 

@@ -27,11 +27,11 @@ ORIGIN = parse_origin("http://127.0.0.1:9")
 class Lender:
     """A session that always has a token."""
 
-    def lend(self, *, lasting):
+    def lend(self):
         secret = Secret("a-token", origin=ORIGIN.text)
         return Token(secret, secret, 1, Lifetime(1e9, 1e9, 1e18))
 
-    def accepted(self, generation):
+    def accepted(self, generation, *, by):
         pass
 
 

@@ -10,7 +10,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -18,7 +18,6 @@ import orjson
 
 MAX_LIFE = 24 * 3600.0
 DEFAULT_LIFE = 300.0
-_THIN = 30.0  # seconds
 _TIMESTAMP = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:[.,](\d{1,9}))?\s*(Z|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
@@ -126,18 +125,25 @@ class Lifetime:
         renew_at: when to renew, by the clock that runs during sleep.
         dies_at: when the token is dead, by the same clock.
         renew_wall: when to renew, by the wall clock; a jump of it may only renew earlier.
-        thin_at: from when on too little is left for a request that moves money, which a
-            token that dies on the way would leave half known.
+        urgent_at: from when on requests wait for the renewal: a token that dies on the way
+            leaves one that moves money half known.
     """
 
     renew_at: float
     dies_at: float
     renew_wall: float
-    thin_at: float = math.inf
+    urgent_at: float = math.inf
 
     @classmethod
     def begin(
-        cls, life: float, *, now: float, wall: float, early: float, jitter: float
+        cls,
+        life: float,
+        *,
+        now: float,
+        wall: float,
+        early: float,
+        jitter: float,
+        urgent: float = 0.0,
     ) -> "Lifetime":
         """The times of a token whose call was sent at `now`.
 
@@ -147,13 +153,14 @@ class Lifetime:
             wall: the wall clock at the same moment.
             early: seconds before the end at which to renew, at most a quarter of the life.
             jitter: 0 to 1; moves the renewal earlier by up to a tenth of `early`.
+            urgent: seconds before the end from which requests wait, at most an eighth of the life.
         """
         margin = min(early * (1 + jitter / 10), life / 4)
         return cls(
             renew_at=now + life - margin,
             dies_at=now + life,
             renew_wall=wall + life - margin,
-            thin_at=now + life - min(_THIN, life / 4),
+            urgent_at=now + life - min(urgent, life / 8),
         )
 
     def due_in(self, *, now: float, wall: float) -> float:
@@ -164,9 +171,18 @@ class Lifetime:
         """Whether the token may not be used any more."""
         return now >= self.dies_at
 
-    def thin(self, *, now: float) -> bool:
-        """Whether a request that moves money had better wait for a newer token."""
-        return now >= self.thin_at
+    def urgent(self, *, now: float) -> bool:
+        """Whether a request had better wait for a newer token."""
+        return now >= self.urgent_at
+
+    def moved(self, by: float) -> "Lifetime":
+        """The same by a clock that is `by` seconds ahead; the wall clock is everybody's."""
+        return replace(
+            self,
+            renew_at=self.renew_at + by,
+            dies_at=self.dies_at + by,
+            urgent_at=self.urgent_at + by,
+        )
 
 
 @dataclass(frozen=True, slots=True)

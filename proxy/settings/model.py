@@ -80,9 +80,12 @@ class TokenSettings(_Section):
     """Nomba's session."""
 
     early: Seconds = 300.0
+    urgent: Seconds = 30.0
     call_timeout: Seconds = 10.0
     wait_limit: Seconds = 20.0
     gap: Seconds = 10.0
+    memory: Seconds = 60.0
+    budget: Annotated[int, Field(ge=1, le=100_000)] = 30
     revoke_at_shutdown: bool = False
 
 

@@ -3,33 +3,52 @@
 Three rules carry everything: a renewal is one task that any number of callers wait for
 and none can cancel; a forced renewal names the generation that failed, so a late refusal
 of an old token never costs a new one; a token is lent only while it lives.
+
+What follows from what is decided by the table in `core/session.py`; here is what is awaited.
+Processes that share a session share a store: whoever holds its lease may renew, and looks
+first whether another one has.
 """
 
 import asyncio
 import contextlib
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.core.exchange import Emit, Event
-from proxy.core.lifetime import Backoff, Lifetime
-from proxy.core.secret import Secret
+from proxy.core.lifetime import Lifetime
+from proxy.core.session import (
+    Asked,
+    Decision,
+    Held,
+    Limits,
+    Refusals,
+    Token,
+    Trouble,
+    accepted,
+    by_issue,
+    decide,
+    failed,
+    force,
+    granted,
+    held_off,
+    newer,
+    rivalled,
+    why_not,
+)
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens.nomba import Grant, IssuerError, NombaAuth
+from proxy.tokens.store import Store, StoreFailed
 
 # How often the background task looks at the clocks: timers stop while a machine
 # sleeps and know nothing of wall-clock jumps.
 _LOOK_EVERY = 15.0
 # Background renewals are never closer together than this, whatever life is claimed.
 _MIN_GAP = 0.5
-_UNREACHABLE = Backoff(first=0.5, cap=30.0)
-# A refused secret does not get better by asking: slow from the start.
-_CREDENTIALS = Backoff(first=30.0, cap=600.0)
-
-# Digests of tokens held before: none of them is taken for a new one.
-_REMEMBERED = 64
+# A renewal under way is waited for at the end: cut off, it may cost the session.
+_LAST_WAIT = 2.0
+_SKEWED = 60.0  # seconds
 
 State = Literal["empty", "living", "stopped"]
 
@@ -47,39 +66,6 @@ class Clocks:
     alive: Callable[[], float]
     wall: Callable[[], float]
     random: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSettings:
-    """Limits of the token's life here, in seconds.
-
-    Attributes:
-        early: renew at least this long before expiry (at most a quarter of the life).
-        wait_limit: the longest a request waits for a token.
-        gap: after two generations in a row that were refused and never accepted, no
-            forced renewal for this long.
-    """
-
-    early: float = 300.0
-    wait_limit: float = 20.0
-    gap: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token of the session.
-
-    Attributes:
-        access: the bearer token.
-        refresh: the refresh token, possibly empty.
-        generation: counts renewals, from 1.
-        lifetime: when to renew and when it is dead.
-    """
-
-    access: Secret
-    refresh: Secret
-    generation: int
-    lifetime: Lifetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,124 +101,131 @@ class Session:
     Args:
         name: the upstream's name, for events.
         auth: the wire calls.
-        settings: limits.
+        store: keeps it, for this process and those that share it.
+        limits: what it may do.
         clocks: time and randomness.
         emit: takes events.
     """
 
     def __init__(
-        self, name: str, *, auth: NombaAuth, settings: TokenSettings, clocks: Clocks, emit: Emit
+        self,
+        name: str,
+        *,
+        auth: NombaAuth,
+        store: Store,
+        limits: Limits,
+        clocks: Clocks,
+        emit: Emit,
     ) -> None:
         self.name = name
         self._auth = auth
-        self._settings = settings
+        self._store = store
+        self._limits = limits
         self._clocks = clocks
         self._emit = emit
-        self._token: Token | None = None
-        self._generation = 0
+        self._held = Held()
+        self._refused = 0  # tokens up to this generation are not lent here any more
+        self._problem = ""  # why a refusal was no reason to renew
+        self._refusals = Refusals(limits.memory)
         self._flight: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._stopped = False
         self._closed = False
         self._had_token = False
-        self._failures = 0
-        self._retry_at = 0.0
-        self._last_error: IssuerError | None = None
-        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
         self._started_at = -math.inf
-        self._reason = ""  # of the present renewal
-        self._accepted = False  # whether the present generation was ever accepted
-        self._unaccepted = 0  # generations in a row that were refused and never accepted
-        self._gap_until = 0.0
 
     # -- what requests need ------------------------------------------------------------
 
-    def lend(self, *, lasting: bool = False) -> Token | None:
-        """The living token, without waiting; None if there is none to lend.
-
-        Args:
-            lasting: only one that will live for a while.
-        """
-        token = self._token
-        if token is None:
-            return None
-        now = self._clocks.alive()
-        if token.lifetime.dead(now=now) or (lasting and token.lifetime.thin(now=now)):
+    def lend(self) -> Token | None:
+        """The living token, without waiting; None if `borrow` has to be asked."""
+        self._listen()
+        token = self._held.token
+        if token is None or token.lifetime.urgent(now=self._clocks.alive()):
             return None
         return token
 
-    async def borrow(self, *, lasting: bool = False) -> Token:
-        """The living token, waiting for a renewal if there is none.
-
-        Args:
-            lasting: wait for one renewal too if the living one is about to die; if that
-                brings nothing, the living one has to do.
+    async def borrow(self) -> Token:
+        """The living token, waiting for a renewal if there is none, or hardly any.
 
         Raises:
             TokenUnavailable: none could be had within the wait limit.
         """
-        token = self.lend()
-        if lasting and token is not None:
-            await self._try_renewal(token)
-            token = self.lend()
+        self._listen()
+        if (token := self._living()) is not None:
+            if self._decide(Asked.WANTED) is Decision.TRY:
+                await self._try_renewal(token)
+            token = self._living()
         return token or await self._wait(after=0)
 
     async def _try_renewal(self, token: Token) -> None:
         """Wait for one renewal, half as long as `token` lives; whatever comes of it."""
-        now = self._clocks.alive()
-        held_off = self._stopped or self._closed or (self._failures and now < self._retry_at)
-        if self._flight is None and not held_off:
-            self._start(self._refresh_or_issue, reason="thin")
-        if self._flight is not None:
-            left = min(self._settings.wait_limit, (token.lifetime.dies_at - now) / 2)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._settled(self._flight)
+        if self._closed:
+            return
+        flight = self._flight or self._renewal(Asked.WANTED, reason="urgent")
+        left = (token.lifetime.dies_at - self._clocks.alive()) / 2
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._limits.wait_limit, left)):
+                await self._settled(flight)
 
-    async def renew(self, *, after: int) -> Token:
+    async def renew(self, *, after: int, by: Hashable) -> Token:
         """A token newer than generation `after`, which was refused.
 
         Joins a renewal under way, reuses a newer token that is there already, and
         skips every freshness check: the refused token is not lent again.
 
+        Args:
+            after: the generation.
+            by: who was refused, and what for: the (caller, path).
+
         Raises:
-            RenewalNotAllowed: too many generations in a row were refused unused.
+            RenewalNotAllowed: the refusal is no reason to renew.
             TokenUnavailable: no newer token within the wait limit.
         """
-        self._refused(after)
+        self._refuse(after, by)
         return await self._wait(after=after)
 
-    def refused(self, generation: int) -> None:
+    def refused(self, generation: int, *, by: Hashable) -> None:
         """Note a refusal whose request is not replayed; renews without waiting."""
         with contextlib.suppress(RenewalNotAllowed):
-            self._refused(generation)
+            self._refuse(generation, by)
 
-    def _refused(self, generation: int) -> None:
-        if self._token is None or self._token.generation != generation:
+    def refused_again(self, generation: int, *, by: Hashable) -> bool:
+        """Note that a replay was refused too; whether that is remembered from now on."""
+        return self._refusals.note(by, generation, now=self._clocks.alive())
+
+    def _refuse(self, generation: int, by: Hashable) -> None:
+        self._listen()
+        now = self._clocks.alive()
+        remembered = self._refusals.remembered(by, now=now)
+        self._refusals.note(by, generation, now=now)
+        token = self._held.token
+        if token is None or token.generation != generation:
             return
+        if remembered:
+            raise RenewalNotAllowed("Two tokens in a row were refused for this.")
         if self._flight is None:
-            self._count_refused()
-            self._start(self._issue, reason="refused")
-        self._token = None
+            if problem := why_not(self._held, now=now, limits=self._limits):
+                raise RenewalNotAllowed(problem)
+            self._renewal(Asked.REFUSED, reason="refused")
+        self._refused = generation
+        self._held = self._held.without(generation)
         self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
 
-    def _count_refused(self) -> None:
-        if self._accepted:
-            return
-        now = self._clocks.alive()
-        if now < self._gap_until:
-            raise RenewalNotAllowed("The token was renewed a moment ago and refused again.")
-        self._unaccepted += 1
-        if self._unaccepted > 1:
-            self._gap_until = now + self._settings.gap
-
-    def accepted(self, generation: int) -> None:
+    def accepted(self, generation: int, *, by: Hashable) -> None:
         """Note that the upstream took a token of this generation."""
-        if generation == self._generation and not self._accepted:
-            self._accepted = True
-            self._unaccepted = 0
-            self._gap_until = 0.0
+        if self._refusals:
+            self._refusals.forget(by)
+        if generation == self._held.generation and not self._held.accepted:
+            self._held = accepted(self._held, generation)
+            self._noting = asyncio.create_task(self._note_accepted(generation))
+
+    async def _note_accepted(self, generation: int) -> None:
+        """Let the others know: who never saw it accepted must not take it for unusable."""
+        with contextlib.suppress(StoreFailed):
+            async with self._store.lease() as stored:
+                if (known := accepted(stored, generation)) is not stored:
+                    await self._store.save(known)
 
     # -- what operators need -----------------------------------------------------------
 
@@ -243,19 +236,20 @@ class Session:
 
     def status(self) -> Status:
         """What there is to show of the session now."""
-        now = self._clocks.alive()
-        token = self.lend()
-        state: State = "stopped" if self._stopped else "living" if token else "empty"
+        self._listen()
+        now, held = self._clocks.alive(), self._held
+        token, trouble = self._living(), held.trouble
+        state: State = "stopped" if held.stopped else "living" if token else "empty"
         return Status(
             state=state,
             token=token.access.digest() if token else "",
-            generation=self._generation,
+            generation=held.generation,
             expires_in=max(0.0, token.lifetime.dies_at - now) if token else 0.0,
             renews_in=max(0.0, token.lifetime.renew_at - now) if token else 0.0,
             renewing=self._flight is not None,
-            failures=self._failures,
-            last_error=str(self._last_error or ""),
-            retry_in=max(0.0, self._retry_at - now) if self._failures else 0.0,
+            failures=trouble.failures,
+            last_error=trouble.text,
+            retry_in=max(0.0, trouble.retry_at - now) if trouble.failures else 0.0,
         )
 
     async def renew_now(self) -> Token:
@@ -264,11 +258,14 @@ class Session:
         Raises:
             TokenUnavailable: no new token.
         """
-        self._stopped = False
-        self._retry_at = self._gap_until = 0.0
-        before = self._generation
-        if self._flight is None:
-            self._start(self._refresh_or_issue, reason="operator")
+        self._listen()
+        before, self._problem = self._held.generation, ""
+        if self._flight is None or self._held.stopped:
+            while self._flight is not None:
+                await self._settled(self._flight)
+            self._renewal(Asked.OPERATOR, reason="operator")
+        assert self._flight is not None  # noqa: S101 - for the type checker
+        await self._settled(self._flight)
         return await self._wait(after=before)
 
     async def revoke(self, *, stop: bool) -> str:
@@ -286,34 +283,27 @@ class Session:
         """
         while self._flight is not None:
             await self._settled(self._flight)
-        token, self._token = self._token, None
-        stop = self._stopped = stop or self._stopped
+        before = self._held.generation
         problem = ""
+        stopping = stop
 
-        async def revoke_and_issue() -> None:
-            nonlocal problem
-            if token is not None:
-                try:
-                    await self._auth.revoke(token.access)
-                except IssuerError as error:
-                    problem = str(error)
-                except Exception as error:  # noqa: BLE001 - not confirmed, whatever it was
-                    problem = f"internal fault: {type(error).__name__}"
-            self._emit(
-                Event(
-                    "token_revoked",
-                    "warning" if problem else "info",
-                    self.name,
-                    {"generation": self._generation, "confirmed": not problem, "stopped": stop},
-                )
-            )
-            if not stop:
-                await self._issue()
+        async def revoke_and_issue(held: Held) -> None:
+            nonlocal problem, stopping
+            token, stopping = held.token, stop or held.stopped
+            held = replace(held, token=None, stopped=stopping)
+            await self._save(held)
+            problem = await self._revoke(token)
+            told: dict[str, object] = {"generation": held.generation, "confirmed": not problem}
+            told["stopped"] = stopping
+            level = "warning" if problem else "info"
+            self._emit(Event("token_revoked", level, self.name, told))
+            if not stopping:
+                await self._obtain(held, issue=True, reason="revoke")
 
-        before = self._generation
-        flight = self._start(revoke_and_issue, reason="revoke")
-        await self._settled(flight)
-        if not stop:
+        self._refused = max(self._refused, before)
+        self._held = self._held.without(before)
+        await self._settled(self._start(revoke_and_issue, reason="revoke"))
+        if not stopping:
             try:
                 await self._wait(after=before)
             except TokenUnavailable as error:
@@ -322,30 +312,51 @@ class Session:
                 raise
         return problem
 
+    async def _revoke(self, token: Token | None) -> str:
+        if token is None:
+            return ""
+        try:
+            await self._auth.revoke(token.access)
+        except IssuerError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - not confirmed, whatever it was
+            return f"internal fault: {type(error).__name__}"
+        return ""
+
     # -- the background ----------------------------------------------------------------
 
     def start(self) -> None:
-        """Obtain a token now and keep one from then on, traffic or not."""
-        self._start(self._issue, reason="start")
+        """Have a token from now on, traffic or not: the stored one, or a new one."""
+        self._renewal(Asked.WANTED, reason="start")
         self._keeper = asyncio.create_task(self._keep(), name=f"keep token of {self.name}")
 
     async def close(self, *, revoke: bool) -> None:
-        """Stop the background task; optionally revoke the token (best effort)."""
+        """Stop the background; optionally revoke the token (best effort)."""
         self._closed = True
-        for task in (self._keeper, self._flight):
+        for task, patience in (
+            (self._keeper, 0.0),
+            (self._flight, _LAST_WAIT),
+            (self._noting, 0.0),
+        ):
             if task is not None:
+                if patience:
+                    await asyncio.wait((task,), timeout=patience)
                 task.cancel()
                 await self._settled(task)
-        if revoke and self._token is not None:
-            with contextlib.suppress(IssuerError):
-                await self._auth.revoke(self._token.access)
-        self._token = None
+        if revoke and (token := self._living()) is not None:
+            with contextlib.suppress(StoreFailed):
+                async with self._store.lease() as stored:
+                    await self._store.save(stored.without(token.generation))
+            await self._revoke(token)
+        self._held = replace(self._held, token=None)
+        self._store.close()
 
     async def _keep(self) -> None:
         while True:
+            self._listen()
             delay = self._next_look()
             if delay <= 0:
-                self._start(self._refresh_or_issue, reason="due")
+                self._renewal(Asked.LOOK, reason="due")
                 delay = _LOOK_EVERY
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -354,163 +365,266 @@ class Session:
 
     def _next_look(self) -> float:
         """Seconds until there is something to do; 0 if a renewal is due."""
-        if self._stopped or self._flight is not None:
+        held = self._held
+        if held.stopped or self._flight is not None:
             return _LOOK_EVERY
         now, wall = self._clocks.alive(), self._clocks.wall()
-        if self._failures and now < self._retry_at:
-            return self._retry_at - now
+        if held_off(held, now=now):
+            return held.trouble.retry_at - now
         gap = self._started_at + _MIN_GAP - now
-        token = self._token
-        if token is None:
+        if held.token is None:
             return gap
-        return max(gap, token.lifetime.due_in(now=now, wall=wall))
+        return max(gap, held.token.lifetime.due_in(now=now, wall=wall))
+
+    # -- what is known -----------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Take over what another process has done."""
+        if (news := self._store.news()) is not None:
+            self._adopt(news)
+
+    def _adopt(self, stored: Held) -> None:
+        before = self._held.generation
+        self._held = held = newer(self._held, stored).without(self._refused)
+        self._had_token = self._had_token or self._living() is not None
+        if held.generation != before:
+            told: dict[str, object] = {"generation": held.generation}
+            self._emit(Event("token_adopted", "debug", self.name, told))
+
+    async def _save(self, held: Held) -> None:
+        """Know something new, and let the others know."""
+        self._held = held.without(self._refused)
+        await self._store.save(held)
+
+    def _decide(self, asked: Asked) -> Decision:
+        return decide(self._held, asked, now=self._clocks.alive(), wall=self._clocks.wall())
+
+    def _living(self) -> Token | None:
+        token = self._held.token
+        if token is None or token.lifetime.dead(now=self._clocks.alive()):
+            return None
+        return token
 
     # -- one renewal at a time ---------------------------------------------------------
 
-    def _start(self, work: Callable[[], Awaitable[None]], *, reason: str) -> asyncio.Task[None]:
-        """Begin a renewal; the caller has seen that none is under way."""
+    def _start(self, work: Callable[[Held], Awaitable[None]], *, reason: str) -> asyncio.Task[None]:
+        """Begin what needs the lease; the caller has seen that nothing of it is under way.
+
+        Args:
+            work: is given what is stored.
+            reason: for events.
+        """
 
         async def fly() -> None:
             try:
-                await work()
-            except IssuerError as error:
-                self._failed(error, reason=reason)
-            except Exception as error:  # noqa: BLE001 - a fault of ours must back off too
-                fault = IssuerError(f"internal fault: {type(error).__name__}", reason="internal")
-                self._failed(fault, reason=reason)
+                async with self._store.lease() as stored:
+                    held = newer(self._held, stored)
+                    self._adopt(held)
+                    await work(held)
+            except StoreFailed as error:
+                self._held = self._failing(
+                    self._held, IssuerError(str(error), reason="store"), reason=reason
+                )
+            except Exception as fault:  # noqa: BLE001 - a fault of ours must back off too
+                self._held = self._failing(self._held, _internal(fault), reason=reason)
             finally:
                 self._flight = None
                 self._wake.set()
 
         self._started_at = self._clocks.alive()
-        self._reason = reason
         self._flight = asyncio.create_task(fly(), name=f"renew token of {self.name}")
         return self._flight
 
-    async def _refresh_or_issue(self) -> None:
-        token = self.lend()
-        if token is None or not token.refresh:
-            await self._issue()
+    def _renewal(self, asked: Asked, *, reason: str) -> asyncio.Task[None]:
+        """Begin a renewal of what is known now."""
+        after = self._held.generation
+
+        async def renew(held: Held) -> None:
+            await self._renew(held, asked, after=after, reason=reason)
+
+        return self._start(renew, reason=reason)
+
+    async def _renew(self, held: Held, asked: Asked, *, after: int, reason: str) -> None:
+        """Renew, unless another process has, or what is stored says that it must not be."""
+        now, wall, token = self._clocks.alive(), self._clocks.wall(), held.token
+        if token is not None and token.generation > after and not token.lifetime.dead(now=now):
             return
-        sent = self._clocks.alive(), self._clocks.wall()
+        if token is not None and token.generation <= self._refused:
+            asked = Asked.REFUSED
+        decision = decide(held, asked, now=now, wall=wall)
+        issue = by_issue(held, decision, now=now)
+        if decision is Decision.FORCE:
+            self._problem = why_not(held, now=now, limits=self._limits)
+            if self._problem:
+                self._refused = held.generation - 1
+                self._held = held
+                return
+            held, deaths = rivalled(force(held, now=now, limits=self._limits))
+            if deaths:
+                self._emit(_rival(self.name, deaths))
+        elif decision not in {Decision.TRY, Decision.WAIT, Decision.RENEW}:
+            return
+        if asked is Asked.OPERATOR:
+            held = replace(held, stopped=False, gap_until=0.0, trouble=Trouble())
+        await self._obtain(held, issue=issue, reason=reason)
+
+    async def _obtain(self, held: Held, *, issue: bool, reason: str) -> None:
+        """Call the issuer, and keep what it says."""
+        held = replace(held, calling=True)
+        await self._save(held)
+        token = None if issue else held.token
         try:
-            grant = await self._auth.refresh(access_token=token.access, refresh_token=token.refresh)
-            self._check_different(grant)
+            if token is not None:
+                try:
+                    held = await self._ask(held, token=token, reason=reason)
+                except IssuerError as error:
+                    told: dict[str, object] = {"reason": str(error)}
+                    self._emit(Event("token_refresh_failed", "warning", self.name, told))
+                    # The refresh may have been carried out and its reply lost, in which case
+                    # the old token is dead: only an issue is sure to bring a living one.
+                    token = None
+            if token is None:
+                held = await self._ask(held, token=None, reason=reason)
         except IssuerError as error:
-            self._emit(Event("token_refresh_failed", "warning", self.name, {"reason": str(error)}))
-            # The refresh may have been carried out and its reply lost, in which case
-            # the old token is dead: only an issue is sure to bring a living one.
-            await self._issue()
-            return
-        self._take(grant, sent=sent, grant_type="refresh")
+            held = self._failing(held, error, reason=reason)
+        await self._save(held)
 
-    async def _issue(self) -> None:
-        sent = self._clocks.alive(), self._clocks.wall()
-        grant = await self._auth.issue()
-        self._check_different(grant)
-        if sent[0] + grant.life <= self._clocks.alive():
-            raise IssuerError("the issuer brought a token that was dead already", reason="reply")
-        self._take(grant, sent=sent, grant_type="issue")
+    async def _ask(self, held: Held, *, token: Token | None, reason: str) -> Held:
+        """A newer token by refresh of `token`, or by issue.
 
-    def _check_different(self, grant: Grant) -> None:
-        if grant.access_token.digest() in self._seen:
+        Raises:
+            IssuerError: none.
+        """
+        auth = self._auth
+        sent, sent_wall = self._clocks.alive(), self._clocks.wall()
+        try:
+            if token is None:
+                grant = await auth.issue()
+            else:
+                grant = await auth.refresh(access_token=token.access, refresh_token=token.refresh)
+        except IssuerError:
+            raise
+        except Exception as fault:  # whatever it was, there is no token
+            raise _internal(fault) from fault
+        if grant.access_token.digest() in held.seen:
             raise IssuerError("the issuer brought an old token again", reason="reply")
-
-    def _take(self, grant: Grant, *, sent: tuple[float, float], grant_type: str) -> None:
-        now, wall = sent
+        if sent + grant.life <= self._clocks.alive():
+            raise IssuerError("the issuer brought a token that was dead already", reason="reply")
         lifetime = Lifetime.begin(
             grant.life,
-            now=now,
-            wall=wall,
-            early=self._settings.early,
+            now=sent,
+            wall=sent_wall,
+            early=self._limits.early,
+            urgent=self._limits.urgent,
             jitter=self._clocks.random(),
         )
-        self._generation += 1
-        self._token = Token(grant.access_token, grant.refresh_token, self._generation, lifetime)
-        self._seen.append(grant.access_token.digest())
-        self._had_token = True
-        self._accepted = False
-        self._failures = 0
-        self._last_error = None
-        self._emit(
-            Event(
-                "token_renewed",
-                "info",
-                self.name,
-                {
-                    "grant": grant_type,
-                    "for": self._reason,
-                    "generation": self._generation,
-                    "life_seconds": round(grant.life, 3),
-                    "expires_at": wall + grant.life,
-                },
-            )
+        held = granted(
+            held, access=grant.access_token, refresh=grant.refresh_token, lifetime=lifetime
         )
-        mine = self._auth.credentials.account_id
+        self._had_token = True
+        skew = _skew(grant, before=sent_wall, after=self._clocks.wall())
+        told: dict[str, object] = {
+            "grant": "issue" if token is None else "refresh",
+            "for": reason,
+            "generation": held.generation,
+            "life_seconds": round(grant.life, 3),
+            "expires_at": sent_wall + grant.life,
+        }
+        if skew is not None:
+            told["skew_seconds"] = skew
+        self._emit(Event("token_renewed", "info", self.name, told))
+        if skew is not None and abs(skew) > _SKEWED:
+            hint = "Set this machine's clock (NTP); what expires is judged without it."
+            told = {"skew_seconds": skew, "hint": hint}
+            self._emit(Event("clock_skewed", "warning", self.name, told))
+        mine = auth.credentials.account_id
         if grant.account_id and grant.account_id.lower() != mine.lower():
             self._emit(Event("token_account_differs", "warning", self.name))
+        return held
 
-    def _failed(self, error: IssuerError, *, reason: str) -> None:
-        self._failures += 1
-        backoff = _CREDENTIALS if error.reason == "credentials" else _UNREACHABLE
-        delay = backoff.delay(self._failures, jitter=self._clocks.random())
-        self._retry_at = self._clocks.alive() + delay
-        self._last_error = error
-        self._emit(
-            Event(
-                "token_renewal_failed",
-                "error",
-                self.name,
-                {
-                    "cause": error.reason,
-                    "reason": str(error),
-                    "for": reason,
-                    "failures": self._failures,
-                    "retry_in": round(delay, 1),
-                },
-            )
+    def _failing(self, held: Held, error: IssuerError, *, reason: str) -> Held:
+        now = self._clocks.alive()
+        held = failed(
+            held, reason=error.reason, text=str(error), now=now, jitter=self._clocks.random()
         )
+        told: dict[str, object] = {
+            "cause": error.reason,
+            "reason": str(error),
+            "for": reason,
+            "failures": held.trouble.failures,
+            "retry_in": round(held.trouble.retry_at - now, 1),
+        }
+        self._emit(Event("token_renewal_failed", "error", self.name, told))
+        return held
 
     async def _wait(self, *, after: int) -> Token:
+        """A token newer than generation `after`, which is lent no more."""
         try:
-            async with asyncio.timeout(self._settings.wait_limit):
+            async with asyncio.timeout(self._limits.wait_limit):
                 while True:
-                    token = self.lend()
+                    token = self._living()
                     if token is not None and token.generation > after:
                         return token
                     if self._closed:
                         raise TokenUnavailable("The proxy is shutting down.", retry_after=1)
-                    if self._stopped:
-                        raise TokenUnavailable(
-                            "The session was stopped by an operator.",
-                            hint="Start it again with: nomba-proxy token renew",
-                            retry_after=30,
-                        )
-                    if self._flight is None:
-                        now = self._clocks.alive()
-                        if self._failures and now < self._retry_at:
-                            raise self._unavailable(self._retry_at - now)
-                        self._start(self._refresh_or_issue, reason="wanted")
-                    assert self._flight is not None  # noqa: S101 - for the type checker
-                    await self._settled(self._flight)
+                    if token is not None and self._problem:  # lent again, and not renewed
+                        raise RenewalNotAllowed(self._problem)
+                    if token is not None or self._decide(Asked.WANTED) is Decision.FAIL:
+                        raise self._unavailable()
+                    flight = self._flight or self._renewal(Asked.WANTED, reason="wanted")
+                    await self._settled(flight)
+                    self._listen()
         except TimeoutError:
-            raise self._unavailable(1.0) from None
+            raise self._unavailable() from None
 
-    def _unavailable(self, retry_in: float) -> TokenUnavailable:
-        because = f" ({self._last_error})" if self._last_error else ""
-        refused = self._last_error is not None and self._last_error.reason == "credentials"
+    def _unavailable(self) -> TokenUnavailable:
+        held, now = self._held, self._clocks.alive()
+        if held.stopped:
+            return TokenUnavailable(
+                "The session was stopped by an operator.",
+                hint="Start it again with: nomba-proxy token renew",
+                retry_after=30,
+            )
+        trouble = held.trouble
+        because = f" ({trouble.text})" if trouble.text else ""
+        hints = {
+            "credentials": "Nomba refused our credentials: check client id, secret, parent account "
+            "and environment, then: nomba-proxy token renew",
+            "store": "What the processes of the proxy share cannot be used: see the reason.",
+        }
         return TokenUnavailable(
             f"There is no living token for {self.name}{because}.",
-            hint=(
-                "Nomba refused our credentials: check client id, secret, parent account and "
-                "environment, then: nomba-proxy token renew"
-                if refused
-                else "Nomba's token call does not succeed at the moment; retry after the delay."
+            hint=hints.get(
+                trouble.reason,
+                "Nomba's token call does not succeed at the moment; retry after the delay.",
             ),
-            retry_after=max(1, math.ceil(retry_in)),
+            retry_after=max(1, math.ceil(trouble.retry_at - now) if trouble.failures else 1),
         )
 
     @staticmethod
     async def _settled(task: asyncio.Task[None]) -> None:
         """Wait for a task to end, however it ends; being cancelled cancels only the wait."""
         await asyncio.wait((task,))
+
+
+def _internal(fault: Exception) -> IssuerError:
+    return IssuerError(f"internal fault: {type(fault).__name__}", reason="internal")
+
+
+def _skew(grant: Grant, *, before: float, after: float) -> float | None:
+    """Seconds that the issuer's clock is ahead of ours; None if it does not tell its own."""
+    if grant.date is None:
+        return None
+    # A `Date` has whole seconds, and is cut: it is half a second old on average.
+    return round(grant.date + 0.5 - (before + after) / 2, 1)
+
+
+def _rival(name: str, deaths: int) -> Event:
+    told: dict[str, object] = {
+        "deaths": deaths,
+        "reason": f"{deaths} tokens that worked were refused before their time, within minutes.",
+        "hint": "Somebody else seems to log in with our credentials: another proxy, a script or "
+        "an app with the same client id. Nomba keeps one session; point it at this proxy, or "
+        "give it credentials of its own.",
+    }
+    return Event("session_rival", "error", name, told)

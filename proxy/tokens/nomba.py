@@ -7,7 +7,7 @@ import orjson
 
 from proxy.core.heads import Headers
 from proxy.core.judge import field_value
-from proxy.core.lifetime import token_life
+from proxy.core.lifetime import parse_http_date, token_life
 from proxy.core.reply import CallUpstream, WholeReply
 from proxy.core.secret import Secret
 from proxy.errors import UpstreamError
@@ -51,12 +51,14 @@ class Grant:
         access_token, refresh_token: pinned to the issuer's origin.
         life: seconds, counted from before the call was sent.
         account_id: the `businessId` of the reply, or "".
+        date: the reply's `Date` in epoch seconds, or None.
     """
 
     access_token: Secret
     refresh_token: Secret
     life: float
     account_id: str
+    date: float | None = None
 
 
 class NombaAuth:
@@ -143,13 +145,15 @@ class NombaAuth:
         # A missing refresh token is survivable: the next renewal falls back to issue.
         refresh = refresh if isinstance(refresh, str) else ""
         business = data.get("businessId")
-        date = field_value(reply.headers, b"date")
+        field = field_value(reply.headers, b"date")
+        date = field.decode("latin-1") if field else None
         origin = self.credentials.origin
         return Grant(
             access_token=Secret(access, origin=origin),
             refresh_token=Secret(refresh, origin=origin),
-            life=token_life(data, date=date.decode("latin-1") if date else None),
+            life=token_life(data, date=date),
             account_id=business if isinstance(business, str) else "",
+            date=parse_http_date(date),
         )
 
 

@@ -249,7 +249,11 @@ async def retry_bench(start_proxy):
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    proxy = await start_proxy(base_url=origin, timeouts__first_byte=2, timeouts__total=5)
+    # Refusals that follow one another so fast and for one path are limited elsewhere.
+    unlimited = {"token__budget": 100_000, "token__memory": 0.001}
+    proxy = await start_proxy(
+        base_url=origin, timeouts__first_byte=2, timeouts__total=5, **unlimited
+    )
 
     async def play(method, target, course, *, used):
         plan.clear()

@@ -1,15 +1,18 @@
 """A session over a scripted issuer, in a time that only the test moves."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 
 from proxy.core.secret import Secret
+from proxy.core.session import Limits
 from proxy.settings import parse_origin
-from proxy.tokens.manager import Clocks, Session, TokenSettings
+from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError, NombaAuth
+from proxy.tokens.store import MemoryStore
 from proxy.upstream.dialler import Dialler, Timeouts
 
 ORIGIN = "https://issuer.test"
@@ -19,6 +22,13 @@ async def settle():
     """Let every task run until it waits for something that only time or a test brings."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def closed(session, time):
+    """Close a session, and let as much time pass as it gives a renewal under way."""
+    closing = asyncio.create_task(session.close(revoke=False))
+    await time.advance(3)
+    await closing
 
 
 @dataclass
@@ -64,6 +74,7 @@ class Issuer:
     token: str = ""
     refresh_token: str = "refresh"
     account_id: str = "account"
+    date: Callable[[], float | None] = lambda: None
     failing: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, float]] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
@@ -116,6 +127,7 @@ class Issuer:
             refresh_token=Secret(self.refresh_token, origin=ORIGIN),
             life=self.life,
             account_id=self.account_id,
+            date=self.date(),
         )
 
 
@@ -162,7 +174,8 @@ async def begin(time, issuer, events):
         session = Session(
             "nomba",
             auth=issuer,
-            settings=TokenSettings(**settings),
+            store=MemoryStore(),
+            limits=Limits(**settings),
             clocks=time.clocks,
             emit=events.append,
         )
@@ -173,7 +186,7 @@ async def begin(time, issuer, events):
 
     yield start
     for session in begun:
-        await session.close(revoke=False)
+        await closed(session, time)
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ import random
 
 import pytest
 
+from proxy.core.session import Limits
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
-from proxy.tokens.manager import Clocks, Session, TokenSettings
+from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import IssuerError
+from proxy.tokens.store import MemoryStore
 
 ORIGIN = "https://issuer.test"
+PAIR = ("shop", "/v1/x")
 ISSUE = "/v1/auth/token/issue"
 REFRESH = "/v1/auth/token/refresh"
 
@@ -57,7 +60,7 @@ async def test_two_hundred_borrowers_cost_one_issue(begin, issuer, issuing):
 
 async def test_two_hundred_refused_callers_cost_one_issue_and_none_fails(session, issuer):
     gate = issuer.hold("issue")
-    callers = together(200, lambda: session.renew(after=1))
+    callers = together(200, lambda: session.renew(after=1, by=PAIR))
     await settle()
     gate.set()
     assert {token.generation for token in await ended(callers)} == {2}
@@ -81,7 +84,7 @@ async def test_a_waiter_that_leaves_cancels_neither_the_flight_nor_the_others(
 
 async def test_the_only_waiter_that_leaves_does_not_cancel_the_flight(session, issuer):
     gate = issuer.hold("issue")
-    [caller] = together(1, lambda: session.renew(after=1))
+    [caller] = together(1, lambda: session.renew(after=1, by=PAIR))
     await settle()
     caller.cancel()
     await settle()
@@ -92,9 +95,9 @@ async def test_the_only_waiter_that_leaves_does_not_cancel_the_flight(session, i
 
 
 async def test_a_late_refusal_of_an_old_token_costs_nothing(session, issuer):
-    second = await session.renew(after=1)
-    assert await session.renew(after=1) is second
-    session.refused(1)
+    second = await session.renew(after=1, by=PAIR)
+    assert await session.renew(after=1, by=PAIR) is second
+    session.refused(1, by=PAIR)
     await settle()
     assert session.lend() is second
     assert issuer.names == ["issue", "issue"]
@@ -103,7 +106,7 @@ async def test_a_late_refusal_of_an_old_token_costs_nothing(session, issuer):
 async def test_a_refusal_during_a_background_renewal_waits_for_that_one(session, issuer, time):
     gate = issuer.hold("refresh")
     await time.advance(750)
-    [caller] = together(1, lambda: session.renew(after=1))
+    [caller] = together(1, lambda: session.renew(after=1, by=PAIR))
     await settle()
     gate.set()
     [token] = await ended([caller])
@@ -116,7 +119,7 @@ async def test_a_refusal_during_a_background_renewal_waits_for_that_one(session,
 
 async def test_a_forced_renewal_of_a_fresh_token_is_by_issue_and_brings_another(session, issuer):
     first = session.lend()
-    second = await session.renew(after=1)
+    second = await session.renew(after=1, by=PAIR)
     assert (second.generation, issuer.names) == (2, ["issue", "issue"])
     assert value(second) != value(first)
 
@@ -124,14 +127,14 @@ async def test_a_forced_renewal_of_a_fresh_token_is_by_issue_and_brings_another(
 async def test_a_forced_renewal_that_brings_the_same_token_is_a_failure(session, issuer):
     issuer.token = value(session.lend())
     with pytest.raises(TokenUnavailable, match="old token"):
-        await session.renew(after=1)
+        await session.renew(after=1, by=PAIR)
     assert session.lend() is None
 
 
 async def test_a_refused_token_is_never_lent_again(session, issuer, time, down):
     issuer.failing = down
     with pytest.raises(TokenUnavailable):
-        await session.renew(after=1)
+        await session.renew(after=1, by=PAIR)
     for _ in range(60):
         await time.advance(1)
         assert session.lend() is None
@@ -141,14 +144,14 @@ async def test_a_refused_token_is_never_lent_again(session, issuer, time, down):
 
 async def test_a_refused_token_is_not_lent_while_its_successor_is_on_the_way(session, issuer):
     issuer.hold("issue")
-    [caller] = together(1, lambda: session.renew(after=1))
+    [caller] = together(1, lambda: session.renew(after=1, by=PAIR))
     await settle()
     assert session.lend() is None
     caller.cancel()
 
 
 async def test_a_refusal_that_is_not_replayed_renews_all_the_same(session, issuer):
-    session.refused(1)
+    session.refused(1, by=PAIR)
     assert session.lend() is None
     await settle()
     assert session.lend().generation == 2
@@ -158,11 +161,16 @@ async def test_a_refusal_that_is_not_replayed_renews_all_the_same(session, issue
 # -- the gap ----------------------------------------------------------------------------
 
 
+def anybody():
+    """Another (caller, path) every time, so that none of them is remembered."""
+    return object()
+
+
 @pytest.fixture
 async def gap(session):
     """Two generations in a row were refused and never accepted: the third is lent."""
-    await session.renew(after=1)
-    await session.renew(after=2)
+    await session.renew(after=1, by=anybody())
+    await session.renew(after=2, by=anybody())
     return session
 
 
@@ -170,17 +178,17 @@ async def test_the_third_token_in_a_row_refused_unused_is_not_renewed_for_ten_se
     gap, issuer, time
 ):
     for _ in range(9):
-        with pytest.raises(RenewalNotAllowed):
-            await gap.renew(after=3)
-        gap.refused(3)
+        with pytest.raises(RenewalNotAllowed, match="a moment ago"):
+            await gap.renew(after=3, by=anybody())
+        gap.refused(3, by=anybody())
         await time.advance(1)
     assert issuer.count("issue") == 3
     await time.advance(1)
-    assert (await gap.renew(after=3)).generation == 4
+    assert (await gap.renew(after=3, by=anybody())).generation == 4
 
 
 async def test_in_the_gap_the_token_is_still_lent(gap):
-    gap.refused(3)
+    gap.refused(3, by=PAIR)
     await settle()
     assert gap.lend().generation == 3
 
@@ -188,33 +196,175 @@ async def test_in_the_gap_the_token_is_still_lent(gap):
 async def test_the_gap_opens_again_while_nothing_is_accepted(gap, issuer, time):
     for generation in range(3, 8):
         await time.advance(10)
-        await gap.renew(after=generation)
+        await gap.renew(after=generation, by=anybody())
         with pytest.raises(RenewalNotAllowed):
-            await gap.renew(after=generation + 1)
+            await gap.renew(after=generation + 1, by=anybody())
     assert issuer.count("issue") == 8
 
 
 async def test_an_accepted_token_is_renewed_at_once_even_in_the_gap(gap):
-    gap.accepted(3)
-    assert (await gap.renew(after=3)).generation == 4
+    gap.accepted(3, by=PAIR)
+    assert (await gap.renew(after=3, by=anybody())).generation == 4
 
 
 async def test_accepted_tokens_never_open_a_gap(session, issuer):
     for generation in range(1, 20):
-        session.accepted(generation)
-        await session.renew(after=generation)
+        session.accepted(generation, by=PAIR)
+        await session.renew(after=generation, by=anybody())
     assert issuer.count("issue") == 20
 
 
 async def test_a_late_acceptance_of_an_old_token_does_not_count(gap):
-    gap.accepted(2)
+    gap.accepted(2, by=PAIR)
     with pytest.raises(RenewalNotAllowed):
-        await gap.renew(after=3)
+        await gap.renew(after=3, by=anybody())
 
 
 async def test_two_hundred_refusals_of_one_token_count_once(session):
-    await ended(together(200, lambda: session.renew(after=1)))
-    assert (await session.renew(after=2)).generation == 3
+    await ended(together(200, lambda: session.renew(after=1, by=PAIR)))
+    assert (await session.renew(after=2, by=anybody())).generation == 3
+
+
+# -- what is refused whatever the token ----------------------------------------------------
+
+
+@pytest.fixture
+async def remembered(session):
+    """Generations 1 and 2 were refused for PAIR; others are served with the second."""
+    second = await session.renew(after=1, by=PAIR)
+    assert session.refused_again(second.generation, by=PAIR)
+    session.accepted(2, by=("other", "/v1/y"))
+    return session
+
+
+async def test_a_pair_refused_with_two_generations_causes_no_renewal_for_a_while(
+    remembered, issuer, time
+):
+    for _ in range(59):
+        with pytest.raises(RenewalNotAllowed, match="Two tokens in a row"):
+            await remembered.renew(after=2, by=PAIR)
+        remembered.refused(2, by=PAIR)
+        assert remembered.lend().generation == 2
+        await time.advance(1)
+    assert issuer.count("issue") == 2
+    await time.advance(1)
+    assert (await remembered.renew(after=2, by=PAIR)).generation == 3
+
+
+async def test_it_is_told_once_that_a_pair_is_remembered(remembered):
+    assert not remembered.refused_again(2, by=PAIR)
+    assert not remembered.refused_again(3, by=PAIR)
+
+
+async def test_other_pairs_still_cause_renewals(remembered):
+    other_caller = await remembered.renew(after=2, by=("other", PAIR[1]))
+    remembered.accepted(3, by=("other", PAIR[1]))
+    assert other_caller.generation == 3
+    assert (await remembered.renew(after=3, by=(PAIR[0], "/v1/y"))).generation == 4
+
+
+async def test_a_remembered_pair_still_gets_a_newer_token_that_is_there(remembered):
+    await remembered.renew(after=2, by=anybody())
+    assert (await remembered.renew(after=2, by=PAIR)).generation == 3
+
+
+async def test_a_pair_is_forgotten_once_a_token_is_accepted_for_it(remembered):
+    remembered.accepted(2, by=PAIR)
+    assert (await remembered.renew(after=2, by=PAIR)).generation == 3
+
+
+async def test_many_refusals_of_one_generation_remember_nobody(session):
+    for _ in range(5):
+        session.refused(1, by=PAIR)
+    await settle()
+    assert not session.refused_again(1, by=PAIR)
+    assert (await session.renew(after=2, by=anybody())).generation == 3
+
+
+# -- the budget ----------------------------------------------------------------------------
+
+
+async def test_refusals_cause_so_many_renewals_a_minute_and_no_more(begin, issuer, time):
+    session = await begin(budget=3)
+    for generation in range(1, 4):
+        session.accepted(generation, by=PAIR)
+        await session.renew(after=generation, by=anybody())
+        await time.advance(10)
+    session.accepted(4, by=PAIR)
+    for _ in range(3):  # the first of the three was half a minute ago
+        with pytest.raises(RenewalNotAllowed, match="3 renewals within a minute"):
+            await session.renew(after=4, by=anybody())
+        assert session.lend().generation == 4
+        await time.advance(10)
+    assert (await session.renew(after=4, by=anybody())).generation == 5
+    session.accepted(5, by=PAIR)
+    with pytest.raises(RenewalNotAllowed):
+        await session.renew(after=5, by=anybody())
+
+
+async def test_what_is_renewed_because_it_is_due_is_in_no_budget(begin, issuer, time):
+    issuer.life = 4.0
+    await begin(budget=1)
+    await time.advance(60)
+    assert issuer.count("refresh") >= 19
+
+
+# -- somebody else -------------------------------------------------------------------------
+
+
+async def test_three_accepted_generations_that_die_early_are_a_rival(session, issuer, events, time):
+    for generation in range(1, 4):
+        assert not named(events, "session_rival")
+        session.accepted(generation, by=PAIR)
+        await session.renew(after=generation, by=anybody())
+        await time.advance(100)
+    [told] = named(events, "session_rival")
+    assert told.fields["deaths"] == 3
+    assert "logs in" in told.fields["hint"] or "log in" in told.fields["hint"]
+
+
+async def test_deaths_that_are_far_between_are_none(begin, issuer, events, time):
+    issuer.life = 40_000.0
+    session = await begin()
+    for generation in range(1, 6):
+        session.accepted(generation, by=PAIR)
+        await session.renew(after=generation, by=anybody())
+        await time.advance(301, step=10)
+    assert not named(events, "session_rival")
+
+
+async def test_generations_that_were_never_accepted_are_no_sign_of_one(gap, events, time):
+    for generation in range(3, 7):
+        await time.advance(11)
+        await gap.renew(after=generation, by=anybody())
+    assert not named(events, "session_rival")
+
+
+async def test_what_an_operator_revokes_is_no_sign_of_one(session, events):
+    for generation in range(1, 6):
+        session.accepted(generation, by=PAIR)
+        await session.revoke(stop=False)
+        session.refused(generation, by=anybody())  # late, of what was under way
+    assert not named(events, "session_rival")
+
+
+# -- the issuer's clock --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ahead", "warnings"), [(0, 0), (59, 0), (-59, 0), (62, 1), (-3600, 1)])
+async def test_the_skew_is_told_and_above_a_minute_warned_of(
+    begin, issuer, events, time, ahead, warnings
+):
+    issuer.date = lambda: int(time.clocks.wall() + ahead)
+    await begin()
+    [renewed] = named(events, "token_renewed")
+    assert abs(renewed.fields["skew_seconds"] - ahead) <= 0.5
+    assert len(named(events, "clock_skewed")) == warnings
+
+
+async def test_an_issuer_without_a_date_has_no_skew(begin, events):
+    await begin()
+    assert "skew_seconds" not in named(events, "token_renewed")[0].fields
 
 
 # -- background renewal -----------------------------------------------------------------
@@ -316,9 +466,10 @@ async def test_a_dead_token_is_not_lent_even_if_no_timer_ran_since(session, issu
     assert (token.generation, issuer.names) == (2, ["issue", "issue"])
 
 
-async def test_a_token_one_moment_before_its_death_is_lent(session, time):
+async def test_a_token_one_moment_before_its_death_is_lent(session, time, issuer, down):
+    issuer.failing = down
     time.alive += 999.99
-    assert session.lend().generation == 1
+    assert (await session.borrow()).generation == 1
 
 
 async def test_after_a_sleep_the_background_renews_within_a_look(session, issuer, time):
@@ -330,9 +481,9 @@ async def test_after_a_sleep_the_background_renews_within_a_look(session, issuer
 
 async def test_a_token_that_dies_during_its_renewal_is_not_lent(session, issuer, time):
     gate = issuer.hold("refresh")
-    await time.advance(999.5)
+    await time.advance(969.5)
     assert session.lend().generation == 1
-    await time.advance(0.5)
+    await time.advance(30.5)
     assert session.lend() is None
     [borrower] = together(1, session.borrow)
     await settle()
@@ -352,23 +503,22 @@ async def test_a_token_is_lent_until_its_true_end_while_renewals_fail(session, i
         await session.borrow()
 
 
-# -- a token that will live for a while ----------------------------------------------------
+# -- a token that is about to die ----------------------------------------------------------
 
 
-async def test_money_waits_for_a_newer_token_when_little_life_is_left(session, issuer, time):
+async def test_requests_wait_for_a_newer_token_when_little_life_is_left(session, issuer, time):
     time.alive += 969.9  # no timer ran, so nothing was renewed in the background
-    assert session.lend(lasting=True).generation == 1
-    time.alive += 0.1
     assert session.lend().generation == 1
-    assert session.lend(lasting=True) is None
-    assert (await session.borrow(lasting=True)).generation == 2
+    time.alive += 0.1
+    assert session.lend() is None
+    assert (await session.borrow()).generation == 2
     assert issuer.names == ["issue", "refresh"]
 
 
 async def test_many_that_wait_wait_for_one_renewal(session, issuer, time):
     gate = issuer.hold("refresh")
     time.alive += 980
-    borrowers = together(20, session.borrow, lasting=True)
+    borrowers = together(20, session.borrow)
     await settle()
     assert not any(one.done() for one in borrowers)
     gate.set()
@@ -379,9 +529,9 @@ async def test_many_that_wait_wait_for_one_renewal(session, issuer, time):
 async def test_if_that_renewal_fails_the_living_token_has_to_do(session, issuer, time, down):
     issuer.failing = down
     time.alive += 980
-    assert (await session.borrow(lasting=True)).generation == 1
+    assert (await session.borrow()).generation == 1
     assert issuer.names == ["issue", "refresh", "issue"]
-    assert (await session.borrow(lasting=True)).generation == 1  # no second try at once
+    assert (await session.borrow()).generation == 1  # no second try at once
     assert issuer.names == ["issue", "refresh", "issue"]
 
 
@@ -390,31 +540,29 @@ async def test_that_renewal_is_waited_for_as_long_as_the_living_token_is_still_g
 ):
     issuer.hold("refresh")
     time.alive += 995  # it lives five more seconds, and what would replace it never comes
-    [borrower] = together(1, session.borrow, lasting=True)
+    [borrower] = together(1, session.borrow)
     await time.advance(2)
     assert not borrower.done()
     await time.advance(1)
     assert (await borrower).generation == 1
-    assert session.lend().generation == 1
 
 
 async def test_that_renewal_is_waited_for_no_longer_than_the_limit(begin, issuer, time):
     session = await begin(wait_limit=3.0)
     issuer.hold("refresh")
     time.alive += 975
-    [borrower] = together(1, session.borrow, lasting=True)
+    [borrower] = together(1, session.borrow)
     await time.advance(3.5)
     assert (await borrower).generation == 1
 
 
-async def test_a_short_life_is_thin_in_its_last_quarter(begin, issuer, time):
+async def test_a_short_life_is_about_to_die_in_its_last_eighth(begin, issuer, time):
     issuer.life = 40.0
     session = await begin()
-    time.alive += 29.9
-    assert session.lend(lasting=True).generation == 1
-    time.alive += 0.2
-    assert session.lend(lasting=True) is None
+    time.alive += 34.9
     assert session.lend().generation == 1
+    time.alive += 0.2
+    assert session.lend() is None
 
 
 # -- the wall clock ---------------------------------------------------------------------
@@ -435,9 +583,10 @@ async def test_no_jump_of_the_wall_clock_lets_a_token_live_longer_or_die_sooner(
     issuer.failing = down
     time.wall += jump
     await time.advance(999)
-    assert session.lend().generation == 1
+    assert (await session.borrow()).generation == 1
     await time.advance(1)
-    assert session.lend() is None
+    with pytest.raises(TokenUnavailable):
+        await session.borrow()
 
 
 async def test_a_wall_clock_that_jumps_back_does_not_delay_the_renewal(session, issuer, time):
@@ -500,7 +649,7 @@ async def test_after_a_recovery_back_off_begins_anew(without, issuer, time, down
     await time.advance(6)
     issuer.failing = down
     with pytest.raises(TokenUnavailable) as caught:
-        await without.renew(after=1)
+        await without.renew(after=1, by=PAIR)
     assert caught.value.retry_after == 1
 
 
@@ -613,8 +762,8 @@ async def test_a_renewed_session_is_kept_again_after_a_stop(session, issuer, tim
 async def test_a_late_refusal_does_not_wake_a_stopped_session(session, issuer):
     await session.revoke(stop=True)
     with pytest.raises(TokenUnavailable):
-        await session.renew(after=1)
-    session.refused(1)
+        await session.renew(after=1, by=PAIR)
+    session.refused(1, by=PAIR)
     await settle()
     assert issuer.names == ["issue", "revoke"]
 
@@ -687,7 +836,7 @@ async def test_an_operator_does_not_wait_for_back_off(refused, issuer):
 
 async def test_an_operator_ends_the_gap(gap):
     assert (await gap.renew_now()).generation == 4
-    assert (await gap.renew(after=4)).generation == 5
+    assert (await gap.renew(after=4, by=anybody())).generation == 5
 
 
 async def test_an_operator_is_told_of_a_failure_and_the_living_token_stays(session, issuer, down):
@@ -761,10 +910,12 @@ async def test_close_leaves_no_task_and_lends_nothing(begin):
     assert session.lend() is None
 
 
-async def test_close_ends_a_renewal_under_way(begin, issuer, issuing):
+async def test_close_ends_a_renewal_that_does_not_end_by_itself(begin, issuer, issuing, time):
     before = asyncio.all_tasks()
     session = await begin()
-    await session.close(revoke=False)
+    closing = asyncio.create_task(session.close(revoke=False))
+    await time.advance(3)
+    await closing
     await settle()
     assert asyncio.all_tasks() == before
     assert issuer.names == ["issue"]
@@ -775,7 +926,8 @@ async def test_close_right_after_start_leaves_no_task(issuer, time):
     session = Session(
         "nomba",
         auth=issuer,
-        settings=TokenSettings(),
+        store=MemoryStore(),
+        limits=Limits(),
         clocks=time.clocks,
         emit=lambda event: None,
     )
@@ -785,12 +937,13 @@ async def test_close_right_after_start_leaves_no_task(issuer, time):
     assert asyncio.all_tasks() == before
 
 
-async def test_close_starts_nothing_for_borrowers_who_still_wait(begin, issuer, issuing):
+async def test_close_starts_nothing_for_borrowers_who_still_wait(begin, issuer, issuing, time):
     session = await begin()
     borrowers = together(3, session.borrow)
     await settle()
-    await session.close(revoke=False)
-    await settle()
+    closing = asyncio.create_task(session.close(revoke=False))
+    await time.advance(3)
+    await closing
     started = issuer.names
     issuing.set()
     for borrower in borrowers:
@@ -843,7 +996,7 @@ async def test_the_status_of_a_failing_session_says_why_and_when(refused):
 
 async def test_no_event_holds_a_secret(session, issuer, time, events, down):
     await time.advance(760)
-    await session.renew(after=2)
+    await session.renew(after=2, by=PAIR)
     await session.revoke(stop=False)
     issuer.failing = down
     await time.advance(800)
@@ -883,7 +1036,12 @@ async def wired(auth, sleep):
         random=random.Random(1).random,
     )
     session = Session(
-        "nomba", auth=auth, settings=TokenSettings(), clocks=clocks, emit=lambda event: None
+        "nomba",
+        auth=auth,
+        store=MemoryStore(),
+        limits=Limits(),
+        clocks=clocks,
+        emit=lambda event: None,
     )
     session.start()
     yield session
@@ -899,7 +1057,7 @@ async def test_two_hundred_first_requests_cost_one_issue_on_the_wire(wired, simu
 async def test_two_hundred_refusals_cost_one_issue_on_the_wire(wired, simulator):
     await wired.borrow()
     simulator.revoke()
-    tokens = await asyncio.gather(*(wired.renew(after=1) for _ in range(200)))
+    tokens = await asyncio.gather(*(wired.renew(after=1, by=PAIR) for _ in range(200)))
     assert {token.generation for token in tokens} == {2}
     assert [request.path for request in simulator.received] == [ISSUE, ISSUE]
 
@@ -958,10 +1116,10 @@ async def test_revocation_and_new_token_work_on_the_wire(wired, simulator):
 
 
 async def test_a_token_that_was_refused_before_is_not_taken_for_a_new_one(session, issuer):
-    await session.renew(after=1)
+    await session.renew(after=1, by=PAIR)
     issuer.token = "token-1"  # an issuer behind a cache brings the first one back
     with pytest.raises(TokenUnavailable, match="old token"):
-        await session.renew(after=2)
+        await session.renew(after=2, by=PAIR)
     assert session.lend() is None
 
 

@@ -1,0 +1,331 @@
+"""What is known of a session, and what follows from it: values and a table, no time of its own.
+
+`Held` is everything that processes which share a session have to agree on; a store keeps it.
+Each function takes one and `now`, and brings the next. What is awaited (locks, calls to the
+issuer, waiting requests) lies around this, in `tokens/manager.py`.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from proxy.core.lifetime import Backoff, Lifetime
+from proxy.core.secret import Secret
+
+_MINUTE = 60.0
+# Digests of tokens held before: none of them is taken for a new one.
+_REMEMBERED = 64
+_RIVAL_DEATHS, _RIVAL_WINDOW = 3, 600.0
+_MOST_PAIRS = 4096
+
+_UNREACHABLE = Backoff(first=0.5, cap=30.0)
+# A refused secret does not get better by asking: slow from the start.
+_CREDENTIALS = Backoff(first=30.0, cap=600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session may do, in seconds where nothing else is said.
+
+    Attributes:
+        early: renew in the background this long before the end (at most a quarter of the life).
+        urgent: requests wait for the renewal this long before the end (at most an eighth).
+        wait_limit: the longest a request waits for a token.
+        gap: after two generations in a row that were refused and never accepted, none is renewed
+            for that reason for this long.
+        memory: how long a (caller, path) is remembered that two successive generations were
+            refused for.
+        budget: renewals that refusals may cause in a minute.
+    """
+
+    early: float = 300.0
+    urgent: float = 30.0
+    wait_limit: float = 20.0
+    gap: float = 10.0
+    memory: float = 60.0
+    budget: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the session.
+
+    Attributes:
+        access: the bearer token.
+        refresh: the refresh token, possibly empty.
+        generation: counts renewals, from 1.
+        lifetime: when to renew and when it is dead.
+    """
+
+    access: Secret
+    refresh: Secret
+    generation: int
+    lifetime: Lifetime
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Renewals that failed in a row.
+
+    Attributes:
+        failures: how many.
+        retry_at: when the next one may be tried.
+        reason: of the last: `credentials`, `unreachable`, `reply`, `internal` or `store`.
+        text: the same for people; no secrets.
+    """
+
+    failures: int = 0
+    retry_at: float = 0.0
+    reason: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is known of a session. Times are of the clock that runs during sleep.
+
+    Attributes:
+        token: the present one; None before the first, and once it was refused or revoked.
+        generation: of the last token there was.
+        accepted: whether the upstream ever took a token of this generation.
+        unaccepted: generations in a row that were refused and never accepted.
+        gap_until: no refusal of an unaccepted generation renews before this.
+        forced: when refusals caused renewals, as far as the budget counts them.
+        deaths: when accepted generations died early without a cause of ours.
+        trouble: what keeps renewals from succeeding.
+        stopped: by an operator; no token until an operator says so.
+        calling: a call to the issuer is under way. Found so by another process, it means that
+            whoever made the call is gone, and the session perhaps with it.
+        seen: digests of the last tokens.
+    """
+
+    token: Token | None = None
+    generation: int = 0
+    accepted: bool = False
+    unaccepted: int = 0
+    gap_until: float = 0.0
+    forced: tuple[float, ...] = ()
+    deaths: tuple[float, ...] = ()
+    trouble: Trouble = field(default_factory=Trouble)
+    stopped: bool = False
+    calling: bool = False
+    seen: tuple[str, ...] = ()
+
+    def without(self, generation: int) -> "Held":
+        """The same without its token, if that is of this generation or older."""
+        if self.token is not None and self.token.generation <= generation:
+            return replace(self, token=None)
+        return self
+
+
+# -- the table ---------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """What there is to lend."""
+
+    STOPPED = "stopped"
+    EMPTY = "empty"
+    FRESH = "fresh"
+    SOON = "soon"  # to be renewed in the background
+    NOW = "now"  # requests wait for the renewal
+
+
+class Asked(StrEnum):
+    """What happens to a session."""
+
+    WANTED = "wanted"  # a request needs the token
+    LOOK = "look"  # the background looks after it
+    REFUSED = "refused"  # the upstream refused the present token
+    OPERATOR = "operator"  # somebody said: renew
+
+
+class Decision(StrEnum):
+    """What to do about it."""
+
+    LEND = "lend"
+    TRY = "try"  # wait for one renewal; if it brings nothing, lend
+    WAIT = "wait"  # wait for a renewal
+    RENEW = "renew"
+    FORCE = "force"  # drop the token and renew, if `why_not` has no objection
+    REST = "rest"
+    FAIL = "fail"  # say that there is no token
+
+
+_D = Decision
+# What to do, and what to do while failures hold renewals off.
+TABLE: Mapping[Asked, Mapping[Phase, tuple[Decision, Decision]]] = {
+    Asked.WANTED: {
+        Phase.FRESH: (_D.LEND, _D.LEND),
+        Phase.SOON: (_D.LEND, _D.LEND),
+        Phase.NOW: (_D.TRY, _D.LEND),
+        Phase.EMPTY: (_D.WAIT, _D.FAIL),
+        Phase.STOPPED: (_D.FAIL, _D.FAIL),
+    },
+    Asked.LOOK: {
+        Phase.FRESH: (_D.REST, _D.REST),
+        Phase.SOON: (_D.RENEW, _D.REST),
+        Phase.NOW: (_D.RENEW, _D.REST),
+        Phase.EMPTY: (_D.RENEW, _D.REST),
+        Phase.STOPPED: (_D.REST, _D.REST),
+    },
+    Asked.REFUSED: {
+        Phase.FRESH: (_D.FORCE, _D.FORCE),
+        Phase.SOON: (_D.FORCE, _D.FORCE),
+        Phase.NOW: (_D.FORCE, _D.FORCE),
+        Phase.EMPTY: (_D.RENEW, _D.FAIL),
+        Phase.STOPPED: (_D.FAIL, _D.FAIL),
+    },
+    Asked.OPERATOR: dict.fromkeys(Phase, (_D.RENEW, _D.RENEW)),
+}
+
+
+def phase(held: Held, *, now: float, wall: float) -> Phase:
+    """What there is to lend."""
+    if held.stopped:
+        return Phase.STOPPED
+    token = held.token
+    if token is None or token.lifetime.dead(now=now):
+        return Phase.EMPTY
+    if token.lifetime.urgent(now=now):
+        return Phase.NOW
+    return Phase.SOON if token.lifetime.due_in(now=now, wall=wall) <= 0 else Phase.FRESH
+
+
+def held_off(held: Held, *, now: float) -> bool:
+    """Whether failures keep renewals from being tried."""
+    return held.trouble.failures > 0 and now < held.trouble.retry_at
+
+
+def decide(held: Held, asked: Asked, *, now: float, wall: float) -> Decision:
+    """What to do."""
+    usual, while_held_off = TABLE[asked][phase(held, now=now, wall=wall)]
+    return while_held_off if held_off(held, now=now) else usual
+
+
+def by_issue(held: Held, decision: Decision, *, now: float) -> bool:
+    """Whether a renewal has to be an issue: a refresh needs a living token, and its own."""
+    token = held.token
+    if decision is Decision.FORCE or held.calling or token is None:
+        return True
+    return not token.refresh or token.lifetime.dead(now=now)
+
+
+# -- what refusals may cause -----------------------------------------------------------------
+
+
+def why_not(held: Held, *, now: float, limits: Limits) -> str:
+    """Why the refusal of the present generation is no reason to renew; "" if it is one."""
+    if not held.accepted and not held.calling and now < held.gap_until:
+        return "The token was renewed a moment ago and refused again."
+    if sum(now - at < _MINUTE for at in held.forced) >= limits.budget:
+        return f"Refusals have caused {limits.budget} renewals within a minute."
+    return ""
+
+
+def force(held: Held, *, now: float, limits: Limits) -> Held:
+    """The present generation was refused, and is about to be renewed for it."""
+    unaccepted, gap_until, deaths = held.unaccepted, held.gap_until, held.deaths
+    if held.calling:  # whoever was killed while it renewed is why, and nobody else
+        pass
+    elif held.accepted:
+        deaths = (*(at for at in deaths if now - at < _RIVAL_WINDOW), now)
+    else:
+        unaccepted += 1
+        if unaccepted > 1:
+            gap_until = now + limits.gap
+    return replace(
+        held,
+        token=None,
+        unaccepted=unaccepted,
+        gap_until=gap_until,
+        deaths=deaths,
+        forced=(*(at for at in held.forced if now - at < _MINUTE), now),
+    )
+
+
+def rivalled(held: Held) -> tuple[Held, int]:
+    """Whether somebody else seems to log in with our credentials: how many deaths say so."""
+    if len(held.deaths) < _RIVAL_DEATHS:
+        return held, 0
+    return replace(held, deaths=()), len(held.deaths)
+
+
+def accepted(held: Held, generation: int) -> Held:
+    """The upstream took a token of this generation."""
+    if generation != held.generation or held.accepted:
+        return held
+    return replace(held, accepted=True, unaccepted=0, gap_until=0.0)
+
+
+class Refusals:
+    """The (caller, path) pairs that two successive generations were refused for.
+
+    What is refused with an old token and with the new one alike is not the token's fault.
+
+    Args:
+        memory: seconds one is remembered.
+    """
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self._pairs: dict[Hashable, tuple[int, float]] = {}  # the generation; until when
+
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
+    def note(self, pair: Hashable, generation: int, *, now: float) -> bool:
+        """A generation was refused for a pair; whether that makes it a remembered one."""
+        before, until = self._pairs.pop(pair, (generation, 0.0))
+        if until and now >= until:  # it has been forgotten, and gets its renewal again
+            before, until = generation, 0.0
+        fresh = generation > before and not until
+        self._pairs[pair] = (generation, now + self._memory if fresh else until)
+        if len(self._pairs) > _MOST_PAIRS:
+            del self._pairs[next(iter(self._pairs))]
+        return fresh
+
+    def remembered(self, pair: Hashable, *, now: float) -> bool:
+        """Whether it is."""
+        return bool(self._pairs) and now < self._pairs.get(pair, (0, 0.0))[1]
+
+    def forget(self, pair: Hashable) -> None:
+        """A token was accepted for it."""
+        self._pairs.pop(pair, None)
+
+
+# -- what the issuer said ----------------------------------------------------------------------
+
+
+def granted(held: Held, *, access: Secret, refresh: Secret, lifetime: Lifetime) -> Held:
+    """The issuer brought a new token."""
+    generation = held.generation + 1
+    return replace(
+        held,
+        token=Token(access, refresh, generation, lifetime),
+        generation=generation,
+        accepted=False,
+        trouble=Trouble(),
+        calling=False,
+        seen=(*held.seen, access.digest())[-_REMEMBERED:],
+    )
+
+
+def failed(held: Held, *, reason: str, text: str, now: float, jitter: float) -> Held:
+    """The issuer brought none."""
+    failures = held.trouble.failures + 1
+    backoff = _CREDENTIALS if reason == "credentials" else _UNREACHABLE
+    retry_at = now + backoff.delay(failures, jitter=jitter)
+    return replace(held, trouble=Trouble(failures, retry_at, reason, text), calling=False)
+
+
+def newer(mine: Held, theirs: Held) -> Held:
+    """Which of two is to be believed: what a process knew, and what the store holds.
+
+    The store, unless it has lost what was in it: a generation is never taken back.
+    """
+    if theirs.generation < mine.generation:
+        return mine
+    if theirs.generation == mine.generation and mine.accepted:
+        return accepted(theirs, mine.generation)
+    return theirs

@@ -1,0 +1,207 @@
+"""What follows from what is known of a session, without any waiting."""
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.core.lifetime import Lifetime
+from proxy.core.secret import Secret
+from proxy.core.session import (
+    TABLE,
+    Asked,
+    Decision,
+    Held,
+    Limits,
+    Phase,
+    Refusals,
+    Trouble,
+    accepted,
+    by_issue,
+    decide,
+    failed,
+    force,
+    granted,
+    newer,
+    phase,
+    rivalled,
+    why_not,
+)
+
+ORIGIN = "https://issuer.test"
+LIMITS = Limits()
+WALL = 1_780_000_000.0
+
+
+def grant(held, text="token", *, now=0.0, life=1000.0, refresh="refresh"):
+    lifetime = Lifetime.begin(life, now=now, wall=WALL + now, early=300, urgent=30, jitter=0)
+    access, refresh = Secret(text, origin=ORIGIN), Secret(refresh, origin=ORIGIN)
+    return granted(held, access=access, refresh=refresh, lifetime=lifetime)
+
+
+@pytest.fixture
+def held():
+    """A token of generation 1 that lives 1000 s: renewed from 750 s on, urgent from 970 s on."""
+    return grant(Held())
+
+
+def at(held, now, asked=Asked.WANTED, *, jump=0.0):
+    return decide(held, asked, now=now, wall=WALL + now + jump)
+
+
+def test_the_table_decides_everything_that_can_be_asked():
+    assert set(TABLE) == set(Asked)
+    assert all(set(row) == set(Phase) for row in TABLE.values())
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (0, Phase.FRESH),
+        (749.9, Phase.FRESH),
+        (750, Phase.SOON),
+        (969.9, Phase.SOON),
+        (970, Phase.NOW),
+        (999.9, Phase.NOW),
+        (1000, Phase.EMPTY),
+        (99_999, Phase.EMPTY),
+    ],
+)
+def test_a_token_goes_through_its_phases(held, now, expected):
+    assert phase(held, now=now, wall=WALL + now) is expected
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+@pytest.mark.parametrize("now", [0, 749.9, 750, 970, 999.9, 1000])
+def test_a_jump_of_the_wall_clock_only_ever_renews_earlier(held, now, jump):
+    before = phase(held, now=now, wall=WALL + now)
+    after = phase(held, now=now, wall=WALL + now + jump)
+    assert after is (Phase.SOON if before is Phase.FRESH and jump > 0 else before)
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted", "look", "refused"),
+    [
+        (0, Decision.LEND, Decision.REST, Decision.FORCE),
+        (750, Decision.LEND, Decision.RENEW, Decision.FORCE),
+        (970, Decision.TRY, Decision.RENEW, Decision.FORCE),
+        (1000, Decision.WAIT, Decision.RENEW, Decision.RENEW),
+    ],
+)
+def test_what_is_done_in_each_phase(held, now, wanted, look, refused):
+    assert at(held, now) is wanted
+    assert at(held, now, Asked.LOOK) is look
+    assert at(held, now, Asked.REFUSED) is refused
+    assert at(held, now, Asked.OPERATOR) is Decision.RENEW
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted", "look"),
+    [
+        (750, Decision.LEND, Decision.REST),
+        (970, Decision.LEND, Decision.REST),
+        (1000, Decision.FAIL, Decision.REST),
+    ],
+)
+def test_while_failures_hold_renewals_off_the_living_token_is_lent(held, now, wanted, look):
+    held = replace(held, trouble=Trouble(1, now + 1, "unreachable", "down"))
+    assert at(held, now) is wanted
+    assert at(held, now, Asked.LOOK) is look
+    assert at(held, now + 1, Asked.LOOK) is Decision.RENEW
+
+
+def test_a_stopped_session_does_nothing_but_what_an_operator_says(held):
+    held = replace(held, stopped=True)
+    assert at(held, 0) is Decision.FAIL
+    assert at(held, 0, Asked.LOOK) is Decision.REST
+    assert at(held, 0, Asked.REFUSED) is Decision.FAIL
+    assert at(held, 0, Asked.OPERATOR) is Decision.RENEW
+
+
+def test_a_refresh_needs_a_living_token_of_its_own(held):
+    assert not by_issue(held, Decision.RENEW, now=0)
+    assert by_issue(held, Decision.FORCE, now=0)
+    assert by_issue(held, Decision.RENEW, now=1000)
+    assert by_issue(held.without(1), Decision.RENEW, now=0)
+    assert by_issue(replace(held, calling=True), Decision.RENEW, now=0)
+    assert by_issue(grant(Held(), refresh=""), Decision.RENEW, now=0)
+
+
+def test_one_unaccepted_generation_is_renewed_and_the_second_in_a_row_opens_the_gap(held):
+    assert not why_not(held, now=0, limits=LIMITS)
+    second = grant(force(held, now=0, limits=LIMITS), "2")
+    assert not why_not(second, now=1, limits=LIMITS)
+    third = grant(force(second, now=1, limits=LIMITS), "3")
+    assert why_not(third, now=10.9, limits=LIMITS)
+    assert not why_not(third, now=11, limits=LIMITS)
+    assert not why_not(accepted(third, 3), now=2, limits=LIMITS)
+    assert accepted(third, 2) is third
+
+
+def test_a_renewal_that_its_process_did_not_survive_is_nobody_elses_doing(held):
+    lost = replace(held, calling=True, gap_until=100.0)
+    assert not why_not(lost, now=1, limits=LIMITS)
+    after = force(replace(lost, accepted=True), now=1, limits=LIMITS)
+    assert (after.deaths, after.unaccepted) == ((), 0)
+
+
+def test_a_rival_is_three_deaths_within_ten_minutes(held):
+    for number, now in enumerate((0, 599, 601, 650)):
+        held = force(accepted(held, held.generation), now=now, limits=LIMITS)
+        held, deaths = rivalled(held)
+        assert deaths == (3 if number == 3 else 0)
+        held = grant(held, str(now), now=now)
+    assert held.deaths == ()
+
+
+def test_the_budget_counts_a_minute_back(held):
+    limits = replace(LIMITS, budget=2)
+    for now in (0, 30):
+        assert not why_not(held, now=now, limits=limits)
+        held = accepted(grant(force(held, now=now, limits=limits), str(now)), held.generation + 1)
+    assert why_not(held, now=59, limits=limits)
+    assert not why_not(held, now=60, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("reason", "delays"),
+    [("unreachable", [0.5, 1, 2, 4, 8, 16, 30, 30]), ("credentials", [30, 60, 120, 240, 480, 600])],
+)
+def test_failures_back_off(held, reason, delays):
+    for number, delay in enumerate(delays, 1):
+        held = failed(held, reason=reason, text="no", now=100, jitter=0)
+        assert held.trouble == Trouble(number, 100 + delay, reason, "no")
+    assert grant(held, "2").trouble == Trouble()
+
+
+def test_the_store_is_believed_unless_it_has_lost_something(held):
+    older, second = held, grant(held, "2")
+    assert newer(older, second) is second
+    assert newer(second, older) is second
+    assert newer(second, Held()) is second
+    refused_elsewhere = second.without(2)
+    assert newer(second, refused_elsewhere) is refused_elsewhere
+    assert newer(accepted(second, 2), second).accepted
+
+
+def test_a_pair_is_remembered_after_two_generations_and_for_a_while():
+    refusals = Refusals(60.0)
+    assert not refusals.note("pair", 1, now=0)
+    assert not refusals.note("pair", 1, now=1)
+    assert not refusals.remembered("pair", now=1)
+    assert refusals.note("pair", 2, now=2)
+    assert refusals.remembered("pair", now=61.9)
+    assert not refusals.remembered("pair", now=62)
+    assert not refusals.note("pair", 3, now=62)
+    assert refusals.note("pair", 4, now=63)
+
+
+def test_pairs_without_end_take_no_memory_without_end():
+    refusals = Refusals(60.0)
+    for number in range(10_000):
+        refusals.note(number, 1, now=0)
+    assert len(refusals._pairs) <= 4096
+
+
+def test_nothing_that_is_known_prints_a_token(held):
+    assert "refresh" not in repr(held).replace("refresh=Secret(***)", "")
+    assert "Secret(***)" in repr(held)
