@@ -61,9 +61,11 @@ from proxy.simulator import (
 )
 from proxy.simulator.control import Control
 from proxy.telemetry import METRICS_TYPE, Telemetry
+from proxy.tokens.file_store import FileStore
 from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, NombaAuth
-from proxy.tokens.store import MemoryStore
+from proxy.tokens.seal import Identity, Seal
+from proxy.tokens.store import MemoryStore, StoreFailed
 from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
@@ -487,7 +489,7 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
     session = Session(
         one.name,
         auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
-        store=MemoryStore(),
+        store=_store(credentials, settings=settings, name=one.name, emit=emit),
         limits=TokenLimits(
             early=model.token.early,
             urgent=model.token.urgent,
@@ -511,6 +513,36 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
             override_money=one.options.account_override_money,
         ),
     )
+
+
+def _store(
+    credentials: Credentials, *, settings: Settings, name: str, emit: Emit
+) -> MemoryStore | FileStore:
+    """Where a session is kept.
+
+    Raises:
+        CannotStart: its folder cannot be used.
+    """
+    if settings.store_dir is None:
+        return MemoryStore()
+
+    def warn(text: str) -> None:
+        emit(Event("stored_session_ignored", "warning", name, {"reason": text}))
+
+    identity = Identity(credentials.origin, credentials.client_id)
+    seal = Seal(identity, credentials=credentials, boot=_boot(), alive=alive_clock())
+    try:
+        return FileStore(settings.store_dir, identity=identity, seal=seal, warn=warn)
+    except StoreFailed as error:
+        raise CannotStart(f"store: {error}") from None
+
+
+def _boot() -> str:
+    """Names this boot of the machine; "" where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _signing_key(settings: Settings, *, emit: Emit) -> bytes:

@@ -85,6 +85,7 @@ class Settings:
         callers_file: where `nomba-proxy caller` keeps them.
         read_callers: reads them again; raises `SettingsError`.
         state_dir: where the proxy keeps what has to outlive it.
+        store_dir: where it keeps sessions; None for its memory.
         signing_key: of phantom tokens, if one is given.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
@@ -101,6 +102,7 @@ class Settings:
     callers_file: Path
     read_callers: Callable[[], Roster]
     state_dir: Path
+    store_dir: Path | None = None
     signing_key: Secret | None = None
     simulated_anonymous: bool = False
     simulated: Mapping[str, str] = field(default_factory=dict)
@@ -125,7 +127,12 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             shown = "; ".join(value or ())
         rows.append((key, shown, settings.origins.get(key, "default")))
 
-    in_force = {"state_dir": settings.state_dir, "callers.file": settings.callers_file}
+    kept = "memory" if settings.store_dir is None else f"file:{settings.store_dir}"
+    in_force = {
+        "state_dir": settings.state_dir,
+        "store": kept,
+        "callers.file": settings.callers_file,
+    }
     for key in keys():
         if key.startswith("upstream."):
             continue

@@ -16,6 +16,7 @@ from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
 from proxy.settings.model import SettingsModel
 from proxy.settings.sources import Report, read_sources
+from proxy.settings.store import check_store, read_store
 from proxy.settings.upstreams import (
     check_upstreams,
     complete_upstreams,
@@ -71,6 +72,7 @@ def load(
         simulated, simulated_secret = simulated_credentials(model, environ=environ, report=report)
         simulator_listen, simulator_control_listen = _simulator(model, report=report)
     state_dir = _state_dir(model, environ=environ)
+    store_dir = read_store(model, state_dir=state_dir, report=report)
     callers_file = Path(model.callers.file) if model.callers.file else state_dir / "callers.toml"
     names = ["simulator"] if simulate else [one.name for one in upstreams]
 
@@ -100,6 +102,8 @@ def load(
     _check_inspector(model, upstreams=upstreams, report=report)
     if listeners:
         _check_spool(model, report=report)
+        if store_dir is not None:
+            check_store(store_dir, report=report)
         _check_listeners(listen, admin=admin, inspect=inspect_listen, report=report)
         if not listen.loopback:
             _check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
@@ -123,6 +127,7 @@ def load(
         callers_file=callers_file,
         read_callers=roster,
         state_dir=state_dir,
+        store_dir=store_dir,
         signing_key=signing_key,
         warnings=tuple(report.warnings),
         origins=report.origins,

@@ -237,6 +237,8 @@ class SettingsModel(_Section):
     listen: str = "127.0.0.1:8080"
     insecure_plain_http: bool = False
     state_dir: Text = None
+    store: Text = None
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
     simulate: Literal["auto"] | bool = False
     inspect: Literal["auto"] | bool = "auto"
     inspect_listen: str = "127.0.0.1:4040"
@@ -259,6 +261,7 @@ class SettingsModel(_Section):
 ALLOWED = {
     "simulate": "true, false or auto",
     "inspect": "true, false or auto",
+    "workers": "a number of processes, from 1 to 64",
     "inspector.memory": "a size such as 64MiB, more than nothing",
     "inspector.body_limit": "a size such as 256KiB",
     "callers.anonymous": "true, false or auto",

@@ -10,8 +10,10 @@ import pytest
 from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.settings import parse_origin
+from proxy.tokens.file_store import FileStore
 from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError, NombaAuth
+from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import MemoryStore
 from proxy.upstream.dialler import Dialler, Timeouts
 
@@ -166,7 +168,27 @@ def events():
 
 
 @pytest.fixture
-async def begin(time, issuer, events):
+def file_store(tmp_path, time, issuer):
+    """Make a store as another process would, of the session in a folder of this test."""
+
+    def make(*, warn=None, boot="boot", clocks=time.clocks, credentials=issuer.credentials):
+        identity = Identity(ORIGIN, "client")
+        seal = Seal(
+            identity, credentials=credentials, boot=boot, alive=clocks.alive, wall=clocks.wall
+        )
+        return FileStore(tmp_path, identity=identity, seal=seal, warn=warn or pytest.fail)
+
+    return make
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request, file_store):
+    """A new store of either kind."""
+    return MemoryStore if request.param == "memory" else file_store
+
+
+@pytest.fixture
+async def begin(time, issuer, events, store):
     """Start a session; keyword arguments are its settings."""
     begun = []
 
@@ -174,7 +196,7 @@ async def begin(time, issuer, events):
         session = Session(
             "nomba",
             auth=issuer,
-            store=MemoryStore(),
+            store=store(),
             limits=Limits(**settings),
             clocks=time.clocks,
             emit=events.append,

@@ -1,0 +1,156 @@
+"""A session kept in a file, for all processes of this machine and across restarts.
+
+Two files: the sealed value, which is replaced as a whole, and beside it a lock file that is
+never replaced. Its advisory lock is the lease: the system takes it from a holder that dies, at
+whatever moment. Its content counts the writes, so that looking for news costs one short read.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from proxy.core.session import Held
+from proxy.tokens.seal import Identity, Seal, Unreadable
+from proxy.tokens.store import StoreFailed
+
+_COUNT = 8  # bytes
+_TURN = 0.01  # seconds between two tries to get the lock
+_LARGEST = 256 * 1024  # bytes of a value
+
+
+class FileStore:
+    """Keeps one session in a folder.
+
+    Args:
+        folder: on a file system of this machine; made if it is not there.
+        identity: of the session.
+        seal: encrypts it.
+        warn: told, in words, of a value that is ignored.
+
+    Raises:
+        StoreFailed: the folder cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path, *, identity: Identity, seal: Seal, warn: Callable[[str], object]
+    ) -> None:
+        self._path = folder / f"session-{identity.digest()}"
+        self._lock_path = folder / f"session-{identity.digest()}.lock"
+        self._seal = seal
+        self._warn = warn
+        self._warned: object = None
+        self._count = b""
+        self._mine = asyncio.Lock()  # the file's is of a process, not of a task
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = self._open_lock()
+        except OSError as error:
+            raise _failed(error, folder) from None
+
+    def news(self) -> Held | None:
+        """As `Store`."""
+        try:
+            if os.pread(self._lock, _COUNT, 0) == self._count:
+                return None
+        except OSError:
+            return None
+        return self._read()
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Held]:
+        """As `Store`."""
+        async with self._mine:
+            try:
+                await self._acquire()
+            except OSError as error:
+                raise _failed(error, self._lock_path) from None
+            try:
+                yield self._read() or Held()
+            finally:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    async def save(self, held: Held) -> None:
+        """As `Store`."""
+        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            descriptor = os.open(
+                fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
+            )
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._seal.close(held))
+            fresh.replace(self._path)
+            count = int.from_bytes(os.pread(self._lock, _COUNT, 0)) + 1
+            self._count = (count % 256**_COUNT).to_bytes(_COUNT)
+            os.pwrite(self._lock, self._count, 0)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise _failed(error, self._path) from None
+
+    def close(self) -> None:
+        """As `Store`."""
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+    # -- the lock -----------------------------------------------------------------------------
+
+    def _open_lock(self) -> int:
+        return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+    async def _acquire(self) -> None:
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(_TURN)
+                continue
+            if self._is_the_lock():
+                return
+            # Somebody has removed it: who comes next would lock another one.
+            fresh = self._open_lock()
+            os.close(self._lock)
+            self._lock = fresh
+
+    def _is_the_lock(self) -> bool:
+        try:
+            found = self._lock_path.stat()
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._lock)
+        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+    # -- the value ----------------------------------------------------------------------------
+
+    def _read(self) -> Held | None:
+        """What is stored; None, with a warning, if that is nothing of ours."""
+        try:
+            # Counted first: what is written in between is news again.
+            self._count = os.pread(self._lock, _COUNT, 0)
+            with self._path.open("rb") as file:
+                data = file.read(_LARGEST)
+                found = os.fstat(file.fileno())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._ignore(f"{self._path}: {error.strerror}", about=error.errno)
+            return None
+        try:
+            return self._seal.open(data)
+        except Unreadable as error:
+            text = f"{self._path} is ignored: {error}"
+            self._ignore(text, about=(found.st_ino, found.st_mtime_ns))
+            return None
+
+    def _ignore(self, text: str, *, about: object) -> None:
+        if about != self._warned:
+            self._warned = about
+            self._warn(text)
+
+
+def _failed(error: OSError, path: Path) -> StoreFailed:
+    return StoreFailed(f"{path}: {error.strerror or error}")

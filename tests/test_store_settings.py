@@ -1,0 +1,129 @@
+"""Where sessions are kept: what `store` and `workers` may say."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy.settings import SettingsError, describe, load
+from proxy.settings.store import network_file_system
+
+CREDENTIALS = {
+    "NOMBA_CLIENT_ID": "client-0123456789",
+    "NOMBA_CLIENT_SECRET": "secret-0123456789",
+    "NOMBA_ACCOUNT_ID": "account-0123456789",
+}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def begin(**environ):
+        return load(environ={**CREDENTIALS, "NOMBA_PROXY_STATE_DIR": str(tmp_path), **environ})
+
+    return begin
+
+
+@pytest.fixture
+def problem(settings):
+    def begin(**environ):
+        with pytest.raises(SettingsError) as caught:
+            settings(**environ)
+        [only] = caught.value.problems
+        return only
+
+    return begin
+
+
+def test_one_process_keeps_its_session_in_memory(settings):
+    loaded = settings()
+    assert loaded.store_dir is None
+    assert ("store", "memory", "default") in describe(loaded)
+
+
+def test_several_workers_share_a_file_in_the_state_folder(settings, tmp_path):
+    loaded = settings(NOMBA_PROXY_WORKERS="4")
+    assert loaded.store_dir == tmp_path / "sessions"
+    assert ("store", f"file:{tmp_path}/sessions", "default") in describe(loaded)
+
+
+@pytest.mark.parametrize("form", ["file:{}", "file://{}"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_can_be_named(settings, tmp_path, form, workers):
+    text = form.format(tmp_path / "kept")
+    loaded = settings(NOMBA_PROXY_STORE=text, NOMBA_PROXY_WORKERS=workers)
+    assert loaded.store_dir == tmp_path / "kept"
+    assert not loaded.store_dir.exists()
+
+
+def test_memory_is_for_one_process(settings, problem):
+    assert settings(NOMBA_PROXY_STORE="memory").store_dir is None
+    found = problem(NOMBA_PROXY_STORE="memory", NOMBA_PROXY_WORKERS="2")
+    assert (found.key, "each other's session" in found.hint) == ("store", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["file:", "file", "memory:x", "sqlite:x", "/var/lib", "valkey://u:pass-word@h:1/0"]
+)
+def test_anything_else_is_no_store(problem, text):
+    found = problem(NOMBA_PROXY_STORE=text)
+    assert found.key == "store"
+    assert "pass-word" not in str(found)
+    assert "file:DIR" in found.hint
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "65", "two", "1.5", ""])
+def test_a_number_of_workers_is_a_number(problem, workers):
+    assert problem(NOMBA_PROXY_WORKERS=workers).key == "workers"
+
+
+def test_a_folder_that_others_can_write_to_is_refused(problem, tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert "other users" in problem(NOMBA_PROXY_STORE=f"file:{folder}").text
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(problem, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "no folder" in problem(NOMBA_PROXY_STORE=f"file:{tmp_path}/file/below").text
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime - ext4 /dev/root rw
+30 22 0:25 / /tmp rw - tmpfs tmpfs rw
+40 22 0:40 / /mnt/share rw,relatime shared:1 - nfs4 server:/export rw
+41 22 0:41 / /mnt/my\\040disk rw - cifs //server/disk rw
+42 40 8:2 / /mnt/share/local rw - xfs /dev/sdb1 rw
+43 22 0:43 / /home rw - ext4 /dev/sdc1 rw
+44 22 0:44 / /home rw - fuse.sshfs other:/home rw
+broken line
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/lib/x", ""),
+        ("/tmp/x", ""),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/a/b", "nfs4"),
+        ("/mnt/share2", ""),
+        ("/mnt/share/local/x", ""),
+        ("/mnt/my disk/x", "cifs"),
+        ("/home/me", "fuse.sshfs"),
+    ],
+)
+def test_a_network_file_system_is_known_by_where_it_is_mounted(tmp_path, path, kind):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert network_file_system(Path(path), mounts=mounts) == kind
+
+
+def test_a_link_is_followed_to_where_it_leads(tmp_path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 1 8:1 / / rw - ext4 x rw\n2 1 0:1 / {tmp_path}/far rw - nfs x rw\n")
+    (tmp_path / "near").symlink_to(tmp_path / "far")
+    assert network_file_system(tmp_path / "near" / "x", mounts=mounts) == "nfs"
+
+
+def test_where_nothing_lists_the_mounts_nothing_is_said(tmp_path):
+    assert network_file_system(tmp_path, mounts=tmp_path / "none") == ""

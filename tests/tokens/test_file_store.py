@@ -1,0 +1,416 @@
+"""A session kept in a file: what several processes and restarts make of it."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+
+from proxy.core.lifetime import Lifetime
+from proxy.core.secret import Secret
+from proxy.core.session import Held, Limits, Trouble, granted
+from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.nomba import Credentials
+from proxy.tokens.store import StoreFailed
+
+ORIGIN = "https://issuer.test"
+PAIR = ("shop", "/v1/x")
+
+
+async def settle():
+    for _ in range(40):
+        await asyncio.sleep(0)
+
+
+def named(events, name):
+    return [event for event in events if event.name == name]
+
+
+def some(text="token", *, generation=0, life=1000.0):
+    lifetime = Lifetime.begin(life, now=1000, wall=0, early=300, urgent=30, jitter=0)
+    access, refresh = Secret(text, origin=ORIGIN), Secret("refresh-" + text, origin=ORIGIN)
+    held = granted(Held(generation=generation), access=access, refresh=refresh, lifetime=lifetime)
+    return replace(held, forced=(1.0,), deaths=(2.0, 3.0), trouble=Trouble(1, 5.0, "reply", "no"))
+
+
+@pytest.fixture
+async def join(issuer, time, events, file_store):
+    """Another process that shares the session: joins as one that has just been started."""
+    joined = []
+
+    async def start(*, warn=None, auth=issuer, **limits):
+        session = Session(
+            "nomba",
+            auth=auth,
+            store=file_store(warn=warn, credentials=auth.credentials),
+            limits=Limits(**limits),
+            clocks=time.clocks,
+            emit=events.append,
+        )
+        joined.append(session)
+        session.start()
+        await settle()
+        return session
+
+    yield start
+    for session in joined:
+        closing = asyncio.create_task(session.close(revoke=False))
+        await time.advance(3)
+        await closing
+
+
+@pytest.fixture
+async def pair(join):
+    """Two processes with one session."""
+    return await join(), await join()
+
+
+def path(tmp_path):
+    [found] = [one for one in tmp_path.glob("session-*") if one.suffix != ".lock"]
+    return found
+
+
+# -- several processes ----------------------------------------------------------------------
+
+
+async def test_the_second_process_logs_in_no_more(pair, issuer):
+    assert [one.lend().generation for one in pair] == [1, 1]
+    assert issuer.names == ["issue"]
+
+
+async def test_many_that_start_at_once_cost_one_login(join, issuer, time):
+    sessions = [await join() for _ in range(4)]
+    tokens = [await one.borrow() for one in sessions]
+    assert {token.generation for token in tokens} == {1}
+    assert issuer.names == ["issue"]
+
+
+async def test_when_it_is_due_one_of_them_renews_and_all_have_the_new_token(pair, issuer, time):
+    await time.advance(760)
+    assert [one.lend().generation for one in pair] == [2, 2]
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_a_token_refused_in_both_is_renewed_once(pair, issuer, time):
+    renewing = [asyncio.create_task(one.renew(after=1, by=PAIR)) for one in pair * 20]
+    await time.advance(1)
+    assert {task.result().generation for task in renewing} == {2}
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_a_refused_token_is_lent_by_no_process_while_it_is_renewed(pair, issuer):
+    one, other = pair
+    gate = issuer.hold("issue")
+    one.refused(1, by=PAIR)
+    await settle()
+    assert other.lend() is None
+    gate.set()
+    await settle()
+    assert other.lend().generation == 2
+
+
+async def test_a_late_refusal_in_the_other_process_costs_nothing(pair, issuer):
+    one, other = pair
+    await one.renew(after=1, by=PAIR)
+    assert (await other.renew(after=1, by=PAIR)).generation == 2
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_what_one_saw_accepted_the_other_does_not_take_for_unusable(pair, issuer):
+    one, other = pair
+    for generation in range(1, 6):
+        assert one.lend().generation == generation
+        one.accepted(generation, by=PAIR)
+        await settle()
+        assert (await other.renew(after=generation, by=object())).generation == generation + 1
+    assert issuer.count("issue") == 6
+
+
+async def test_the_gap_is_one_for_all(pair):
+    one, other = pair
+    await one.renew(after=1, by=object())
+    await other.renew(after=2, by=object())
+    with pytest.raises(RenewalNotAllowed):
+        await one.renew(after=3, by=object())
+    assert one.lend().generation == 3
+
+
+async def test_back_off_is_one_for_all(pair, issuer, time, down):
+    issuer.failing = down
+    await time.advance(760, step=0.1)
+    alone = issuer.count("issue")
+    assert 4 <= alone <= 8  # at 750 s, and 0.5, 1, 2, 4 s later, a quarter of chance added
+    time.alive += 1000
+    for one in pair * 10:
+        with pytest.raises(TokenUnavailable, match="no connection"):
+            await one.borrow()
+    assert issuer.count("issue") == alone + 1  # by then it was time to try again
+
+
+async def test_a_stop_stops_all_and_a_renewal_starts_all(pair, issuer, time):
+    one, other = pair
+    await one.revoke(stop=True)
+    assert other.status().state == "stopped"
+    with pytest.raises(TokenUnavailable, match="stopped"):
+        await other.borrow()
+    assert (await other.renew_now()).generation == 2
+    assert one.lend().generation == 2
+
+
+async def test_a_revocation_holds_the_others_requests_until_the_new_token_is_there(pair, issuer):
+    one, other = pair
+    gate = issuer.hold("revoke")
+    revoking = asyncio.create_task(one.revoke(stop=False))
+    await settle()
+    borrowing = asyncio.create_task(other.borrow())
+    await settle()
+    assert not borrowing.done()
+    gate.set()
+    assert await revoking == ""
+    await issuer.time.advance(1)  # it tries the lock again and again
+    assert (await borrowing).generation == 2
+    assert issuer.names == ["issue", "revoke", "issue"]
+
+
+# -- restarts ---------------------------------------------------------------------------------
+
+
+async def test_a_restart_logs_in_no_more(join, issuer):
+    first = await join()
+    await first.close(revoke=False)
+    second = await join()
+    assert (await second.borrow()).generation == 1
+    assert second.ready
+    assert issuer.names == ["issue"]
+
+
+async def test_a_restart_after_the_tokens_death_logs_in(join, issuer, time):
+    first = await join()
+    await first.close(revoke=False)
+    time.alive += 1001
+    second = await join()
+    assert (await second.borrow()).generation == 2
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_what_was_revoked_at_the_end_is_not_used_again(join, issuer):
+    first = await join()
+    await first.close(revoke=True)
+    second = await join()
+    assert (await second.borrow()).generation == 2
+    assert issuer.names == ["issue", "revoke", "issue"]
+
+
+async def test_a_stop_outlives_a_restart(join, issuer):
+    first = await join()
+    await first.revoke(stop=True)
+    await first.close(revoke=False)
+    second = await join()
+    with pytest.raises(TokenUnavailable, match="stopped"):
+        await second.borrow()
+    assert issuer.names == ["issue", "revoke"]
+
+
+async def test_a_renewal_that_its_process_did_not_survive_is_made_again_by_issue(
+    join, file_store, issuer, time, events
+):
+    """Killed between the call and its answer: perhaps the old token is dead, perhaps not."""
+    first = await join()
+    first.accepted(1, by=PAIR)
+    await settle()
+    await first.close(revoke=False)
+    store = file_store()
+    async with store.lease() as held:
+        await store.save(replace(held, calling=True))
+    second = await join()
+    assert second.lend().generation == 1  # it may be good still
+    assert (await second.renew(after=1, by=PAIR)).generation == 2
+    assert issuer.names == ["issue", "issue"]
+    async with store.lease() as held:
+        assert (held.calling, held.deaths, held.unaccepted) == (False, (), 0)
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from proxy.core.secret import Secret
+from proxy.core.session import Held
+from proxy.tokens.file_store import FileStore
+from proxy.tokens.nomba import Credentials
+from proxy.tokens.seal import Identity, Seal
+
+async def main():
+    origin, identity = sys.argv[2], Identity(sys.argv[2], "client")
+    me = Credentials(origin, "client", Secret("the-client-secret", origin=origin), "account")
+    seal = Seal(identity, credentials=me, boot="boot", alive=lambda: 1000.0)
+    store = FileStore(Path(sys.argv[1]), identity=identity, seal=seal, warn=print)
+    async with store.lease():
+        print("held", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_lease_of_a_killed_process_is_free(tmp_path, file_store):
+    holder = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLDER, str(tmp_path), ORIGIN), stdout=asyncio.subprocess.PIPE
+    )
+    assert await holder.stdout.readline() == b"held\n"
+    store = file_store()
+    asyncio.get_running_loop().__dict__.pop("time", None)  # this one waits for real
+
+    async def take():
+        async with store.lease():
+            return True
+
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(0.1)
+    assert not taking.done()
+    holder.send_signal(signal.SIGKILL)
+    assert await taking
+    await holder.wait()
+    asyncio.get_running_loop().time = lambda: 0.0  # the fixture takes it away
+
+
+# -- what is in the file ----------------------------------------------------------------------
+
+
+async def test_everything_that_is_known_comes_back(file_store):
+    one, other = file_store(), file_store()
+    for held in (some(), some().without(1), Held(stopped=True)):
+        async with one.lease():
+            await one.save(held)
+        assert other.news() == held
+        assert other.news() is None
+        async with other.lease() as stored:
+            assert stored == held
+
+
+async def test_the_files_are_the_owners_alone_and_hold_no_secret(file_store, tmp_path):
+    store = file_store()
+    async with store.lease():
+        await store.save(some("the-access-token"))
+    assert {oct(one.stat().st_mode & 0o777) for one in tmp_path.iterdir()} == {"0o600"}
+    data = b"".join(one.read_bytes() for one in tmp_path.iterdir())
+    for secret in (b"the-access-token", b"the-client-secret", b"account"):
+        assert secret not in data
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-1],
+    "cut in the head": lambda data: data[:10],
+    "longer": lambda data: data + b"x",
+    "one bit of the value": lambda data: flipped(data, len(data) // 2),
+    "one bit of the nonce": lambda data: flipped(data, data.index(b"\n", 30) + 1),
+    "one bit of the secret's digest": lambda data: flipped(data, 25),
+    "another format": lambda data: data.replace(b"session 1", b"session 9"),
+    "something else": lambda data: b'{"access_token": "evil"}',
+    "large": lambda data: data + bytes(10_000_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_corrupt_content_is_ignored_with_one_warning_and_healed(
+    join, issuer, tmp_path, damage
+):
+    first = await join()
+    await first.close(revoke=False)
+    path(tmp_path).write_bytes(DAMAGE[damage](path(tmp_path).read_bytes()))
+    warnings = []
+    second = await join(warn=warnings.append)
+    assert second.lend() is not None
+    assert issuer.names == ["issue", "issue"]
+    [text] = warnings
+    assert str(path(tmp_path)) in text
+    third = await join()
+    assert third.lend().generation == second.lend().generation
+    assert issuer.names == ["issue", "issue"]
+
+
+async def test_a_file_that_is_lost_while_all_run_costs_nothing(pair, issuer, time, tmp_path):
+    one, other = pair
+    path(tmp_path).unlink()
+    await time.advance(760)
+    assert (one.lend().generation, other.lend().generation) == (2, 2)
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_a_lock_that_was_removed_is_made_again(pair, issuer, time, tmp_path):
+    one, other = pair
+    next(tmp_path.glob("*.lock")).unlink()
+    await time.advance(760)
+    assert (await one.borrow()).generation == 2
+    assert (await other.borrow()).generation == 2
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_what_another_secret_wrote_is_ignored_and_said_to_be(join, issuer, time):
+    await join()
+    issuer.credentials = Credentials(
+        ORIGIN, "client", Secret("a-new-client-secret", origin=ORIGIN), "account"
+    )
+    warnings = []
+    session = await join(warn=warnings.append)
+    assert session.lend() is not None
+    assert issuer.names == ["issue", "issue"]
+    assert "another client secret" in warnings[0]
+
+
+async def test_after_the_machine_was_started_anew_the_wall_clock_says_what_is_left(
+    file_store, time
+):
+    before = file_store()
+    async with before.lease():
+        await before.save(some())  # at 1000; it dies at 2000
+    clocks = Clocks(alive=lambda: 10.0, wall=lambda: time.clocks.wall() + 400, random=lambda: 0)
+    async with file_store(boot="another", clocks=clocks).lease() as held:
+        assert held.token.lifetime.dies_at == pytest.approx(610)
+        assert held.token.lifetime.renew_at == pytest.approx(360)
+
+
+async def test_after_that_with_a_wall_clock_set_back_nothing_is_lent(file_store, time):
+    before = file_store()
+    async with before.lease():
+        await before.save(some())
+    clocks = Clocks(alive=lambda: 10.0, wall=lambda: time.clocks.wall() - 400, random=lambda: 0)
+    async with file_store(boot="another", clocks=clocks).lease() as held:
+        assert held.token is None
+        assert held.generation == 1
+
+
+# -- a store that cannot be used ---------------------------------------------------------------
+
+
+async def test_nobody_logs_in_who_could_not_let_the_others_know(join, issuer, tmp_path, events):
+    obstacle = tmp_path / f".session-{'0' * 16}.{os.getpid()}"
+    session = await join()
+    name = path(tmp_path).name
+    obstacle = tmp_path / f".{name}.{os.getpid()}"
+    obstacle.mkdir()
+    with pytest.raises(TokenUnavailable) as caught:
+        await session.renew(after=1, by=PAIR)
+    assert "shared" in caught.value.hint or "share" in caught.value.hint
+    assert issuer.names == ["issue"]
+    [told] = named(events, "token_renewal_failed")
+    assert told.fields["cause"] == "store"
+
+
+async def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path, issuer, time):
+    from proxy.tokens.file_store import FileStore
+    from proxy.tokens.seal import Identity, Seal
+
+    (tmp_path / "file").write_text("")
+    identity = Identity(ORIGIN, "client")
+    seal = Seal(identity, credentials=issuer.credentials, boot="", alive=lambda: 0.0)
+    with pytest.raises(StoreFailed, match="file"):
+        FileStore(tmp_path / "file" / "x", identity=identity, seal=seal, warn=pytest.fail)
