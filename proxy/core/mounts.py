@@ -46,11 +46,6 @@ class Mount:
             return found
         return origin.text.encode() + found
 
-    def __str__(self) -> str:
-        """For people."""
-        path = self.prefix.decode() or "/"
-        return ", ".join(f"{one}{path}" for one in sorted(self.hosts)) or path
-
 
 class Mounts:
     """All of them.
@@ -83,11 +78,14 @@ class Mounts:
         for one in candidates:
             if one.holds(path):
                 return one
+        if not candidates:  # names are not told: this may be a page that came by one of its own
+            raise MountUnknown(
+                "No upstream is reached by the name that the proxy was called by.",
+                hint="Call it by one that an upstream lists in its hosts.",
+            )
         raise MountUnknown(
-            "No upstream is mounted at this path."
-            if candidates
-            else "No upstream is reached by the name that the proxy was called by.",
-            hint=f"Mounts: {', '.join(map(str, candidates or self._every()))}",
+            "No upstream is mounted at this path.",
+            hint=f"Mounts: {', '.join(one.prefix.decode() or '/' for one in candidates)}",
         )
 
     def find_by_path(self, path: bytes) -> Mount:
@@ -99,12 +97,9 @@ class Mounts:
         if any(one.holds(path) for named in self._named.values() for one in named):
             raise MountUnknown(
                 "At this path an upstream is chosen by the name in Host.",
-                hint="Copy the request, and send it to that name.",
+                hint="Send it to that name yourself: a copied command calls the proxy by its address.",
             )
         return self.find(path, host="")
-
-    def _every(self) -> list[Mount]:
-        return list(dict.fromkeys(one for named in self._named.values() for one in named))
 
 
 def called_by(headers: Headers, *, authority: str) -> str:

@@ -153,6 +153,7 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         row("upstream.0.client_secret", "***" if settings.simulated_secret else "")
         for name in ("mount", "strip_mount", "account_policy", "account_override_money"):
             row(f"upstream.0.{name}", getattr(entry, name))
+        row("upstream.0.hosts", ", ".join(entry.hosts))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
     row("callers.signing_key", "***" if settings.signing_key else "")
     row("caller", ", ".join(one.name for one in settings.callers.callers))
