@@ -439,6 +439,10 @@ async def test_a_session_scope_of_account_gives_each_its_own(two_accounts, upstr
     tokens = {lines(head)[-4] for head, _ in upstream.requests}
     assert tokens == {"Authorization: Bearer token-1", "Authorization: Bearer token-2"}
     assert set(json.loads(await admin(proxy, "/token"))) == {"first", "second"}
+    listener = f"--admin-listen={proxy.admin.removeprefix('http://')}"
+    for wanted, shown in ([], ["first", "second"]), (["--upstream=second"], ["second"]):
+        out = (await run("token", "show", *wanted, listener))[1]
+        assert re.findall(r"(?m)^(\w.*):", out) == shown
 
 
 async def test_what_ends_the_session_at_one_account_is_mended_once_for_both(two_accounts, upstream):
