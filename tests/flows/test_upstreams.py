@@ -412,11 +412,6 @@ def two_accounts(start, upstream):
     return begin
 
 
-def seen(upstream):
-    """Account and token of every request."""
-    return [(lines(head)[-3], lines(head)[-4]) for head, _ in upstream.requests]
-
-
 async def test_two_accounts_of_one_client_share_one_login(two_accounts, upstream):
     proxy = await two_accounts()
     await asyncio.gather(
