@@ -20,19 +20,21 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class SessionControls:
-    """What the admin listener can do with one upstream's session.
+    """What the admin listener can do with one session.
 
     Attributes:
         ready: whether there has been a token since start.
         status: what there is to show; no secrets.
         renew: renew now; raises with a text for people.
         revoke: revoke now, `stop` to stay without a token; returns a problem or "".
+        upstreams: names of all that share it.
     """
 
     ready: Callable[[], bool]
     status: Callable[[], Mapping[str, object]]
     renew: Callable[[], Awaitable[object]]
     revoke: Callable[[bool], Awaitable[str]]
+    upstreams: tuple[str, ...] = ()
 
 
 class ControlFailed(Exception):
@@ -54,7 +56,7 @@ def build_admin(
     """What answers every request on the admin listener.
 
     Args:
-        sessions: by upstream name.
+        sessions: by the name of the first upstream that each belongs to.
         is_draining: whether the proxy is shutting down.
         metrics: renders the exposition text.
         metrics_type: its content type.
@@ -74,7 +76,8 @@ def build_admin(
         good = text == "ready\n"
         if "verbose" in request.query:
             text += "".join(
-                f"{'ok ' if state else 'no '} token of {name}\n" for name, state in states.items()
+                f"{'ok ' if state else 'no '} token of {', '.join(_names(name, sessions))}\n"
+                for name, state in states.items()
             )
         return web.Response(text=text, status=200 if good else 503)
 
@@ -145,10 +148,16 @@ def _from_here(request: web.BaseRequest, is_loopback: Callable[[str], bool]) -> 
 def _chosen(
     request: web.BaseRequest, sessions: Mapping[str, SessionControls]
 ) -> tuple[str, SessionControls]:
-    name = request.query.get("upstream") or (next(iter(sessions)) if len(sessions) == 1 else "")
-    if name not in sessions:
-        raise UnknownUpstream(f"name an upstream: {', '.join(sessions)}")
-    return name, sessions[name]
+    known = {one: name for name in sessions for one in _names(name, sessions)}
+    wanted = request.query.get("upstream") or (next(iter(known)) if len(sessions) == 1 else "")
+    if wanted not in known:
+        raise UnknownUpstream(f"name an upstream: {', '.join(known)}")
+    return known[wanted], sessions[known[wanted]]
+
+
+def _names(name: str, sessions: Mapping[str, SessionControls]) -> tuple[str, ...]:
+    """All names that a session goes by, its own first."""
+    return sessions[name].upstreams or (name,)
 
 
 def _json(value: Mapping[str, object], *, status: int = 200) -> web.Response:

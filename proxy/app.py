@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,8 @@ from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
 from proxy.core.caller import ANONYMOUS
 from proxy.core.exchange import Emit, Event, Observe
+from proxy.core.mounts import Mount
+from proxy.core.origin import host_name
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
 from proxy.core.session import Limits as TokenLimits
@@ -130,20 +132,30 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     ring, sessions = _ring(settings, redactor), Sessions({})
     emit: Emit = telemetry.emit
     observe: Observe = telemetry.observe
+    sharing = _sharing(upstreams)
     if ring is not None:
-        emit, observe = _both(telemetry.emit, sessions.emit), _both(telemetry.observe, ring.note)
+        emit = _both(telemetry.emit, _to_each(sessions.emit, sharing))
+        observe = _both(telemetry.observe, ring.note)
     key = _signing_key(settings, emit=emit)
     # The same in every process that has the key, so a way round through another is seen too.
     via = b"1.1 nomba-proxy-%b" % hmac.digest(key, b"via", "sha256")[:4].hex().encode()
-    wired = []
+    diallers = {one.name: _dialler(one, settings=settings, via=via) for one in upstreams}
+    for dialler in diallers.values():
+        stack.callback(dialler.close)
+    tokens = {
+        one.name: _session(one, dialler=diallers[one.name], settings=settings, emit=emit)
+        for one in upstreams
+        if one.name in sharing
+    }
     controls: dict[str, SessionControls] = {}
-    for one in upstreams:
-        upstream = _wire(one, settings=settings, emit=emit, via=via)
-        revoke = settings.model.token.revoke_at_shutdown
-        stack.callback(upstream.dialler.close)
-        stack.push_async_callback(upstream.session.close, revoke=revoke)
-        wired.append(upstream)
-        controls[one.name] = _controls(upstream.session)
+    for name, session in tokens.items():
+        stack.push_async_callback(session.close, revoke=settings.model.token.revoke_at_shutdown)
+        controls[name] = _controls(session, upstreams=sharing[name])
+    lenders = {name: first for first, names in sharing.items() for name in names}
+    wired = [
+        _wire(one, dialler=diallers[one.name], session=tokens[lenders[one.name]])
+        for one in upstreams
+    ]
 
     draining = asyncio.Event()
     admin = web.ServerRunner(
@@ -191,7 +203,7 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             keep_forwarded=model.headers.forwarded == "pass",
             rewrite_location=model.headers.rewrite_location,
         ),
-        is_own_authority=authorities.__contains__,
+        is_own_authority=lambda text: text in authorities or host_name(text) in settings.hosts,
         observe=telemetry.observe,
         emit=telemetry.emit,
         watch=ring.watch if ring is not None else None,
@@ -210,10 +222,11 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     if ring is not None:
         for one in upstreams:
             environment = one.origin.environment
+            lender = controls[lenders[one.name]]
             sessions.views[one.name] = SessionView(
                 "simulator" if settings.simulate else environment,
-                status=controls[one.name].status,
-                renew=controls[one.name].renew,
+                status=lender.status,
+                renew=lender.renew,
             )
         door = _replay_door(
             settings,
@@ -235,8 +248,8 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
     stack.callback(draining.set)
     # Last: a proxy that cannot listen must not have logged in, which would end the
     # session of the one that is running already.
-    for upstream in wired:
-        upstream.session.start()
+    for session in tokens.values():
+        session.start()
     return Running(listen, admin_listen, upstreams, control, inspector)
 
 
@@ -471,9 +484,30 @@ def _reached(listen: Address) -> Address:
     return Address(everywhere.get(listen.host, listen.host), listen.port)
 
 
-def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> Upstream:
+def _sharing(upstreams: tuple[ReadyUpstream, ...]) -> dict[str, tuple[str, ...]]:
+    """Which upstreams share which session: their names, by the name of the first of them.
+
+    A session goes by that name, and logs in as that upstream: with its account, and by its way.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for one in upstreams:
+        found.setdefault(one.session, []).append(one.name)
+    return {names[0]: tuple(names) for names in found.values()}
+
+
+def _to_each(emit: Emit, sharing: Mapping[str, tuple[str, ...]]) -> Emit:
+    """Tell what happens to a session for each upstream that shares it."""
+
+    def told(event: Event) -> None:
+        for name in sharing.get(event.upstream, ()):
+            emit(replace(event, upstream=name))
+
+    return told
+
+
+def _dialler(one: ReadyUpstream, *, settings: Settings, via: bytes) -> Dialler:
     model = settings.model
-    dialler = Dialler(
+    return Dialler(
         one.origin,
         timeouts=Timeouts(**model.timeouts.model_dump()),
         way=Way(
@@ -485,11 +519,15 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
         limits=PoolLimits(**model.pool.model_dump()),
         via=via if model.headers.via_upstream else b"",
     )
+
+
+def _session(one: ReadyUpstream, *, dialler: Dialler, settings: Settings, emit: Emit) -> Session:
+    model = settings.model
     credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
-    session = Session(
+    return Session(
         one.name,
         auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
-        store=_store(credentials, settings=settings, name=one.name, emit=emit),
+        store=_store(one, credentials=credentials, settings=settings, emit=emit),
         limits=TokenLimits(
             early=model.token.early,
             urgent=model.token.urgent,
@@ -501,9 +539,13 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
         clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
         emit=emit,
     )
+
+
+def _wire(one: ReadyUpstream, *, dialler: Dialler, session: Session) -> Upstream:
+    prefix = one.mount.encode("ascii")
     return Upstream(
         name=one.name,
-        mount=one.mount.encode("ascii"),
+        mount=Mount(prefix, hosts=one.hosts, strip=one.options.strip_mount),
         dialler=dialler,
         session=session,
         account=AccountRule(
@@ -516,7 +558,7 @@ def _wire(one: ReadyUpstream, *, settings: Settings, emit: Emit, via: bytes) -> 
 
 
 def _store(
-    credentials: Credentials, *, settings: Settings, name: str, emit: Emit
+    one: ReadyUpstream, *, credentials: Credentials, settings: Settings, emit: Emit
 ) -> MemoryStore | FileStore:
     """Where a session is kept.
 
@@ -527,9 +569,9 @@ def _store(
         return MemoryStore()
 
     def warn(text: str) -> None:
-        emit(Event("stored_session_ignored", "warning", name, {"reason": text}))
+        emit(Event("stored_session_ignored", "warning", one.name, {"reason": text}))
 
-    identity = Identity(credentials.origin, credentials.client_id)
+    identity = Identity(*one.session)
     seal = Seal(identity, credentials=credentials, boot=_boot(), alive=alive_clock())
     try:
         return FileStore(settings.store_dir, identity=identity, seal=seal, warn=warn)
@@ -598,7 +640,8 @@ def _callers(
         emit=emit,
         fails_in_200=options.login_failure == "200",
     )
-    return Callers(registry, login, Pages.of(hosts=options.hosts, origins=options.origins))
+    hosts = (*options.hosts, *settings.hosts)
+    return Callers(registry, login, Pages.of(hosts=hosts, origins=options.origins))
 
 
 async def _watch_callers(settings: Settings, *, registry: Registry, emit: Emit) -> None:
@@ -641,7 +684,10 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
-    """The simulator as an upstream, with the policies that are set for the real one."""
+    """The simulator as an upstream, with the policies that are set for the real one.
+
+    It is the only one, so it answers by every name.
+    """
     origin = parse_origin(simulator.origin)
     switches = simulator.switches
     entry = settings.model.upstream[0] if settings.model.upstream else UpstreamSettings()
@@ -659,7 +705,7 @@ def _simulated(settings: Settings, simulator: Simulator) -> ReadyUpstream:
     )
 
 
-def _controls(session: Session) -> SessionControls:
+def _controls(session: Session, *, upstreams: tuple[str, ...]) -> SessionControls:
     async def told(work: Awaitable[_Result]) -> _Result:
         try:
             return await work
@@ -667,13 +713,15 @@ def _controls(session: Session) -> SessionControls:
             raise ControlFailed(error.description) from error
 
     def status() -> Mapping[str, object]:
-        return {
+        shown = {
             key: round(value, 1) if isinstance(value, float) else value
             for key, value in asdict(session.status()).items()
         }
+        return {"upstreams": upstreams, **shown}
 
     return SessionControls(
         ready=lambda: session.ready,
+        upstreams=upstreams,
         status=status,
         renew=lambda: told(session.renew_now()),
         revoke=lambda stop: told(session.revoke(stop=stop)),
@@ -709,13 +757,21 @@ def _authorities(listen: Address) -> set[str]:
 def banner(running: Running, *, settings: Settings) -> str:
     """What a human needs at start: where it listens, what it forwards to, how to call it."""
     lines = [f"nomba-proxy {__version__}"]
+    lenders = {
+        name: first for first, names in _sharing(running.upstreams).items() for name in names
+    }
     for one in running.upstreams:
         what = (
             "SIMULATOR (built in, no real money)" if running.simulator else one.origin.environment
         )
+        at = one.mount or "/"
+        kept = "" if one.options.strip_mount or not one.mount else " (kept)"
+        names = f", for Host {', '.join(sorted(one.hosts))}" if one.hosts else ""
+        lender = lenders[one.name]
+        shared = "" if lender == one.name else f", session shared with {lender}"
         lines += [
-            f"  upstream   {one.name}: {what}, {one.origin.text}, mounted at {one.mount or '/'}",
-            f"  account    {mask(one.account_id)}",
+            f"  upstream   {one.name}: {what}, {one.origin.text}, mounted at {at}{kept}{names}",
+            f"  account    {mask(one.account_id)}{shared}",
         ]
     lines += _who_may_call(running, settings=settings)
     if running.simulator is not None:
@@ -723,15 +779,21 @@ def banner(running: Running, *, settings: Settings) -> str:
     lines += [f"  warning    {one}" for one in settings.warnings]
     url = f"http://{running.listen}"
     first = running.upstreams[0]
+    called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])
+    key = "" if _is_open(first, settings) else _WITH_KEY
     lines += [
         f"  listening  {url}  (admin http://{running.admin_listen})",
         *([f"  inspector  {running.inspector}"] if running.inspector else []),
         "",
         "  try it:",
-        f"    curl -s {'' if _is_open(first, settings) else _WITH_KEY}{url}{first.mount}/v1/accounts/balance",
+        f"    curl -s {called}{key}{url}{first.mount}/v1/accounts/balance",
         "",
     ]
     return "\n".join(lines)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 _WITH_KEY = "-H 'X-Nomba-Proxy-Key: …' "

@@ -37,12 +37,12 @@ from proxy.core.heads import (
     caller_accounts,
     check_head,
     names_us,
-    own_location,
     reply_head,
 )
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.limits import Limiter
+from proxy.core.mounts import Mount, Mounts, called_by
 from proxy.core.refusal import local_reply
 from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
 from proxy.core.session import Token
@@ -53,7 +53,6 @@ from proxy.errors import (
     Internal,
     LoopDetected,
     MethodNotAllowed,
-    MountUnknown,
     Outcome,
     ProxyError,
     RenewalNotAllowed,
@@ -89,21 +88,21 @@ class Upstream:
 
     Attributes:
         name: for logs and metrics.
-        mount: path prefix without a trailing slash; empty for the root.
+        mount: where callers reach it.
         dialler: carries requests to it.
-        session: lends its token.
+        session: lends its token; other upstreams may share it.
         account: whose requests these are.
     """
 
     name: str
-    mount: bytes
+    mount: Mount
     dialler: Dialler
     session: Session
     account: AccountRule
 
     def locate(self, location: bytes) -> bytes:
         """Where a caller finds what the upstream's `Location` names."""
-        return own_location(location, origin=self.dialler.origin, mount=self.mount)
+        return self.mount.locate(location, origin=self.dialler.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +177,12 @@ class Handler:
     """Answers every request on the traffic listener.
 
     Args:
-        upstreams: in any order; the longest mount that matches wins.
+        upstreams: in any order, each with a mount of its own.
         limits: of one request.
         bodies: holds request bodies.
         callers: who may call.
         headers: what is done to them.
-        is_own_authority: whether a `host:port` is this listener.
+        is_own_authority: whether a `host:port` is this listener, or a name of an upstream's here.
         observe: takes the record of every exchange, once.
         emit: takes events.
         watch: captures exchanges as they happen, or None.
@@ -205,7 +204,8 @@ class Handler:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch
-        self._upstreams = sorted(upstreams, key=lambda one: len(one.mount), reverse=True)
+        self._upstreams = {one.mount: one for one in upstreams}
+        self._mounts = Mounts(self._upstreams)
         self._limits = limits
         self._bodies = bodies
         self._callers = callers
@@ -270,12 +270,12 @@ class Handler:
             raw: the target as it would stand in the request line.
 
         Raises:
-            ProxyError: it would be refused.
+            ProxyError: it would be refused, or depends on the name in `Host`.
         """
         target = parse_target(raw, is_own_authority=self._is_own_authority)
-        upstream = self._select(target)
-        target = strip_mount(target, mount=upstream.mount)
-        if login_call(target.decoded) is not None:
+        upstream = self._upstreams[self._mounts.find_by_path(target.path)]
+        target, call = _forwarded(target, mount=upstream.mount)
+        if call is not None:
             return upstream.name, "login"
         kinds = {
             self._routes.classify(method, target).kind,
@@ -322,10 +322,9 @@ class Handler:
             )
         target = parse_target(raw, is_own_authority=self._is_own_authority)
         _refuse_upgrade(request)
-        upstream = self._select(target)
+        upstream = self._select(target, headers)
         exchange.upstream = upstream.name
-        target = strip_mount(target, mount=upstream.mount)
-        call = login_call(target.decoded)
+        target, call = _forwarded(target, mount=upstream.mount)
 
         sent_accounts = caller_accounts(headers)
         if call is not None:  # its credentials are in its body
@@ -395,7 +394,7 @@ class Handler:
                 body=body if body is not None else (),
                 method=method,
                 kind=route.kind,
-                pair=(caller.name, target.canonical),
+                pair=(upstream.name, caller.name, target.canonical),
                 ambient=identity.ambient,
                 sending=sending,
                 request=request,
@@ -470,16 +469,9 @@ class Handler:
         exchange.outcome = Outcome.ANSWERED
         return attempt.answer(reply, token)
 
-    def _select(self, target: Target) -> Upstream:
-        path = target.path
-        for upstream in self._upstreams:
-            mount = upstream.mount
-            if path.startswith(mount) and path[len(mount) : len(mount) + 1] in {b"/", b""}:
-                return upstream
-        raise MountUnknown(
-            "No upstream is mounted at this path.",
-            hint=f"Mounts: {', '.join(one.mount.decode() or '/' for one in self._upstreams)}",
-        )
+    def _select(self, target: Target, headers: RawHeaders) -> Upstream:
+        host = called_by(headers, authority=target.authority) if self._mounts.by_host else ""
+        return self._upstreams[self._mounts.find(target.path, host=host)]
 
     def _authorize(
         self,
@@ -780,7 +772,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
-        pair: who calls what: whose refusals are remembered together.
+        pair: who calls what, and where: whose refusals are remembered together.
         request: the caller's, for replies that come before the final one.
         capture: is told.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
@@ -794,7 +786,7 @@ class _Attempt:
     body: Iterable[bytes]
     method: str
     kind: Kind
-    pair: tuple[str, str]
+    pair: tuple[str, str, str]
     ambient: bool
     sending: Callable[[Dialled | None], None]
     request: web.BaseRequest
@@ -853,6 +845,21 @@ async def _hear_out(exchange: Exchange, reply: Reply) -> None:
         return
     async for _ in reply.parts():
         pass
+
+
+def _forwarded(target: Target, *, mount: Mount) -> tuple[Target, str | None]:
+    """What goes to the upstream, which is what is judged; and which login call it is.
+
+    A login below a mount is ours, also where the mount is kept and Nomba would not know it as one.
+
+    Raises:
+        TargetAmbiguous: as `login_call`.
+    """
+    below = strip_mount(target, mount=mount.prefix)
+    call = login_call(below.decoded)
+    if mount.strip:
+        return below, call
+    return target, call or login_call(target.decoded)
 
 
 def _refuse_upgrade(request: web.BaseRequest) -> None:

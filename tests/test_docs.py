@@ -132,6 +132,20 @@ def test_the_example_of_a_caller_can_be_used(tmp_path):
     assert [one.name for one in settings.callers.callers] == ["billing"]
 
 
+def test_the_example_of_two_upstreams_can_be_used(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret")
+    secret.chmod(0o600)
+    text = (ROOT / "docs/upstreams.md").read_text()
+    (example,) = re.findall(r"(?s)```toml\n(.+?)```", text)
+    example = re.sub(r"/run/secrets/[\w-]+", str(secret), example).replace('"…"', '"an-id"')
+    path = tmp_path / "proxy.toml"
+    path.write_text(example)
+    settings = load(environ={}, config=str(path))
+    assert [one.origin.environment for one in settings.upstreams] == ["production", "sandbox"]
+    assert {"live.localhost", "sandbox.nomba.com"} < settings.hosts
+
+
 def test_the_changelog_knows_this_version():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

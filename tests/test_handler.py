@@ -13,6 +13,7 @@ from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller
 from proxy.core.lifetime import Lifetime
+from proxy.core.mounts import Mount
 from proxy.core.secret import Secret
 from proxy.errors import Outcome
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
@@ -64,7 +65,7 @@ async def call():
         log = Log()
         telemetry = Telemetry("json", level="info", version="x", stream=log)
         dialler = SimpleNamespace(origin=ORIGIN, send=send, deadline=lambda: 0.0)
-        upstream = Upstream("faulty", b"", dialler, Lender(), AccountRule("a"))
+        upstream = Upstream("faulty", Mount(), dialler, Lender(), AccountRule("a"))
         anybody = SimpleNamespace(
             identify=lambda *_, **__: Identity(Caller("anonymous"), "anonymous"),
             enter=lambda _: None,

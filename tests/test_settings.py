@@ -210,6 +210,9 @@ def test_the_error_prints_every_problem():
         ("NOMBA_PROXY_DRAIN_LIMIT", "soon", "drain.limit"),
         ("NOMBA_PROXY_UPSTREAM_ACCOUNT_POLICY", "any", "upstream.0.account_policy"),
         ("NOMBA_PROXY_UPSTREAM_NAME", "Not A Name", "upstream.0.name"),
+        ("NOMBA_PROXY_UPSTREAM_SESSION_SCOPE", "origin", "upstream.0.session_scope"),
+        ("NOMBA_PROXY_UPSTREAM_STRIP_MOUNT", "perhaps", "upstream.0.strip_mount"),
+        ("NOMBA_PROXY_UPSTREAM_HOSTS", "a, b:80", "upstream.0.hosts"),
         ("NOMBA_PROXY_UPSTREAM_MOUNT", "nomba", "upstream.0.mount"),
         ("NOMBA_ENVIRONMENT", "staging", "upstream.0.environment"),
         ("NOMBA_BASE_URL", "api.nomba.com", "upstream.0.base_url"),
@@ -820,12 +823,104 @@ def test_several_upstreams_each_have_their_own_credentials(write):
         ('name = "n0"', "name"),
         ('mount = "/m0"', "mount"),
         ('mount = "/m0/"', "mount"),
-        ('client_id = "client-0"', "client_id"),
+        ('client_id = "client-0"\nsession_scope = "account"', "client_id .*another session_scope"),
     ],
 )
-def test_two_upstreams_may_not_share_a_name_a_mount_or_a_session(write, entry, what):
+def test_two_upstreams_may_not_share_a_name_or_a_mount_nor_differ_on_a_session(write, entry, what):
     found = problem(bare, write(several(write, "", entry)))
     assert re.search(f"same .*{what}", found.text)
+
+
+def sessions(loaded):
+    """Which upstreams share a session, in order."""
+    found = {}
+    for one in loaded.upstreams:
+        found.setdefault(one.session, []).append(one.name)
+    return list(found.values())
+
+
+CLIENT = 'client_id = "client-0"'
+BY_ACCOUNT = f'{CLIENT}\nsession_scope = "account"'
+
+
+@pytest.mark.parametrize(
+    ("entries", "shared"),
+    [
+        ([CLIENT, CLIENT, ""], [["n0", "n1"], ["n2"]]),
+        ([CLIENT, f'{CLIENT}\naccount_id = "account-0"'], [["n0", "n1"]]),
+        ([BY_ACCOUNT, BY_ACCOUNT], [["n0"], ["n1"]]),
+        (
+            [BY_ACCOUNT, BY_ACCOUNT, f'{BY_ACCOUNT}\naccount_id = "ACCOUNT-0"'],
+            [["n0", "n2"], ["n1"]],
+        ),
+        ([CLIENT, f'{CLIENT}\nenvironment = "sandbox"'], [["n0"], ["n1"]]),
+        ([CLIENT, f'{BY_ACCOUNT}\nenvironment = "sandbox"'], [["n0"], ["n1"]]),
+    ],
+)
+def test_a_session_is_shared_by_the_upstreams_of_one_client(write, entries, shared):
+    assert sessions(bare(write(several(write, *entries)))) == shared
+
+
+@pytest.mark.parametrize("scope", [CLIENT, f'{BY_ACCOUNT}\naccount_id = "one"'])
+def test_upstreams_that_share_a_session_have_one_secret(write, scope):
+    other = f'client_secret_file = "{write("another-secret-0123456789", "other")}"'
+    found = problem(bare, write(several(write, scope, "", f"{scope}\n{other}")))
+    assert found.key == "upstream n2"
+    assert "session of n0" in found.text
+    assert "another-secret" not in str(found)
+
+
+def test_sessions_of_two_accounts_may_have_two_secrets(write):
+    other = f'client_secret_file = "{write("another-secret-0123456789", "other")}"'
+    loaded = bare(write(several(write, BY_ACCOUNT, f"{BY_ACCOUNT}\n{other}")))
+    assert len(loaded.upstreams) == 2
+
+
+def test_hosts_are_kept_in_one_spelling(write):
+    entry = 'hosts = ["Live.Localhost", "live.localhost.", "::0001", "10.0.0.1", "a_b-c"]'
+    loaded = bare(write(several(write, entry, 'hosts = ["x.example"]')))
+    assert loaded.upstreams[0].hosts == {"live.localhost", "::1", "10.0.0.1", "a_b-c"}
+    assert loaded.hosts == loaded.upstreams[0].hosts | {"x.example"}
+    rows = shown(loaded)
+    assert rows["upstream.0.hosts"][0] == "10.0.0.1, ::1, a_b-c, live.localhost"
+    assert rows["upstream.0.strip_mount"] == ("true", "default")
+    assert rows["upstream.1.session_scope"] == ("client", "default")
+
+
+def test_hosts_and_the_rest_are_set_in_the_environment_too():
+    env = {"HOSTS": "a.example, b.example", "STRIP_MOUNT": "false", "SESSION_SCOPE": "account"}
+    loaded = settings(**{f"NOMBA_PROXY_UPSTREAM_{name}": value for name, value in env.items()})
+    one = upstream(loaded)
+    assert one.hosts == {"a.example", "b.example"}
+    assert (one.options.strip_mount, one.options.session_scope) == (False, "account")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "a b", "a:80", "http://a", "a/b", "*.a", "-a", "a-", "a..b", ".a", "é", "\u212a"),
+        *("[::1]", "[::1]:80", "::1::", "a@b", "x" * 64, ".".join(["x" * 63] * 5)),
+    ],
+)
+def test_a_host_is_a_name_without_port(write, host):
+    found = problem(bare, write(several(write, f"hosts = [{json.dumps(host)}]", "")))
+    assert (found.key, "live.localhost" in found.hint) == ("upstream.0.hosts", True)
+    simulated = f"simulate = true\n[[upstream]]\nhosts = [{json.dumps(host)}]"
+    assert problem(bare, write(simulated)).key == "upstream.0.hosts"
+
+
+def test_a_mount_is_taken_once_for_each_host(write):
+    a, b = 'mount = "/"\nhosts = ["a.x", "c.x"]', 'mount = "/"\nhosts = ["b.x"]'
+    assert len(bare(write(several(write, a, b, 'mount = "/"'))).upstreams) == 3
+    found = problem(bare, write(several(write, a, 'mount = ""\nhosts = ["b.x", "C.x", "A.x."]')))
+    assert (found.key, "for a.x, c.x" in found.text) == ("upstream n1", True)
+
+
+def test_everything_that_is_wrong_with_several_upstreams_is_told_at_once(write):
+    other = f'client_secret_file = "{write("another-secret-0123456789", "other")}"'
+    entries = [CLIENT, f"{CLIENT}\n{other}", 'hosts = ["a:1"]', 'mount = "/m0"', BY_ACCOUNT]
+    found = problems(bare, write(several(write, *entries)))
+    assert set(found) == {"upstream n1", "upstream.2.hosts", "upstream n3", "upstream n4"}
 
 
 def test_one_client_may_serve_two_origins(write):

@@ -44,23 +44,26 @@ def token(
         )
         return 1
     problem = answer.pop("error", None)
-    if problem is None and upstream is not None and upstream not in answer:
-        problem = f"there is no upstream {upstream}; there are: {', '.join(answer)}"
-        answer = {}
+    if problem is None and upstream is not None:
+        every = [one for status in answer.values() for one in status["upstreams"]]
+        if upstream not in every:
+            problem = f"there is no upstream {upstream}; there are: {', '.join(every)}"
+            answer = {}
     if as_json:
         print(json.dumps(answer if problem is None else {"error": problem, **answer}, indent=2))
     else:
-        for name, status in answer.items():
-            if upstream in {None, name}:
-                _show(name, status)
+        for status in answer.values():
+            if upstream is None or upstream in status["upstreams"]:
+                _show(status)
     if problem is not None:
         print(f"nomba-proxy: {problem}", file=sys.stderr)
         return 1
     return 0
 
 
-def _show(name: str, status: dict[str, Any]) -> None:
-    print(f"{name}: {status['state']}, generation {status['generation']}")
+def _show(status: dict[str, Any]) -> None:
+    names = ", ".join(status["upstreams"])
+    print(f"{names}: {status['state']}, generation {status['generation']}")
     if status["token"]:
         print(f"  token       *** (sha256 {status['token']})")
         print(f"  expires in  {status['expires_in']} s")

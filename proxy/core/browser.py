@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proxy.core.heads import Headers
-from proxy.core.origin import PRODUCTION, SANDBOX
+from proxy.core.origin import PRODUCTION, SANDBOX, host_name
 from proxy.errors import HostRefused, OriginRefused
 
 _NAMES = frozenset(
@@ -61,7 +61,7 @@ class Pages:
             lower = name.lower()
             if lower == b"host":
                 host = value.decode("latin-1").lower()
-                if not any_host and not self._is_ours(_name(host)):
+                if not any_host and not self._is_ours(host_name(host)):
                     raise HostRefused(
                         "This proxy is not called by the name in Host.",
                         hint="Against DNS rebinding only this machine's names are answered without "
@@ -85,13 +85,6 @@ class Pages:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
-
-
-def _name(host: str) -> str:
-    """The name in a `Host`, without its port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".")
 
 
 def _foreign() -> OriginRefused:

@@ -1,5 +1,7 @@
-"""Where an upstream lives."""
+"""Where an upstream lives, and how hosts are named."""
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +11,10 @@ PRODUCTION = "https://api.nomba.com"
 SANDBOX = "https://sandbox.nomba.com"
 # Widespread mistakes (facts, section 2): neither host exists.
 WRONG_SANDBOX_HOSTS = frozenset({"sandbox.api.nomba.com", "api.sandbox.nomba.com"})
+
+_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +36,24 @@ class Origin:
     tls: bool
     authority: str
     environment: Environment
+
+
+def host_name(text: str) -> str:
+    """The host of a `Host` field or an authority in its one spelling; "" if it is none.
+
+    Lower case, without port, brackets and the dot at its end.
+
+    >>> host_name("API.Nomba.com.:443"), host_name("[::0:1]:80"), host_name("a@b")
+    ('api.nomba.com', '::1', '')
+    """
+    found = _AUTHORITY.fullmatch(text.lower()) if text.isascii() else None
+    if found is None:
+        return ""
+    address, name = found.groups()
+    if address is None:
+        name = name.removesuffix(".")
+        return name if _NAME.fullmatch(name) else ""
+    try:
+        return ipaddress.IPv6Address(address).compressed
+    except ValueError:
+        return ""

@@ -39,12 +39,14 @@ class Target:
             folded, slashes collapsed, parameters, trailing slash and `/sandbox` removed.
         decoded: `canonical` of the path decoded to the end: what a careless upstream
             could make of it. Used only to keep logins from reaching Nomba.
+        authority: `host:port` of an absolute-form target, lower case; else "".
     """
 
     raw: bytes
     path: bytes
     canonical: str
     decoded: str
+    authority: str = ""
 
 
 def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Target:
@@ -52,8 +54,8 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
 
     Args:
         raw: the target as it stood in the request line.
-        is_own_authority: whether a `host:port` is this listener; an absolute-form
-            target for it is its path.
+        is_own_authority: whether a `host:port` is this listener, or a name of an upstream's
+            here; an absolute-form target for it is its path.
 
     Raises:
         TargetAmbiguous: the target can be read in two ways.
@@ -64,8 +66,9 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
             "The request target contains a byte that is not allowed there.",
             hint="Percent-encode control, non-ASCII, '#' and backslash bytes.",
         )
+    authority = ""
     if not raw.startswith(b"/"):
-        raw = _from_absolute(raw, is_own_authority)
+        authority, raw = _from_absolute(raw, is_own_authority)
     path = raw.partition(b"?")[0]
     decoded = path
     if b"." in path or b"%" in path:
@@ -93,6 +96,7 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
         path=path,
         canonical=canonical,
         decoded=canonical if decoded is path else _most_careless(decoded),
+        authority=authority,
     )
 
 
@@ -123,19 +127,21 @@ def canonical_path(path: bytes) -> str:
     return text or "/"
 
 
-def _from_absolute(raw: bytes, is_own_authority: Callable[[str], bool]) -> bytes:
+def _from_absolute(raw: bytes, is_own_authority: Callable[[str], bool]) -> tuple[str, bytes]:
+    """Authority and origin-form of an absolute-form target."""
     scheme, separator, rest = raw.partition(b"://")
     if not separator or scheme.lower() not in {b"http", b"https"}:
         raise TargetAmbiguous("The request target is neither a path nor an http URL.")
     split = re.search(rb"[/?]", rest)
     at = split.start() if split else len(rest)
-    if not is_own_authority(rest[:at].decode("ascii").lower()):
+    authority = rest[:at].decode("ascii").lower()
+    if not is_own_authority(authority):
         raise HostRefused(  # not named: a URL may hold a password
             "This proxy does not forward to the host that the request target names.",
             hint="Use it as a base URL, not as an HTTP proxy (unset http_proxy / HTTPS_PROXY).",
         )
     tail = rest[at:]
-    return tail if tail.startswith(b"/") else b"/" + tail
+    return authority, tail if tail.startswith(b"/") else b"/" + tail
 
 
 def strip_mount(target: Target, *, mount: bytes) -> Target:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from proxy.core.origin import PRODUCTION, SANDBOX, WRONG_SANDBOX_HOSTS, Environment, Origin
+from proxy.core.origin import (
+    PRODUCTION,
+    SANDBOX,
+    WRONG_SANDBOX_HOSTS,
+    Environment,
+    Origin,
+    host_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,21 @@ def _check_host(host: str) -> None:
         raise ValueError("the host is no host name") from None
     if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
         raise ValueError("the host is no host name")
+
+
+def parse_host_name(text: str) -> str:
+    """Parse a host name or IP address without port, as `core.origin.host_name` spells it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return ipaddress.ip_address(text).compressed
+    except ValueError:
+        found = "" if ":" in text or "[" in text else host_name(text)
+    if not found:
+        raise ValueError("is no host name")
+    return found
 
 
 def parse_origin(text: str) -> Origin:

@@ -53,6 +53,7 @@ class ReadyUpstream:
     Attributes:
         anonymous: whether the settings let callers nobody knows use it.
         mount: path prefix without a trailing slash; empty for the root.
+        hosts: names (`core.origin.host_name`) it is reached by; empty for every other.
         connect_proxy: host and port of the HTTP proxy to go through, if any.
     """
 
@@ -64,7 +65,14 @@ class ReadyUpstream:
     account_id: str
     anonymous: bool
     options: UpstreamSettings
+    hosts: frozenset[str] = frozenset()
     connect_proxy: tuple[str, int] | None = None
+
+    @property
+    def session(self) -> tuple[str, ...]:
+        """What Nomba's session is one for: upstreams of the same share it."""
+        scope = (self.account_id.lower(),) if self.options.session_scope == "account" else ()
+        return (self.origin.text, self.client_id, *scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class Settings:
         listen, admin_listen, inspect_listen: parsed addresses.
         inspect: whether the inspector is open.
         upstreams: complete entries; empty when simulating.
+        hosts: names of upstreams, by which the proxy is called.
         simulate: whether the built-in simulator is the upstream.
         simulated_anonymous: as `ReadyUpstream.anonymous`, for it.
         simulated: `account_id` and `client_id` it stands in for, where it has not its own.
@@ -103,6 +112,7 @@ class Settings:
     read_callers: Callable[[], Roster]
     state_dir: Path
     store_dir: Path | None = None
+    hosts: frozenset[str] = frozenset()
     signing_key: Secret | None = None
     simulated_anonymous: bool = False
     simulated: Mapping[str, str] = field(default_factory=dict)
@@ -148,8 +158,9 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         for name in ("account_id", "client_id"):
             row(f"upstream.0.{name}", mask(settings.simulated.get(name, "")))
         row("upstream.0.client_secret", "***" if settings.simulated_secret else "")
-        for name in ("mount", "account_policy", "account_override_money"):
+        for name in ("mount", "strip_mount", "account_policy", "account_override_money"):
             row(f"upstream.0.{name}", getattr(entry, name))
+        row("upstream.0.hosts", ", ".join(entry.hosts))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
     row("callers.signing_key", "***" if settings.signing_key else "")
     row("caller", ", ".join(one.name for one in settings.callers.callers))
@@ -161,6 +172,8 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
                 value = one.origin.text
             elif name in {"client_id", "account_id"}:
                 value = mask(getattr(one, name))
+            elif name == "hosts":
+                value = ", ".join(sorted(one.hosts))
             elif isinstance(value, tuple):
                 value = ", ".join(mask(item) for item in value)
             row(f"{prefix}.{name}", "" if value is None else value)

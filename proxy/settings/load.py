@@ -21,6 +21,7 @@ from proxy.settings.upstreams import (
     check_upstreams,
     complete_upstreams,
     read_address,
+    read_hosts,
     simulated_credentials,
 )
 from proxy.simulator import Switches, parse_fault
@@ -62,9 +63,15 @@ def load(
     given = in_file or any_credentials(environ)
     simulate = model.simulate is True or (model.simulate == "auto" and not given)
     upstreams: tuple[ReadyUpstream, ...] = ()
+    hosts = read_hosts(model.upstream, report=report)
     if not simulate:
         upstreams = complete_upstreams(
-            model, environ=environ, required=credentials, here=listen.loopback, report=report
+            model,
+            environ=environ,
+            required=credentials,
+            here=listen.loopback,
+            hosts=hosts,
+            report=report,
         )
     simulated: Mapping[str, str] = {}
     simulated_secret, simulator_listen, simulator_control_listen = None, None, None
@@ -117,6 +124,7 @@ def load(
         inspect_listen=inspect_listen,
         inspect=model.inspect is True or (model.inspect == "auto" and simulate),
         upstreams=upstreams,
+        hosts=frozenset().union(*(one or () for one in hosts)),
         simulate=simulate,
         simulated_anonymous=anonymous,
         simulated=simulated,

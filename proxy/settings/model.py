@@ -173,6 +173,9 @@ class UpstreamSettings(_Section):
     ] = None
     base_url: Text = None
     mount: str = "/"
+    strip_mount: bool = True
+    hosts: Texts = ()
+    session_scope: Literal["client", "account"] = "client"
     client_id: Text = None
     client_secret_file: Text = None
     account_id: Text = None
@@ -279,6 +282,7 @@ ALLOWED = {
     "log.level": "debug, info, warning or error",
     "upstream.0.environment": "production or sandbox",
     "upstream.0.account_policy": "override, fill or allow",
+    "upstream.0.session_scope": "client or account",
     "upstream.0.name": "a short lower-case name (letters, digits, - and _)",
 }
 

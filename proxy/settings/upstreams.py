@@ -9,7 +9,7 @@ from yarl import URL
 
 from proxy.core.origin import PRODUCTION, SANDBOX, Origin
 from proxy.core.secret import SIMULATED, Secret
-from proxy.settings.addresses import Address, parse_address, parse_origin
+from proxy.settings.addresses import Address, parse_address, parse_host_name, parse_origin
 from proxy.settings.credentials import (
     CREDENTIAL_VARIABLES,
     read_credentials,
@@ -33,6 +33,7 @@ def complete_upstreams(
     environ: Mapping[str, str],
     required: bool,
     here: bool,
+    hosts: tuple[frozenset[str] | None, ...],
     report: Report,
 ) -> tuple[ReadyUpstream, ...]:
     """The upstreams that can be completed; what is wrong with the others is a problem.
@@ -42,6 +43,7 @@ def complete_upstreams(
         environ: the environment, for credentials.
         required: whether missing credentials are a problem.
         here: whether only this machine can reach the listener.
+        hosts: of each entry (`read_hosts`).
         report: takes problems, and where credentials came from.
     """
     entries = model.upstream or (UpstreamSettings(),)
@@ -68,7 +70,8 @@ def complete_upstreams(
             required=required,
             report=report,
         )
-        if origin is None or mount is None:
+        names = hosts[at] if hosts else frozenset()
+        if origin is None or mount is None or names is None:
             continue
         anonymous = model.callers.anonymous
         if anonymous == "auto":
@@ -82,6 +85,7 @@ def complete_upstreams(
             account_id=found["account_id"],
             anonymous=anonymous,
             options=entry,
+            hosts=names,
             connect_proxy=connect_proxy,
         )
         ready.append(one)
@@ -253,14 +257,35 @@ def _mount(prefix: str, entry: UpstreamSettings, *, report: Report) -> str | Non
     return mount
 
 
+def read_hosts(
+    entries: tuple[UpstreamSettings, ...], *, report: Report
+) -> tuple[frozenset[str] | None, ...]:
+    """The names by which each entry is reached; a problem, and None, where one is no name."""
+    read: list[frozenset[str] | None] = []
+    for at, entry in enumerate(entries):
+        names = set()
+        sound = True
+        for text in entry.hosts:
+            try:
+                names.add(parse_host_name(text))
+            except ValueError as error:
+                sound = False
+                report.problem(
+                    f"upstream.{at}.hosts",
+                    f"{text!r} {error}",
+                    hint="Names only, such as live.localhost: any port is meant.",
+                )
+        read.append(frozenset(names) if sound else None)
+    return tuple(read)
+
+
 def check_upstreams(
     upstreams: tuple[ReadyUpstream, ...], *, listen: Address, report: Report
 ) -> None:
     """Check that the upstreams go together, and that none is the listener itself."""
     here = listen.loopback or listen.host in _WILDCARDS
     names: set[str] = set()
-    mounts: set[str] = set()
-    sessions: set[tuple[str, str]] = set()
+    mounts: set[tuple[str, str]] = set()
     for one in upstreams:
         key = f"upstream {one.name}"
         origin = one.origin
@@ -275,17 +300,41 @@ def check_upstreams(
             )
         if one.name in names:
             report.problem(key, "has the same name as another upstream")
-        if one.mount in mounts:
-            report.problem(key, "has the same mount as another upstream")
-        if one.client_id and (origin.text, one.client_id) in sessions:
+        mine = {(host, one.mount) for host in one.hosts or {""}}
+        if taken := sorted(host for host, _ in mine & mounts):
+            where = f" for {', '.join(taken)}" if one.hosts else ""
             report.problem(
                 key,
-                "has the same origin and client_id as another upstream",
-                hint="Nomba keeps one session per client: they would end each other's.",
+                f"has the same mount as another upstream{where}",
+                hint="Give it another mount, or hosts of its own.",
             )
         names.add(one.name)
-        mounts.add(one.mount)
-        sessions.add((origin.text, one.client_id))
+        mounts |= mine
+    _check_sessions(upstreams, report=report)
+
+
+def _check_sessions(upstreams: tuple[ReadyUpstream, ...], *, report: Report) -> None:
+    """Check that upstreams of one client agree on whether they share a session, and on its secret."""
+    clients: dict[tuple[str, str], ReadyUpstream] = {}
+    sessions: dict[tuple[str, ...], ReadyUpstream] = {}
+    for one in upstreams:
+        if not one.client_id:
+            continue
+        client = clients.setdefault((one.origin.text, one.client_id), one)
+        sharing = sessions.setdefault(one.session, one)
+        two = one is not sharing and one.client_secret and sharing.client_secret
+        if client.options.session_scope != one.options.session_scope:
+            report.problem(
+                f"upstream {one.name}",
+                f"has the same origin and client_id as {client.name}, but another session_scope",
+                hint="Whether they share a session has to be said the same way in both.",
+            )
+        elif two and one.client_secret != sharing.client_secret:
+            report.problem(
+                f"upstream {one.name}",
+                f"shares the session of {sharing.name}, but has another client_secret",
+                hint="A client has one secret: name the same file in both.",
+            )
 
 
 def read_address(key: str, text: str, *, report: Report) -> Address:
