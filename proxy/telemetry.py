@@ -7,6 +7,8 @@ bodies, query strings or header values.
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import orjson
@@ -18,8 +20,10 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
+    values,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from proxy.core.exchange import Event, Exchange
 from proxy.errors import Outcome
@@ -30,11 +34,32 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
 
 
-class Metrics:
-    """The metrics of one process; docs/metrics.md is their table."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the metrics of several processes have in common.
 
-    def __init__(self, *, version: str) -> None:
+    Attributes:
+        folder: where all put theirs (`settings.share_metrics`).
+        process: a name that no other living process has; its successor may, and counts on.
+    """
+
+    folder: Path
+    process: str
+
+
+class Metrics:
+    """The metrics; docs/metrics.md is their table.
+
+    Args:
+        version: for `build_info`.
+        shared: if they are to be added to those of other processes.
+    """
+
+    def __init__(self, *, version: str, shared: Shared | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._shared = shared
+        if shared is not None:
+            values.ValueClass = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "nomba_proxy_requests",
@@ -71,12 +96,14 @@ class Metrics:
             "nomba_proxy_token_expiry_timestamp_seconds",
             "When the present token dies, by our wall clock.",
             ["upstream"],
+            multiprocess_mode="mostrecent",
             registry=self._registry,
         )
         self._generation = Gauge(
             "nomba_proxy_token_generation",
             "Generation of the newest token.",
             ["upstream"],
+            multiprocess_mode="mostrecent",
             registry=self._registry,
         )
         self._rivals = Counter(
@@ -89,11 +116,22 @@ class Metrics:
             "nomba_proxy_clock_skew_seconds",
             "The issuer's clock minus ours.",
             ["upstream"],
+            multiprocess_mode="mostrecent",
             registry=self._registry,
         )
-        Gauge("nomba_proxy_build_info", "Always 1.", ["version"], registry=self._registry).labels(
-            version
-        ).set(1)
+        self._ended = Counter(
+            "nomba_proxy_processes_ended",
+            "Processes of the proxy that ended without being told to.",
+            ["process"],
+            registry=self._registry,
+        )
+        Gauge(
+            "nomba_proxy_build_info",
+            "Always 1.",
+            ["version"],
+            multiprocess_mode="mostrecent",
+            registry=self._registry,
+        ).labels(version).set(1)
 
     def observe(self, exchange: Exchange) -> None:
         """Count an exchange."""
@@ -121,14 +159,20 @@ class Metrics:
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()
+        elif event.name == "process_ended":
+            self._ended.labels(str(fields["process"])).inc()
         elif event.name == "session_rival":
             self._rivals.labels(event.upstream).inc()
         elif event.name in {"token_refused", "token_revoked"}:
             self._expiry.labels(event.upstream).set(0)
 
     def render(self) -> bytes:
-        """The exposition text (`METRICS_TYPE`)."""
-        return generate_latest(self._registry)
+        """The exposition text (`METRICS_TYPE`), of all processes if they are shared."""
+        if self._shared is None:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, path=str(self._shared.folder))  # type: ignore[no-untyped-call]
+        return generate_latest(together)
 
 
 class Telemetry:
@@ -139,14 +183,21 @@ class Telemetry:
         level: the least level that is written.
         version: for `build_info`.
         stream: a text stream; its bytes are written to directly for JSON.
+        shared: if the metrics are to be added to those of other processes.
     """
 
     def __init__(
-        self, log_format: str, *, level: str, version: str, stream: TextIO | None = None
+        self,
+        log_format: str,
+        *,
+        level: str,
+        version: str,
+        stream: TextIO | None = None,
+        shared: Shared | None = None,
     ) -> None:
         stream = stream or sys.stdout
         console = log_format == "console" or (log_format == "auto" and stream.isatty())
-        self.metrics = Metrics(version=version)
+        self.metrics = Metrics(version=version, shared=shared)
         self._console = console
         self._log = _logger(stream, console=console, level=level)
 

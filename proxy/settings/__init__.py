@@ -6,6 +6,7 @@ or its default, in this order, and keeps its origin.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from proxy.settings.addresses import Address, is_loopback, parse_address, parse_origin
 from proxy.settings.effective import (
@@ -32,9 +33,15 @@ __all__ = (
     "load",
     "parse_address",
     "parse_origin",
+    "share_metrics",
 )
 
 
 def environment() -> Mapping[str, str]:
     """The process environment; nothing else in the proxy reads it."""
     return os.environ
+
+
+def share_metrics(folder: Path) -> None:
+    """Let processes put their metrics into one folder: the library looks for it there."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

@@ -1,0 +1,341 @@
+"""Several processes as one: starts them, replaces those that end, and ends them together.
+
+It waits for signals and for what its processes say, and does nothing else: no threads, no event
+loop, so that what it forks begins clean. A process that finds its link closed knows that the
+supervisor is gone, and ends by itself.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from proxy.core.exchange import Emit, Event
+from proxy.core.lifetime import Backoff
+
+_AGAIN = Backoff(first=0.1, cap=10.0)
+_SETTLED = 10.0  # seconds after which a process that ends has not failed to start
+_PATIENCE = 1.0  # seconds for which callers may wait in the queue of a process that is not there
+_LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
+_LONGEST = 64 * 1024  # bytes of what a process says at once
+
+
+class Link:
+    """A process's line to its supervisor.
+
+    Args:
+        sock: the process's end.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def say(self, **what: object) -> None:
+        """Tell something: `up` (running), `draining` (takes no more), or `failed` (why)."""
+        with contextlib.suppress(OSError):
+            self.sock.sendall(json.dumps(what).encode() + b"\n")
+
+
+Target = Callable[[Link], int]
+
+
+@dataclass(slots=True)
+class _Process:
+    """One process that runs, or ran.
+
+    Attributes:
+        started: when.
+        heard: the beginning of a line.
+        up: whether it runs.
+        leaving: whether it ends because it was told to.
+        said: what it told when it was up.
+        failed: why it could not start, or "".
+    """
+
+    pid: int
+    sock: socket.socket
+    started: float
+    heard: bytes = b""
+    up: bool = False
+    leaving: bool = False
+    said: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class Post:
+    """A place that is to be filled by one process at any time.
+
+    Attributes:
+        name: for events.
+        target: what the process does; its exit code.
+        last: whether it is ended only after all others.
+        missing: told once nobody has been there for a while.
+        present: the process that fills it; others may be about to end.
+        failures: processes in a row that ended soon.
+        due: when the next one is to be started.
+    """
+
+    name: str
+    target: Target
+    last: bool = False
+    missing: Callable[[], None] | None = None
+    present: _Process | None = None
+    failures: int = 0
+    due: float | None = None
+
+
+class CannotRun(Exception):
+    """A process could not start; the text says why and what to do."""
+
+
+class Supervisor:
+    """Keeps every post filled until it is told to stop.
+
+    Args:
+        emit: takes events.
+        limit: seconds a process may take to end.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self, *, emit: Emit, limit: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._emit = emit
+        self._limit = limit
+        self._now = monotonic
+        self._posts: list[Post] = []
+        self._processes: dict[int, tuple[Post, _Process]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._signals, self._wakeup = socket.socketpair()
+        for end in (self._signals, self._wakeup):
+            end.setblocking(False)
+        self._selector.register(self._signals, selectors.EVENT_READ)
+        self._stops = 0
+        self._rolling: list[tuple[Post, _Process]] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before[-1] = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            self._before[number] = signal.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let nobody outlive it."""
+        self._end_all(signal.SIGKILL)
+        while self._processes:
+            self._reap(block=True)
+        self._restore()
+        self._selector.close()
+        for end in (self._signals, self._wakeup):
+            end.close()
+
+    # -- what its maker does ------------------------------------------------------------------
+
+    def fill(self, *posts: Post) -> list[Mapping[str, Any]]:
+        """Start a process for each, and wait until they are up; what they said then.
+
+        Raises:
+            CannotRun: one of them is not.
+        """
+        for post in posts:
+            self._posts.append(post)
+            self._start(post)
+        while not self._stops:
+            processes = [post.present for post in posts]
+            for post, one in zip(posts, processes, strict=True):
+                if one is None or one.failed:
+                    raise CannotRun(one.failed if one is not None else f"{post.name} ended")
+            if all(one is not None and one.up for one in processes):
+                return [one.said for one in processes if one is not None]
+            self._turn()
+        raise CannotRun("it was told to stop before it was up")
+
+    def run(self) -> int:
+        """Keep the posts filled until a signal says stop, then end all; the exit code."""
+        while not self._stops:
+            self._turn()
+        asked = self._stops
+        self._emit(Event("draining", fields={"limit_seconds": self._limit}))
+        for last in (False, True):
+            deadline = self._now() + self._limit + _LAST_WAIT
+            self._end_all(signal.SIGTERM, last=last)
+            while self._left(last=last):
+                if self._now() > deadline or self._stops > asked + 1:
+                    self._end_all(signal.SIGKILL, last=last)
+                elif self._stops > asked:
+                    asked = self._stops
+                    self._end_all(signal.SIGTERM, last=last)
+                    deadline = self._now() + _LAST_WAIT
+                self._turn(most=0.5)
+        return 0 if self._stops == 1 else 1
+
+    # -- one turn -----------------------------------------------------------------------------
+
+    def _turn(self, *, most: float = 60.0) -> None:
+        """Wait for something to happen, and see to it."""
+        now = self._now()
+        for post in self._posts:
+            if post.due is not None:
+                most = min(most, post.due - now)
+        for key, _ in self._selector.select(max(0.0, most)):
+            if key.data is None:
+                self._hear_signals()
+            else:
+                self._hear(*key.data)
+        self._reap(block=False)
+        if self._stops:
+            return
+        now = self._now()
+        for post in self._posts:
+            if post.due is not None and post.due <= now:
+                self._start(post)
+        self._roll()
+
+    def _hear_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in self._signals.recv(4096):
+                if number in {signal.SIGTERM, signal.SIGINT}:
+                    self._stops += 1
+                elif number == signal.SIGHUP and not self._rolling:
+                    posts = [post for post in self._posts if not post.last]
+                    self._rolling = [(one, one.present) for one in posts if one.present]
+
+    def _hear(self, post: Post, one: _Process) -> None:
+        try:
+            data = one.sock.recv(_LONGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up(one)
+            return
+        *lines, one.heard = (one.heard + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            if "up" in said:
+                one.up, one.said = True, said["up"]
+            one.failed = str(said.get("failed", one.failed))
+            if said.get("draining"):
+                one.leaving = True
+                if post.present is one and not self._stops:  # it leaves; the next one may come
+                    post.due = self._now()
+
+    def _roll(self) -> None:
+        """Restart one process after another: the next when the one before has a successor."""
+        if not self._rolling:
+            return
+        post, old = self._rolling[0]
+        one = post.present
+        if one is old and not old.leaving:
+            old.leaving = True
+            self._kill(old, signal.SIGTERM)
+        elif one is not None and one is not old and one.up:
+            del self._rolling[0]
+
+    def _reap(self, *, block: bool) -> None:
+        """See to the processes that have ended."""
+        for pid in list(self._processes):
+            try:
+                ended, status = os.waitpid(pid, 0 if block else os.WNOHANG)
+            except ChildProcessError:
+                ended, status = pid, 0
+            if ended:
+                self._ended(pid, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, pid: int, code: int) -> None:
+        post, one = self._processes.pop(pid)
+        if one.sock.fileno() >= 0:  # what it said last
+            self._hear(post, one)
+        self._hang_up(one)
+        if self._stops or post.present is not one:
+            return  # it was to end, and has its successor if there is to be one
+        now = self._now()
+        if one.leaving:
+            post.due = now
+        else:
+            lived = now - one.started
+            post.failures = 1 if lived >= _SETTLED else post.failures + 1
+            delay = 0.0 if post.failures == 1 else _AGAIN.delay(post.failures - 1, jitter=0.0)
+            post.due = now + delay
+            told: dict[str, object] = {"process": post.name, "exit_code": code}
+            told |= {"reason": one.failed, "lived_seconds": round(lived, 1)}
+            told["restarts_in"] = round(delay, 1)
+            self._emit(Event("process_ended", "error", fields=told))
+            if delay > _PATIENCE and post.missing is not None:
+                post.missing()
+        post.present = None
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def _start(self, post: Post) -> None:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            self._become(post, ours, theirs)
+        theirs.close()
+        ours.setblocking(False)
+        post.due = None
+        post.present = one = _Process(pid, ours, self._now())
+        self._processes[pid] = post, one
+        self._selector.register(ours, selectors.EVENT_READ, (post, one))
+        told: dict[str, object] = {"process": post.name, "pid": pid}
+        self._emit(Event("process_started", "debug", fields=told))
+
+    def _become(self, post: Post, ours: socket.socket, theirs: socket.socket) -> None:
+        """Be the process that fills a post; never returns."""
+        code = 1
+        try:
+            # A terminal's Ctrl-C is for the supervisor: it tells the others, once.
+            os.setpgid(0, 0)
+            self._restore()
+            self._selector.close()
+            # A copy of another one's line would keep it from seeing the supervisor's end.
+            others = [one.sock for _, one in self._processes.values()]
+            for sock in (ours, self._signals, self._wakeup, *others):
+                sock.close()
+            code = post.target(Link(theirs))
+        except KeyboardInterrupt:
+            pass
+        except BaseException:  # noqa: BLE001 - nothing of the supervisor's may go on in here
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _restore(self) -> None:
+        signal.set_wakeup_fd(self._before.pop(-1, -1))
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _hang_up(self, one: _Process) -> None:
+        if one.sock.fileno() >= 0:
+            self._selector.unregister(one.sock)
+            one.sock.close()
+
+    def _left(self, *, last: bool) -> list[_Process]:
+        return [one for post, one in self._processes.values() if last or not post.last]
+
+    def _end_all(self, number: signal.Signals, *, last: bool = True) -> None:
+        for one in self._left(last=last):
+            self._kill(one, number)
+
+    @staticmethod
+    def _kill(one: _Process, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.pid, number)
