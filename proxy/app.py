@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +32,7 @@ from proxy.core.caller import ANONYMOUS
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
+from proxy.drain import Drain
 from proxy.errors import ProxyError
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.inspector.exit import Exit
@@ -86,6 +88,8 @@ class Running:
         listen, admin_listen: the addresses it got.
         upstreams: what it forwards to.
         simulator: the control API of the built-in one, if it is the upstream.
+        drain: begins the end: once it returns nothing more is accepted. The rest happens
+            when the stack is left.
         inspector: the address of the inspector with its key, or "".
     """
 
@@ -93,6 +97,7 @@ class Running:
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     simulator: Control | None
+    drain: Callable[[], Awaitable[None]]
     inspector: str = ""
 
 
@@ -105,8 +110,21 @@ def alive_clock() -> Callable[[], float]:
     return lambda: time.clock_gettime(clock)
 
 
-async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemetry) -> Running:
+async def start(
+    settings: Settings,
+    *,
+    stack: AsyncExitStack,
+    telemetry: Telemetry,
+    sock: socket.socket | None = None,
+) -> Running:
     """Bring the proxy up; leaving `stack` brings it down, listeners first.
+
+    Args:
+        settings: what it is to be.
+        stack: takes what has to be undone.
+        telemetry: is told what happens.
+        sock: a bound socket to take requests from instead of `settings.listen`. It is closed
+            in the end; what it has not accepted by then is left to other holders of it.
 
     Raises:
         CannotStart: an address cannot be had, or aiohttp lacks its compiled parser.
@@ -197,10 +215,12 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         observe=observe,
         emit=telemetry.emit,
         keepalive=model.callers.idle_timeout,
+        is_draining=draining.is_set,
     )
-    # aiohttp waits twice as long as it is told: for the handler, then for its connection.
-    traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit / 2)
-    listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
+    traffic = web.ServerRunner(server)
+    listen = await _listen(traffic, settings.listen, stack=stack, key="listen", sock=sock)
+    drain = Drain(traffic, server=server, begun=draining, limit=model.drain.limit)
+    stack.push_async_exit(drain.end)
     authorities.update(_authorities(listen))
     inspector = ""
     if ring is not None:
@@ -228,12 +248,12 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             telemetry=telemetry,
             stack=stack,
         )
-    stack.callback(draining.set)
+    stack.push_async_callback(drain.begin)  # at once, before the inspector takes its time
     # Last: a proxy that cannot listen must not have logged in, which would end the
     # session of the one that is running already.
     for upstream in wired:
         upstream.session.start()
-    return Running(listen, admin_listen, upstreams, control, inspector)
+    return Running(listen, admin_listen, upstreams, control, drain.begin, inspector)
 
 
 async def start_simulator(
@@ -641,12 +661,20 @@ def _controls(session: Session) -> SessionControls:
 
 
 async def _listen(
-    runner: web.BaseRunner, address: Address, *, stack: AsyncExitStack, key: str
+    runner: web.BaseRunner,
+    address: Address,
+    *,
+    stack: AsyncExitStack,
+    key: str,
+    sock: socket.socket | None = None,
 ) -> Address:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    site: web.BaseSite = web.TCPSite(runner, address.host, address.port)
+    if sock is not None:
+        site = web.SockSite(runner, sock)
     try:
-        await web.TCPSite(runner, address.host, address.port).start()
+        await site.start()
     except OSError as error:
         raise _taken(key, address=address, error=error) from None
     host, port = runner.addresses[0][:2]
