@@ -72,6 +72,7 @@ _Told = TypeVar("_Told")
 _REFRESH = 24  # lives of an access token that its refresh token lives
 _LOOK_EVERY = 1.0  # seconds between two looks at the callers file
 _ANY_PORT = Address("127.0.0.1", 0)
+_BACKLOG = 1024  # callers that wait to be accepted, as between two proxies on one socket
 _TICKET = 60.0  # seconds that a replay may take to begin
 _SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 
@@ -217,10 +218,10 @@ async def start(
         keepalive=model.callers.idle_timeout,
         is_draining=draining.is_set,
     )
-    traffic = web.ServerRunner(server)
-    listen = await _listen(traffic, settings.listen, stack=stack, key="listen", sock=sock)
+    traffic = await _take_traffic(server, settings.listen, sock=sock)
     drain = Drain(traffic, server=server, begun=draining, limit=model.drain.limit)
     stack.push_async_exit(drain.end)
+    listen = Address(*traffic.sockets[0].getsockname()[:2])
     authorities.update(_authorities(listen))
     inspector = ""
     if ring is not None:
@@ -660,21 +661,25 @@ def _controls(session: Session) -> SessionControls:
     )
 
 
+async def _take_traffic(
+    server: QuietServer, address: Address, *, sock: socket.socket | None
+) -> asyncio.Server:
+    """Listen without a runner of aiohttp's, whose way of stopping loses requests."""
+    where = {"host": address.host, "port": address.port} if sock is None else {"sock": sock}
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(server, **where, backlog=_BACKLOG)
+    except OSError as error:
+        raise _taken("listen", address=address, error=error) from None
+
+
 async def _listen(
-    runner: web.BaseRunner,
-    address: Address,
-    *,
-    stack: AsyncExitStack,
-    key: str,
-    sock: socket.socket | None = None,
+    runner: web.BaseRunner, address: Address, *, stack: AsyncExitStack, key: str
 ) -> Address:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site: web.BaseSite = web.TCPSite(runner, address.host, address.port)
-    if sock is not None:
-        site = web.SockSite(runner, sock)
     try:
-        await site.start()
+        await web.TCPSite(runner, address.host, address.port).start()
     except OSError as error:
         raise _taken(key, address=address, error=error) from None
     host, port = runner.addresses[0][:2]

@@ -8,12 +8,11 @@ and each connection ends by itself.
 import asyncio
 from types import TracebackType
 
-from aiohttp import web
-
 from proxy.server import QuietServer
 
 _GRACE = 1.0  # seconds for which an idle connection is kept open: a request may be on its way
 _LOOK_EVERY = 0.05  # seconds
+_TURNS = 3  # of the loop, after which what was accepted is one of the server's connections
 _LAST_WORDS = 1.0  # seconds in which what is cut has to have said so
 
 
@@ -21,8 +20,8 @@ class Drain:
     """The end of a server: begin it, then wait for it.
 
     Args:
-        runner: listens for the server; what has come and was not accepted stays in its
-            sockets, for whoever else has them open.
+        listening: what the server listens with; whoever has come and was not accepted stays
+            in its sockets, for others who have them open.
         server: whose connections are waited for. It has to know of `begun`.
         begun: is set as soon as this has.
         limit: seconds after which what is left is cut.
@@ -30,31 +29,39 @@ class Drain:
 
     def __init__(
         self,
-        runner: web.ServerRunner,
+        listening: asyncio.Server,
         *,
         server: QuietServer,
         begun: asyncio.Event,
         limit: float,
     ) -> None:
-        self._runner = runner
+        self._listening = listening
         self._server = server
         self._begun = begun
         self._limit = limit
         self._deadline = 0.0
+        self._beginning = asyncio.Lock()
 
     async def begin(self) -> None:
         """Take no connection more; those there are end with their next reply.
 
-        Only the first call does something. Once it is over, nothing more is accepted.
+        Once it is over, nothing more is accepted; doing it twice is the same as once.
         """
-        if self._begun.is_set():
-            return
-        self._begun.set()
-        self._deadline = asyncio.get_running_loop().time() + self._limit
-        for site in self._runner.sites:
-            await site.stop()
-        for _ in range(2):  # by then what was accepted last is one of the server's connections
-            await asyncio.sleep(0)
+        async with self._beginning:
+            if self._begun.is_set():
+                return
+            self._begun.set()
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.time() + self._limit
+            # asyncio drops a connection that it has accepted and made no transport for when
+            # the listener is closed. So first nobody more is accepted.
+            for sock in self._listening.sockets:
+                loop.remove_reader(sock.fileno())
+            try:
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+            finally:
+                self._listening.close()
 
     async def end(
         self,
