@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,6 +35,7 @@ from proxy.core.origin import host_name
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING, SIMULATED, Secret, mask
 from proxy.core.session import Limits as TokenLimits
+from proxy.drain import Drain
 from proxy.errors import ProxyError
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.inspector.exit import Exit
@@ -76,6 +78,7 @@ _Told = TypeVar("_Told")
 _REFRESH = 24  # lives of an access token that its refresh token lives
 _LOOK_EVERY = 1.0  # seconds between two looks at the callers file
 _ANY_PORT = Address("127.0.0.1", 0)
+_BACKLOG = 1024  # callers that wait to be accepted, as between two proxies on one socket
 _TICKET = 60.0  # seconds that a replay may take to begin
 _SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 
@@ -92,6 +95,8 @@ class Running:
         listen, admin_listen: the addresses it got.
         upstreams: what it forwards to.
         simulator: the control API of the built-in one, if it is the upstream.
+        drain: begins the end: once it returns nothing more is accepted. The rest happens
+            when the stack is left.
         inspector: the address of the inspector with its key, or "".
     """
 
@@ -99,6 +104,7 @@ class Running:
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     simulator: Control | None
+    drain: Callable[[], Awaitable[None]]
     inspector: str = ""
 
 
@@ -111,8 +117,21 @@ def alive_clock() -> Callable[[], float]:
     return lambda: time.clock_gettime(clock)
 
 
-async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemetry) -> Running:
+async def start(
+    settings: Settings,
+    *,
+    stack: AsyncExitStack,
+    telemetry: Telemetry,
+    sock: socket.socket | None = None,
+) -> Running:
     """Bring the proxy up; leaving `stack` brings it down, listeners first.
+
+    Args:
+        settings: what it is to be.
+        stack: takes what has to be undone.
+        telemetry: is told what happens.
+        sock: a bound socket to take requests from instead of `settings.listen`. It is closed
+            in the end; what it has not accepted by then is left to other holders of it.
 
     Raises:
         CannotStart: an address cannot be had, or aiohttp lacks its compiled parser.
@@ -213,10 +232,12 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
         observe=observe,
         emit=telemetry.emit,
         keepalive=model.callers.idle_timeout,
+        is_draining=draining.is_set,
     )
-    # aiohttp waits twice as long as it is told: for the handler, then for its connection.
-    traffic = web.ServerRunner(server, shutdown_timeout=model.drain.limit / 2)
-    listen = await _listen(traffic, settings.listen, stack=stack, key="listen")
+    traffic = await _take_traffic(server, settings.listen, sock=sock)
+    drain = Drain(traffic, server=server, begun=draining, limit=model.drain.limit)
+    stack.push_async_exit(drain.end)
+    listen = Address(*traffic.sockets[0].getsockname()[:2])
     authorities.update(_authorities(listen))
     inspector = ""
     if ring is not None:
@@ -245,12 +266,12 @@ async def start(settings: Settings, *, stack: AsyncExitStack, telemetry: Telemet
             telemetry=telemetry,
             stack=stack,
         )
-    stack.callback(draining.set)
+    stack.push_async_callback(drain.begin)  # at once, before the inspector takes its time
     # Last: a proxy that cannot listen must not have logged in, which would end the
     # session of the one that is running already.
     for session in tokens.values():
         session.start()
-    return Running(listen, admin_listen, upstreams, control, inspector)
+    return Running(listen, admin_listen, upstreams, control, drain.begin, inspector)
 
 
 async def start_simulator(
@@ -726,6 +747,18 @@ def _controls(session: Session, *, upstreams: tuple[str, ...]) -> SessionControl
         renew=lambda: told(session.renew_now()),
         revoke=lambda stop: told(session.revoke(stop=stop)),
     )
+
+
+async def _take_traffic(
+    server: QuietServer, address: Address, *, sock: socket.socket | None
+) -> asyncio.Server:
+    """Listen without a runner of aiohttp's, whose way of stopping loses requests."""
+    where = {"host": address.host, "port": address.port} if sock is None else {"sock": sock}
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(server, **where, backlog=_BACKLOG)
+    except OSError as error:
+        raise _taken("listen", address=address, error=error) from None
 
 
 async def _listen(

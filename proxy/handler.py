@@ -683,6 +683,7 @@ class Handler:
             await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
+            cut(request, reset=http10 and reply.length is None)
             raise
         except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)

@@ -226,9 +226,12 @@ def stays_open(request: web.BaseRequest) -> bool:
     """Whether another request may follow on the caller's connection.
 
     Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
-    for the other protocol, and what came in the same segment is lost.
+    for the other protocol, and what came in the same segment is lost. And not while the
+    proxy is draining, unless that other request is here already.
     """
-    return request.keep_alive and "Upgrade" not in request.headers
+    if not request.keep_alive or "Upgrade" in request.headers:
+        return False
+    return not cast("QuietProtocol", request.protocol).ending
 
 
 def cut(request: web.BaseRequest, *, reset: bool) -> None:
@@ -241,24 +244,60 @@ def cut(request: web.BaseRequest, *, reset: bool) -> None:
     if transport is None:
         return
     if reset:
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        _reset(transport)
     else:
         transport.close()
 
 
-class QuietProtocol(RequestHandler):
-    """One caller's connection; what it sends wrong is answered without repeating it."""
+def _reset(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
-    __slots__ = ("_emit", "_leaving", "_observe")
+
+class QuietProtocol(RequestHandler):
+    """One caller's connection; what it sends wrong is answered without repeating it.
+
+    Attributes:
+        work: answers its requests, if need be to the end after the caller has gone.
+    """
+
+    __slots__ = ("_emit", "_is_draining", "_leaving", "_observe", "_partial", "work")
 
     def __init__(self, manager: "QuietServer", **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._observe = manager.observe
         self._emit = manager.emit
+        self._is_draining = manager.is_draining
         self._leaving: Callable[[], None] | None = None
+        self._partial = False
+        self.work: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way: no request, and no part of a head."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._partial
+
+    @property
+    def ending(self) -> bool:
+        """Whether the request that is answered now is the connection's last."""
+        return self._is_draining() and not self._messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: a caller has come."""
+        super().connection_made(transport)
+        self.work = self._task_handler  # aiohttp forgets it when the caller goes
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: something has come."""
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self._partial = False
+        elif data.strip(b"\r\n"):  # empty lines may stand before a head (RFC 9112 section 2.2)
+            self._partial = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """asyncio: the caller has gone."""
@@ -318,12 +357,22 @@ class QuietServer(web.Server):
         observe: takes the record of a malformed request.
         emit: takes events.
         keepalive: seconds an idle connection is kept.
+        is_draining: whether connections are to end.
     """
 
-    def __init__(self, handler: Any, *, observe: Observe, emit: Emit, keepalive: float) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        observe: Observe,
+        emit: Emit,
+        keepalive: float,
+        is_draining: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(handler)
         self.observe = observe
         self.emit = emit
+        self.is_draining = is_draining
         self._options = {
             "keepalive_timeout": keepalive,
             "access_log": None,
@@ -337,3 +386,16 @@ class QuietServer(web.Server):
     def __call__(self) -> QuietProtocol:
         """A protocol for a new connection."""
         return QuietProtocol(self, loop=asyncio.get_running_loop(), **self._options)
+
+    @property
+    def unfinished(self) -> list[QuietProtocol]:
+        """The connections, those included whose caller has gone before its request was over."""
+        return cast("list[QuietProtocol]", self.connections)
+
+    def abort(self) -> None:
+        """Cut all connections, visibly where a reply has not been written to its end."""
+        for transport in list(self._connections.values()):
+            if transport.get_write_buffer_size():
+                _reset(transport)
+            else:
+                transport.abort()

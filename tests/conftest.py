@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
@@ -34,7 +35,8 @@ async def simulator():
 async def start_proxy(simulator, tmp_path):
     """Start proxies in front of the simulator; keyword arguments are settings.
 
-    `base_url` sends it elsewhere. `env` adds variables, and None takes one away.
+    `base_url` sends it elsewhere. `env` adds variables, and None takes one away. `sock` is what
+    it takes requests from. Each is stopped by its own stack.
     """
     async with AsyncExitStack() as stack:
 
@@ -42,6 +44,7 @@ async def start_proxy(simulator, tmp_path):
             *,
             base_url: str | None = None,
             env: Mapping[str, str | None] | None = None,
+            sock: socket.socket | None = None,
             **settings: object,
         ) -> Proxy:
             switches = simulator.switches
@@ -61,8 +64,9 @@ async def start_proxy(simulator, tmp_path):
             log = Log()
             telemetry = Telemetry("json", level="debug", version="test", stream=log)
             loaded = load(environ=environ, flags=flags)
-            running = await start(loaded, stack=stack, telemetry=telemetry)
-            return Proxy(running, log, telemetry, stack)
+            own = await stack.enter_async_context(AsyncExitStack())
+            running = await start(loaded, stack=own, telemetry=telemetry, sock=sock)
+            return Proxy(running, log, telemetry, own)
 
         yield begin
 

@@ -27,9 +27,10 @@ MAY_IMPORT = {
     },  # `proxy` itself holds the version, nothing else
     "app": {
         *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
-        *("settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
+        *("drain", "settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
     },
     "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},
+    "drain": {"server"},
     "server": {"body", "core", "errors", "sending"},
     "body": {"core", "errors"},
     "tokens": {"core", "errors"},

@@ -1,0 +1,103 @@
+"""Stopping a server without losing a request.
+
+aiohttp's own way down stops reading from every connection at once, uploads under way
+included, and tells no caller that its connection is about to end. Here callers are told,
+and each connection ends by itself.
+"""
+
+import asyncio
+from types import TracebackType
+
+from proxy.server import QuietServer
+
+_GRACE = 1.0  # seconds for which an idle connection is kept open: a request may be on its way
+_LOOK_EVERY = 0.05  # seconds
+_TURNS = 3  # of the loop, after which what was accepted is one of the server's connections
+_LAST_WORDS = 1.0  # seconds in which what is cut has to have said so
+
+
+class Drain:
+    """The end of a server: begin it, then wait for it.
+
+    Args:
+        listening: what the server listens with; whoever has come and was not accepted stays
+            in its sockets, for others who have them open.
+        server: whose connections are waited for. It has to know of `begun`.
+        begun: is set as soon as this has.
+        limit: seconds after which what is left is cut.
+    """
+
+    def __init__(
+        self,
+        listening: asyncio.Server,
+        *,
+        server: QuietServer,
+        begun: asyncio.Event,
+        limit: float,
+    ) -> None:
+        self._listening = listening
+        self._server = server
+        self._begun = begun
+        self._limit = limit
+        self._deadline = 0.0
+        self._beginning = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Take no connection more; those there are end with their next reply.
+
+        Once it is over, nothing more is accepted; doing it twice is the same as once.
+        """
+        async with self._beginning:
+            if self._begun.is_set():
+                return
+            self._begun.set()
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.time() + self._limit
+            # asyncio drops a connection that it has accepted and made no transport for when
+            # the listener is closed. So first nobody more is accepted.
+            for sock in self._listening.sockets:
+                loop.remove_reader(sock.fileno())
+            try:
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+            finally:
+                self._listening.close()
+
+    async def end(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Wait until no connection is left; cut what is left after the limit.
+
+        Args:
+            error: what an `AsyncExitStack` is left with; after a cancellation nothing is
+                waited for.
+        """
+        try:
+            await self.begin()
+            if not isinstance(error, asyncio.CancelledError):
+                await self._wait()
+        finally:
+            await self._cut()
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        idle_since: dict[object, float] = {}
+        while (left := self._server.unfinished) and (now := loop.time()) < self._deadline:
+            # A reply that begins now ends its connection, so an idle one was idle all the time.
+            idle_since = {one: idle_since.get(one, now) for one in left if one.idle}
+            for one in left:
+                if now - idle_since.get(one, now) >= _GRACE:
+                    one.force_close()
+            await asyncio.sleep(min(_LOOK_EVERY, self._deadline - now))
+
+    async def _cut(self) -> None:
+        tasks = [one.work for one in self._server.unfinished if one.work is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WORDS)
+        self._server.abort()
+        await asyncio.sleep(0)  # for the transports to tell
