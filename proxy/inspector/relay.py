@@ -121,7 +121,10 @@ class Relay:
 
     def emit(self, event: Event) -> None:
         """Take an event (`core.exchange.Emit`)."""
-        data = orjson.dumps(["event", self.monotonic(), event], default=str)
+        try:
+            data = orjson.dumps(["event", self.monotonic(), event], default=str)
+        except TypeError:  # half a character of UTF-16
+            return
         if self.held + len(data) <= self.budget and self._reach():
             self._queue(data)
             self._schedule()
@@ -130,7 +133,8 @@ class Relay:
         """Send what is left, if the inspector takes it soon."""
         if self._timer is not None:
             self._timer.cancel()
-        self._flush()
+        if self._sock is not None:
+            self._flush()
         if self._sock is None:
             return
         sock, rest = self._sock, bytes(self._out)
@@ -209,12 +213,13 @@ class Relay:
         """Whether there is a hub to write to."""
         if self._sock is None and (now := self.monotonic()) >= self._retry_at:
             try:
-                self._sock = self._connect()
+                sock = self._connect()
+                sock.setblocking(False)
             except OSError:
                 self._retry_at = now + _RETRY
             else:
-                self._sock.setblocking(False)
-                self._loop.add_reader(self._sock, self._left)  # a hub says nothing, but goes
+                self._loop.add_reader(sock, self._left)  # a hub says nothing, but goes
+                self._sock = sock
         return self._sock is not None
 
     def _write(self) -> None:
