@@ -431,7 +431,7 @@ async def test_a_relay_finds_a_hub_that_was_started_anew(begin, stack, path, eve
     for number in range(3):  # nobody is there, but the listener is
         for _ in answered(relay.watch, record(number)):
             pass
-    await asyncio.sleep(0.01)
+    relay._flush()
     for _ in half:
         pass
     run(stack, second.hub.serve(listener))
@@ -446,13 +446,13 @@ async def test_where_nobody_listens_captures_are_dropped_and_counted(begin, stac
     relay = begin(connect_to(path), monotonic=now)
     for number in range(3):
         for _ in answered(relay.watch, record(number)):
-            await asyncio.sleep(0)
+            relay._flush()
     assert (relay.dropped, relay.held) == (3, 0)
     room = Room(now, now)
     run(stack, room.hub.serve(stack.enter_context(listen(path))))
     now.now += 1
     for _ in answered(relay.watch, record(3)):
-        await asyncio.sleep(0)
+        pass
     await until(lambda: [one.exchange.request_id for one in room.ring if one.done] == ["id-3"])
     await until(lambda: room.hub.dropped == 3)
     assert [one.fields for one in events] == [{"dropped": 3}]
@@ -466,12 +466,12 @@ async def test_a_hub_that_is_slow_holds_nobody_up_and_gets_whole_captures_only(
     relay = begin(lambda: here, budget=budget)
     exchange = record("early")
     early = relay.watch(exchange, "/early HTTP/1.1", HEADERS)
-    await asyncio.sleep(0)
+    relay._flush()
     for number in range(1000):
         for _ in answered(relay.watch, record(number)):
             pass
         if number % 3 == 0:
-            await asyncio.sleep(0)
+            relay._flush()
         assert relay.held <= budget
     for _ in range(100):  # there is no room for the rest of it
         early.waiting()
