@@ -27,6 +27,7 @@ _WAITING = 128  # connections
 _NO_ROOM = 1.0  # seconds before a connection is tried again for which there was no descriptor
 _FIELDS = {one.name: one.type for one in fields(Exchange)}
 _LOST = "the worker process ended while this was under way"
+_AGE = 1e6  # seconds that what is told of can be away from now
 _NOT_WHOLE = "the inspector could not keep up: what was captured of this is not kept"
 
 
@@ -60,6 +61,16 @@ class Clock:
     now_wall: Callable[[], float] = time.time
     now_monotonic: Callable[[], float] = time.monotonic
     at: float | None = None
+
+    def turn(self, at: float) -> None:
+        """Make it another time.
+
+        Raises:
+            ValueError: no worker was there then.
+        """
+        if abs(self.now_monotonic() - at) > _AGE:
+            raise ValueError("not a time")
+        self.at = at
 
     def monotonic(self) -> float:
         """`Ring.monotonic`."""
@@ -114,8 +125,8 @@ class Hub:
                 buffer += data
                 self._read(buffer, under_way)
                 await asyncio.sleep(0)  # where there is more at once, nobody else had a turn
-        except (OSError, ValueError, TypeError, LookupError):
-            pass  # it has gone, or says what no relay would
+        except Exception:  # noqa: BLE001, S110 - it has gone, or says what no relay would
+            pass
         finally:
             sock.close()
             for recording in under_way.values():
@@ -143,7 +154,7 @@ class Hub:
             case ["capture", int(number), dict(record), list(calls)]:
                 self._capture(number, record, calls, under_way)
             case ["event", float(at), dict(told)]:
-                self._clock.at = at
+                self._clock.turn(at)
                 self._sessions.emit(_event(told))
             case ["dropped", int(count)]:
                 self.dropped += count
@@ -163,21 +174,21 @@ class Hub:
         for call in calls:
             match call:
                 case ["begin", float(at), str(start), str(sealed)] if recording is None:
-                    self._clock.at = at
+                    self._clock.turn(at)
                     exchange = Exchange("", 0.0)
                     _update(exchange, record)
                     line = _raw(start).decode("utf-8", "surrogateescape")
                     recording = self._ring.begin(exchange, line, sealed=_raw(sealed))
                     under_way[number] = recording
                 case ["end" | "lost" as name, float(at)] if recording is not None:
-                    self._clock.at = at
+                    self._clock.turn(at)
                     if name == "lost":
                         recording.hollow()
                         recording.exchange.detail = recording.exchange.detail or _NOT_WHOLE
                     recording.end()
                     del under_way[number]
                 case [str(), float(at), *_] if recording is not None:
-                    self._clock.at = at
+                    self._clock.turn(at)
                     _tell(recording, call)
                 case _:
                     raise ValueError("not a call")

@@ -70,7 +70,8 @@ class Relay:
         is_secret: whether a header of this name is cut.
         body_limit: bytes of each body that travel; the ring's own limit.
         emit: takes the event that captures were dropped.
-        budget: bytes that may wait here; a multiple of `body_limit`.
+        budget: bytes that may wait here; a dozen times `body_limit`, since a text of odd bytes is
+            several times their size.
         monotonic: seconds, the handler's clock.
 
     Attributes:
@@ -200,7 +201,7 @@ class Relay:
                 told.lose()
             elif data := told.take():
                 self._queue(data)
-                self._ended += told not in self._under_way
+                self._ended += not told.lost and told not in self._under_way
         if there and self._unsent:
             self._queue(orjson.dumps(["dropped", self._unsent]))
             self._unsent = 0
@@ -276,11 +277,14 @@ class Relayed(Capture):
         exchange: its record, which goes on changing.
         start: target and version.
         headers: of the caller.
+
+    Attributes:
+        lost: whether it is not whole any more.
     """
 
     __slots__ = (
-        *("_calls", "_exchange", "_known", "_lost", "_number", "_relay"),
-        *("_reply_secretive", "_room", "_secretive", "_size"),
+        *("_calls", "_exchange", "_known", "_number", "_relay"),
+        *("_reply_secretive", "_room", "_secretive", "_size", "lost"),
     )
 
     def __init__(
@@ -290,7 +294,7 @@ class Relayed(Capture):
         self._number = number
         self._exchange = exchange
         self._calls: list[list[object]] = []
-        self._known = self._lost = self._reply_secretive = False
+        self._known = self._reply_secretive = self.lost = False
         self._room = self._size = 0
         sealed, self._secretive = relay.cutter.fields(headers)
         line = start.encode("utf-8", "surrogateescape")
@@ -299,7 +303,7 @@ class Relayed(Capture):
     def body(self, parts: Iterable[bytes]) -> None:
         """The caller's body has arrived whole."""
         kept, room = [], self._relay.body_limit
-        for part in () if self._lost else parts:
+        for part in () if self.lost else parts:
             kept.append(_text(part[:room]))
             room -= len(part)
             if room <= 0:
@@ -337,6 +341,8 @@ class Relayed(Capture):
 
     def part(self, data: bytes) -> None:
         """Some of its body has passed."""
+        if self.lost:
+            return
         calls, size = self._calls, len(data)
         kept = data if size <= self._room else data[: self._room]
         if not kept and calls and calls[-1][0] == "part":  # a long body is told of in few words
@@ -358,12 +364,12 @@ class Relayed(Capture):
     def end(self) -> None:
         """The exchange is over."""
         self._tell("end")
-        if self._lost and self._known:
+        if self.lost and self._known:
             self._calls.append(["lost", self._relay.monotonic()])
         self._relay.over(self)
 
     def _tell(self, *call: object, size: int = 0) -> None:
-        if self._lost:
+        if self.lost:
             return
         relay = self._relay
         size += _PER_CALL
@@ -387,7 +393,7 @@ class Relayed(Capture):
             data = b""
         relay = self._relay
         room = min(relay.budget - relay.held + self._size, MOST)
-        if not data or (len(data) + PREFIX > room and not self._lost):
+        if not data or (len(data) + PREFIX > room and not self.lost):
             over = self._calls[-1][0] == "end"
             self.lose()
             if over and self._known:
@@ -401,8 +407,8 @@ class Relayed(Capture):
 
     def lose(self) -> None:
         """Tell no more of it: it would not be whole."""
-        if not self._lost:
-            self._lost = True
+        if not self.lost:
+            self.lost = True
             self._relay.held -= self._size
             self._size = 0
             self._calls.clear()

@@ -503,8 +503,11 @@ async def test_a_capture_that_cannot_be_said_is_dropped_alone(joined, room):
     assert relay.dropped == 1
 
 
+NOW = time.monotonic()
 EXCHANGE = json.loads(json.dumps(asdict(record())))
-BEGIN = ["begin", 1.0, "/x HTTP/1.1", ""]
+BEGIN = ["begin", NOW, "/x HTTP/1.1", ""]
+RENEWED = {"life_seconds": 1.0, "grant": "issue", "for": "due", "generation": 2}
+RENEWED = {"name": "token_renewed", "level": "info", "upstream": "live", "fields": RENEWED}
 
 
 @pytest.mark.parametrize(
@@ -518,17 +521,19 @@ BEGIN = ["begin", 1.0, "/x HTTP/1.1", ""]
         ["capture", 1, {}, [BEGIN]],
         ["capture", 1, EXCHANGE | {"status": "200"}, [BEGIN]],
         ["capture", 1, EXCHANGE | {"outcome": "fine"}, [BEGIN]],
-        ["capture", 1, EXCHANGE, [["begin", 1.0, "/x", "\u2022"]]],
+        ["capture", 1, EXCHANGE, [["begin", NOW, "/x", "\u2022"]]],
         ["capture", 1, EXCHANGE, [["begin", None, "/x", ""]]],
-        ["capture", 1, EXCHANGE, [["end", 1.0]]],
+        ["capture", 1, EXCHANGE, [["end", NOW]]],
         ["capture", 1, EXCHANGE, [BEGIN, BEGIN]],
-        ["capture", 1, EXCHANGE, [BEGIN, ["forget", 1.0]]],
-        ["capture", 1, EXCHANGE, [BEGIN, ["waited", 1.0]]],
-        ["capture", 1, EXCHANGE, [BEGIN, ["part", 1.0, "x", 0]]],
-        ["capture", 1, EXCHANGE, [BEGIN, ["attempt", 1.0, "", "a", ["1", 1, ""], 1, ""]]],
-        ["capture", 1, EXCHANGE, [BEGIN, ["end", 1.0], ["end", 1.0]]],
-        ["event", 1.0, {"name": "token_renewed", "fields": {}}],
-        ["event", 1.0, {"name": "token_renewed", "level": "", "upstream": "", "fields": {}}],
+        ["capture", 1, EXCHANGE, [BEGIN, ["forget", NOW]]],
+        ["capture", 1, EXCHANGE, [BEGIN, ["waited", NOW]]],
+        ["capture", 1, EXCHANGE, [BEGIN, ["part", NOW, "x", 0]]],
+        ["capture", 1, EXCHANGE, [BEGIN, ["attempt", NOW, "", "a", ["1", 1, ""], 1, ""]]],
+        ["capture", 1, EXCHANGE, [BEGIN, ["end", NOW], ["end", NOW]]],
+        ["event", NOW, {"name": "token_renewed", "fields": {}}],
+        ["event", NOW, {"name": "token_renewed", "level": "", "upstream": "", "fields": {}}],
+        ["event", 1e300, RENEWED],
+        ["event", NOW, RENEWED | {"fields": RENEWED["fields"] | {"life_seconds": []}}],
         ["dropped", "1"],
     ],
     ids=lambda frame: str(frame)[-40:],
