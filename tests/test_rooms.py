@@ -98,6 +98,13 @@ CONNECTORS = ("upstream/", "simulator/client.py", "cli/token.py", "cli/inspector
 
 # What is captured of requests is raw. It has one way out to people, and one back to the proxy.
 UNCOVERS = {"inspector/ring.py", "inspector/exit.py", "inspector/replay.py"}
+# What lies behind a seal, or is on its way there, is looked at where it lies only.
+BEHIND = {
+    "inspector/ring.py": {"_parts", "_kept", "_changed"},
+    "inspector/relay.py": {"_calls", "_out"},
+}
+# Heads get into a recording whole and are cut, but for those that a relay has cut.
+CUT_BEFORE = {"tried", "replied"}
 
 
 @dataclass(frozen=True)
@@ -229,8 +236,10 @@ def uncovers(modules: list[Module]) -> list[str]:
     ] + [
         f"{module.path}: uses {name}"
         for module in modules
-        if module.path != "inspector/ring.py" and module.room == "inspector"
-        for name in sorted(module.names() & {"_parts", "_kept", "_changed"})
+        if module.room == "inspector"
+        for home, names in [*BEHIND.items(), ("inspector/hub.py", CUT_BEFORE)]
+        for name in sorted(module.names() & names)
+        if module.path not in {home, "inspector/ring.py"}
     ]
 
 
@@ -347,6 +356,14 @@ def test_a_tidy_tree_breaks_no_rule(tree, check):
         (uncovers, "inspector/server.py", "from proxy.inspector.ring import Clip"),
         (uncovers, "inspector/exit.py", "def f(clip):\n    return clip._parts"),
         (uncovers, "inspector/har.py", "def f(recording):\n    return recording.sealed_start"),
+        (uncovers, "inspector/hub.py", "def f(recording):\n    return recording.sealed_start"),
+        (uncovers, "inspector/hub.py", "def f(relay):\n    return relay._out"),
+        (
+            uncovers,
+            "inspector/relay.py",
+            "def f(recording):\n    return recording.request.uncover()",
+        ),
+        (uncovers, "inspector/relay.py", "def f(recording):\n    recording.tried(b'')"),
         (uncovers, "handler.py", "def f(capture):\n    return capture.request.uncover()"),
     ],
 )
@@ -368,6 +385,7 @@ def test_a_broken_rule_is_found_where_it_is_broken(tree, check, path, source):
         (connections, "upstream/pool.py", "asyncio.create_connection"),
         (connections, "simulator/server.py", "loop.create_server(f)"),
         (uncovers, "inspector/replay.py", "def f(clip):\n    return clip.uncover()"),
+        (uncovers, "inspector/hub.py", "def f(recording):\n    recording.tried(b'')"),
     ],
 )
 def test_what_only_resembles_a_broken_rule_is_let_be(tree, check, path, source):

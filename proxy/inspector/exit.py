@@ -12,12 +12,11 @@ from typing import Any, Literal
 import orjson
 
 from proxy.core.routes import family
-from proxy.core.secret import Secret
 from proxy.core.target import canonical_path
 from proxy.errors import Outcome
 from proxy.inspector.decode import decode
 from proxy.inspector.redact import MASK, Redactor
-from proxy.inspector.ring import Clip, Recording
+from proxy.inspector.ring import Clip, Recording, Veil
 
 # Bodies beyond it are not looked into for the list; what is shown in full is decoded off the loop.
 _GLANCE = 64 * 1024
@@ -168,7 +167,7 @@ class Exit:
     def show(self, recording: Recording) -> Shown:
         """All of an exchange; takes its time, so not on the event loop."""
         row = self.row(recording, keep=False)
-        tokens = _tokens(recording)
+        veils = _veils(recording)
         request = None
         if recording.sealed_start:
             line = f"{recording.exchange.method} {recording.sealed_start}"
@@ -184,7 +183,7 @@ class Exit:
             reply = None
             if one.status:
                 start_line = b"HTTP/1.1 %d %b" % (one.status, one.reason)
-                reply = self._message(start_line, one.sealed_headers, one.body, tokens)
+                reply = self._message(start_line, one.sealed_headers, one.body, veils)
             start, _, headers = one.sealed_head.partition(b"\r\n")
             shown = self._message(start, headers)
             shown.headers.append(("Authorization", MASK))
@@ -206,7 +205,7 @@ class Exit:
         if recording.sealed_given:
             head, body = _given(recording)
             start, _, headers = head.partition(b"\r\n")
-            given = self._message(start, headers, body, tokens)
+            given = self._message(start, headers, body, veils)
         return Shown(row, request, attempts, given, _timeline(recording))
 
     # -- the list -----------------------------------------------------------------------------
@@ -222,14 +221,14 @@ class Exit:
         sent = self._glance(recording.request, recording.sealed_headers) or {}
         reference = next((found for name in REFERENCES if (found := _reference(sent, name))), "")
         told = envelope.get("description") or envelope.get("message") or envelope.get("detail")
-        redact, tokens = self._redactor, _tokens(recording)
+        redact, veils = self._redactor, _veils(recording)
         shown = target if redact.reveal else redact.target(target)
         return {
             **({"reply_bytes": body.size} if body.size else {}),
             "path": shown[:_LONGEST],
             "family": family(canonical_path(path.encode("utf-8"))) if path else "other",
-            "code": _short(envelope.get("code"), redact, tokens),
-            "description": _short(told, redact, tokens),
+            "code": _short(envelope.get("code"), redact, veils),
+            "description": _short(told, redact, veils),
             "reference": redact.text(reference, loose=True)[:128],
         }
 
@@ -264,21 +263,21 @@ class Exit:
         start: bytes,
         fields: bytes,
         clip: Clip | None = None,
-        tokens: Iterable[Secret] = (),
+        veils: Iterable[Veil] = (),
     ) -> Message:
         redact = self._redactor
-        headers = [(name, _veil(value, tokens)) for name, value in _fields(fields)]
-        first, space, rest = _veil(_text(start), tokens).partition(" ")
+        headers = [(name, _veil(value, veils)) for name, value in _fields(fields)]
+        first, space, rest = _veil(_text(start), veils).partition(" ")
         if first.startswith("HTTP/"):
             line = first + space + redact.text(rest, loose=True)
         else:
             target, space_too, version = rest.rpartition(" ")
             line = first + space + redact.target(target) + space_too + version
         shown = [(name, redact.value(name, value)) for name, value in headers]
-        body = Body() if clip is None else self._body(clip, headers, tokens)
+        body = Body() if clip is None else self._body(clip, headers, veils)
         return Message(line, shown, body)
 
-    def _body(self, clip: Clip, headers: Iterable[Field], tokens: Iterable[Secret]) -> Body:
+    def _body(self, clip: Clip, headers: Iterable[Field], veils: Iterable[Veil]) -> Body:
         media, codings = _of(headers, "content-type"), _of(headers, "content-encoding")
         # Names of types and codings are the sender's words: nothing of theirs is shown unread.
         kind_of = self._redactor.text(media.partition(";")[0].strip()[:100])
@@ -290,10 +289,10 @@ class Exit:
         if clip.kept < clip.size:
             notes = [f"only the first {clip.kept} of {clip.size} bytes were kept"]
         kind, data = _kind(read.text, media), None
-        text = None if read.text is None else _veil(read.text, tokens)
+        text = None if read.text is None else _veil(read.text, veils)
         redact = self._redactor
         if text is None:
-            loose = _veil(read.data.decode("latin-1"), tokens)
+            loose = _veil(read.data.decode("latin-1"), veils)
             masked = redact.text(loose).replace(MASK, "***").encode("latin-1", "replace")
             data = base64.b64encode(masked).decode() if read.data else None
         elif kind == "json":
@@ -376,20 +375,20 @@ def _reference(sent: dict[str, Any], name: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _short(value: object, redact: Redactor, tokens: Iterable[Secret]) -> str:
+def _short(value: object, redact: Redactor, veils: Iterable[Veil]) -> str:
     if value is None or isinstance(value, bool | dict | list):
         return ""
-    return redact.text(_veil(str(value)[:2000], tokens)[:300])[:200]
+    return redact.text(_veil(str(value)[:2000], veils)[:300])[:200]
 
 
-def _tokens(recording: Recording) -> list[Secret]:
-    """Our own, which an upstream may repeat."""
-    return [one.token for one in recording.attempts]
+def _veils(recording: Recording) -> list[Veil]:
+    """Of our own tokens, which an upstream may repeat."""
+    return [one.veil for one in recording.attempts]
 
 
-def _veil(text: str, tokens: Iterable[Secret]) -> str:
-    for token in tokens:
-        text = token.veil(text, MASK)
+def _veil(text: str, veils: Iterable[Veil]) -> str:
+    for veil in veils:
+        text = veil(text, MASK)
     return text
 
 

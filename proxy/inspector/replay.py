@@ -40,6 +40,7 @@ _OWN = frozenset(
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHO = (b"authorization", b"proxy-authorization", b"x-nomba-proxy-key")
+_UNTOLD = 25  # looks for a repetition that another process tells of, until it is given up
 _KEPT = ("method", "target", "headers", "body", "confirm")
 
 
@@ -147,18 +148,19 @@ class Replayer:
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines).encode("utf-8", "surrogateescape") + b"\r\n\r\n"
         self._ring.expect(request_id, replay_of=recording.number)
+        failed: ProxyError | None = None
         try:
             await self._door.send(head, body, method == "HEAD")
         except ProxyError as error:
+            failed = error
+        for at in range(200):  # its reply is written before it is over, and before it is told of
             found = self._ring.find(request_id)
-            if found is None:
-                raise ReplayRefused(error.description, status=502, hint=error.hint) from None
-        for _ in range(200):  # its reply is written before it is over
-            found = self._ring.find(request_id)
-            if found is None or found.done:
+            if (found is None and at >= _UNTOLD) or (found is not None and found.done):
                 break
             await asyncio.sleep(0.01)
         self._ring.forgo(request_id)
+        if found is None and failed is not None:
+            raise ReplayRefused(failed.description, status=502, hint=failed.hint)
         if found is None:
             raise ReplayRefused(
                 "It was sent, and is not in the list: its head was refused, or it has gone already.",

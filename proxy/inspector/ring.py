@@ -2,8 +2,8 @@
 
 What was captured is raw, and lies here only, in fields that begin with `sealed_`. `exit.py` shows
 it to people, decoded and redacted, and `replay.py` sends it to the proxy itself;
-`tests/test_rooms.py` holds that nothing else looks into one. Secret headers are cut before they
-get here. Capturing is on the path of every request: it copies little and decides nothing.
+`tests/test_rooms.py` holds that nothing else looks into one. Secret headers are cut (`cut.py`)
+before they get here, by a relay that tells of another process or by the recording itself. Capturing is on the path of every request: it copies little and decides nothing.
 """
 
 import time
@@ -14,7 +14,7 @@ from proxy.core.capture import Capture, Dialled
 from proxy.core.exchange import Exchange
 from proxy.core.heads import Headers, RequestHead
 from proxy.core.secret import Secret
-from proxy.inspector.redact import MASK
+from proxy.inspector.cut import Cutter
 
 # What an exchange and an attempt take beside the bytes they hold, with what the list shows of it and
 # what the allocator wastes: measured (`tests/torture/test_inspector.py`).
@@ -22,10 +22,9 @@ _PER_EXCHANGE = 5800
 _PER_ATTEMPT = 500
 _PER_PART = 100
 _LARGE = 2048  # bytes of a head that the ring has to know of at once
-_MASK = MASK.encode()
-_MOST_NAMES, _LONGEST_NAME = 4096, 64
-# Secret, and never sent on: a head without others needs no cutting.
-_STAYS_HERE = frozenset({b"authorization", b"proxy-authorization", b"x-nomba-proxy-key"})
+
+# Masks in a text what must not be shown of it: `Secret.veil`, or that of its imprint.
+Veil = Callable[[str, str], str]
 
 
 class Clip:
@@ -76,7 +75,8 @@ class Attempt:
 
     Attributes:
         why, generation: as `Capture.attempt` has them.
-        account, token: that it was completed with.
+        account: that it was completed with.
+        veil: masks the token that it was completed with.
         sealed_head: as sent, without our pair; secret headers cut.
         began, sent, first_byte, ended: when.
         dialled: how its connection came about, if that was for it.
@@ -101,7 +101,7 @@ class Attempt:
         why: str,
         generation: int,
         account: str,
-        token: Secret,
+        veil: Veil,
         head: bytes,
         *,
         began: float,
@@ -109,7 +109,7 @@ class Attempt:
         self.why = why
         self.generation = generation
         self.account = account
-        self.token = token
+        self.veil = veil
         self.sealed_head = head
         self.began = began
 
@@ -130,7 +130,8 @@ class Recording(Capture):
         number: counts the exchanges.
         exchange: its record, which goes on changing until `done`.
         start: target and version.
-        headers: of the caller.
+        sealed: headers of the caller, cut.
+        secretive: whether a secret one of those is sent on.
 
     Attributes:
         at: epoch seconds.
@@ -163,16 +164,22 @@ class Recording(Capture):
     summary: dict[str, object] | None = None
 
     def __init__(
-        self, ring: "Ring", number: int, exchange: Exchange, *, start: str, headers: Headers
+        self,
+        ring: "Ring",
+        number: int,
+        exchange: Exchange,
+        *,
+        start: str,
+        sealed: bytes,
+        secretive: bool,
     ) -> None:
         self._ring = ring
         self.number = number
         self.exchange = exchange
         self.at = ring.wall()
         self.sealed_start = start
-        # Whether a secret header of the caller's is sent on.
-        self.sealed_headers, self._secretive = ring.cut(headers)
-        self.cost = _PER_EXCHANGE + len(start) + len(self.sealed_headers)
+        self.sealed_headers, self._secretive = sealed, secretive
+        self.cost = _PER_EXCHANGE + len(start) + len(sealed)
 
     # -- what the handler tells; once it is forgotten, to nobody ------------------------------
 
@@ -185,8 +192,9 @@ class Recording(Capture):
             else:
                 self.cost += self.request.add(part)
             if self.request.kept < self.request.size:
-                self.request.size = self.exchange.body_bytes
                 break
+        if self.request.kept < self.exchange.body_bytes and self.request is not _EMPTY:
+            self.request.size = self.exchange.body_bytes
         self._ring.charge(self)
         self.read = self._ring.monotonic()
 
@@ -204,9 +212,14 @@ class Recording(Capture):
     ) -> None:
         """A request is about to be sent."""
         if not self.gone:
-            sealed = self._ring.cut_head(head.start) if self._secretive else head.start
+            sealed = self._ring.cutter.head(head.start) if self._secretive else head.start
+            self.tried(sealed, account=account, veil=token.veil, generation=generation, why=why)
+
+    def tried(self, sealed: bytes, *, account: str, veil: Veil, generation: int, why: str) -> None:
+        """The same, its head cut."""
+        if not self.gone:
             began = self._ring.monotonic()
-            made = Attempt(why, generation, account, token, sealed, began=began)
+            made = Attempt(why, generation, account, veil, sealed, began=began)
             self.attempts = (*self.attempts, made)
             self._grow(len(sealed) + _PER_ATTEMPT)
 
@@ -219,14 +232,22 @@ class Recording(Capture):
     def answered(self, status: int, *, reason: bytes, headers: Headers) -> None:
         """The head of its reply has come."""
         if not self.gone:
+            sealed, secretive = self._ring.cutter.fields(headers)
+            self.replied(status, reason=reason, sealed=sealed, secretive=secretive)
+
+    def replied(
+        self, status: int, *, reason: bytes, sealed: bytes, secretive: bool = False
+    ) -> None:
+        """The same, its headers cut; and, unless it is `secretive`, what the caller gets."""
+        if not self.gone:
             attempt = self.attempts[-1]
             attempt.first_byte = attempt.ended = self._ring.monotonic()
             attempt.status, attempt.reason = status, reason
-            attempt.sealed_headers, attempt.secretive = self._ring.cut(headers)
-            self._grow(len(attempt.sealed_headers))
+            attempt.sealed_headers, attempt.secretive = sealed, secretive
+            self._grow(len(sealed))
 
-    def part(self, data: bytes) -> None:
-        """Some of its body has passed."""
+    def part(self, data: bytes, *, beyond: int = 0) -> None:
+        """Some of its body has passed; `beyond` further bytes are not here."""
         if not self.gone:
             attempt = self.attempts[-1]
             attempt.ended = self._ring.monotonic()
@@ -236,6 +257,7 @@ class Recording(Capture):
             else:
                 self.cost += attempt.body.add(data)
                 self._ring.charge(self)
+            attempt.body.size += beyond
 
     def failed(self, error: str) -> None:
         """The attempt, or its reply, came to a bad end."""
@@ -247,7 +269,7 @@ class Recording(Capture):
         """What the caller gets."""
         if not self.gone:
             secretive = self.attempts and self.attempts[-1].secretive
-            self.sealed_given = self._ring.cut_head(data) if secretive else data
+            self.sealed_given = self._ring.cutter.head(data) if secretive else data
             self._grow(len(self.sealed_given))
 
     def end(self) -> None:
@@ -286,12 +308,17 @@ class Recording(Capture):
         if by > _LARGE:
             self._ring.charge(self)
 
-    def forget(self) -> None:
-        """Keep nothing from now on."""
-        self.gone = True
+    def hollow(self) -> None:
+        """Keep nothing but the row: what is here is not whole."""
         self.request, self.attempts, self.waits = _EMPTY, (), ()
         self.sealed_start = ""
         self.sealed_headers = self.sealed_given = b""
+        self.cost = _PER_EXCHANGE
+
+    def forget(self) -> None:
+        """Keep nothing from now on."""
+        self.gone = True
+        self.hollow()
 
 
 @dataclass(slots=True)
@@ -308,6 +335,7 @@ class Ring:
         oldest: the number of the oldest; the next one's if there is none.
         change: counts changes; a recording's own tells when it last did.
         era: grows when all are forgotten at once.
+        cutter: cuts what is_secret.
     """
 
     budget: int
@@ -319,16 +347,28 @@ class Ring:
     oldest: int = 1
     change: int = 0
     era: int = 0
-    _known: dict[bytes, bool] = field(default_factory=dict)  # names of headers: secret or not
+    cutter: Cutter = field(init=False)
     _replays: dict[str, int] = field(default_factory=dict)  # by the request id to come
     _count: int = 0
     _kept: dict[int, Recording] = field(default_factory=dict)  # by number, the oldest first
     _changed: dict[int, Recording] = field(default_factory=dict)  # the longest unchanged first
 
+    def __post_init__(self) -> None:
+        self.cutter = Cutter(self.is_secret)
+
     def watch(self, exchange: Exchange, start: str, headers: Headers) -> Recording:
         """Begin to record an exchange (`core.capture.Watch`)."""
+        sealed, secretive = self.cutter.fields(headers)
+        return self.begin(exchange, start, sealed=sealed, secretive=secretive)
+
+    def begin(
+        self, exchange: Exchange, start: str, *, sealed: bytes, secretive: bool = False
+    ) -> Recording:
+        """The same, its headers cut; and, unless it is `secretive`, the heads it is sent with."""
         self._count = number = self._count + 1
-        recording = Recording(self, number, exchange, start=start, headers=headers)
+        recording = Recording(
+            self, number, exchange, start=start, sealed=sealed, secretive=secretive
+        )
         if self._replays:
             recording.replay_of = self._replays.pop(exchange.request_id, 0)
         self._kept[number] = recording
@@ -409,35 +449,3 @@ class Ring:
         self._changed.pop(recording.number, None)
         self.used -= recording.charged
         recording.forget()
-
-    def cut(self, headers: Headers) -> tuple[bytes, bool]:
-        """Header fields, one a line, the values of secret ones masked; whether one is passed on."""
-        known, passed = self._known, False
-        lines: list[bytes] = []
-        for name, value in headers:
-            secret = known.get(name)
-            if secret is None:
-                secret = self._is_secret(name)
-            if secret:
-                passed = passed or name.lower() not in _STAYS_HERE
-                lines += (name, b": ", _MASK, b"\r\n")
-            else:
-                lines += (name, b": ", value, b"\r\n")
-        return b"".join(lines), passed
-
-    def _is_secret(self, name: bytes) -> bool:
-        found = self.is_secret(name)
-        if len(self._known) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
-            self._known[name] = found
-        return found
-
-    def cut_head(self, head: bytes) -> bytes:
-        """The same of a head that is ready to be written."""
-        is_secret = self._is_secret
-        fields, blank, rest = head.partition(b"\r\n\r\n")
-        lines = fields.split(b"\r\n")
-        for at, line in enumerate(lines):
-            name, colon, _ = line.partition(b":")
-            if at and colon and is_secret(name):
-                lines[at] = b"%b: %b" % (name, _MASK)
-        return b"\r\n".join(lines) + blank + rest

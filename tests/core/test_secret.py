@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy.core.secret import Secret, SecretMisuse, mask
+from proxy.core.secret import Imprint, Secret, SecretMisuse, mask
 
 ORIGIN = "https://api.nomba.com"
 MARK = "MARKED-SECRET-1234567890"
@@ -134,3 +134,22 @@ def test_no_secret_shows_in_its_text(value):
 )
 def test_a_mask_shows_the_ends_of_long_texts_only(text, masked):
     assert mask(text) == masked
+
+
+TEXTS = st.text(st.sampled_from("ab\u00e9\u2022\ud800"), max_size=40)
+
+
+@given(TEXTS, st.lists(st.tuples(st.sampled_from(["abbaab", "aaaaaa", "ab"]), TEXTS), max_size=4))
+@pytest.mark.parametrize("value", ["abbaab", "aaaaaa", "ab"])
+def test_an_imprint_masks_what_the_secret_would(value, before, parts):
+    text = before + "".join(secret + after for secret, after in parts)
+    secret = Secret(value, origin=ORIGIN)
+    assert secret.imprint().veil(text, "\u2022") == secret.veil(text, "\u2022")
+
+
+def test_an_imprint_does_not_hold_the_secret(secret):
+    imprint = secret.imprint()
+    assert MARK not in repr(imprint)
+    assert imprint == Secret(MARK, origin="https://elsewhere").imprint()
+    assert imprint.digest != Secret(MARK[::-1], origin=ORIGIN).imprint().digest
+    assert Imprint(imprint.length, imprint.total, "0" * 64).veil(MARK, "***") == MARK
