@@ -33,10 +33,12 @@ class Link:
 
     Args:
         sock: the process's end.
+        count: how many processes there were at its post before it.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, count: int) -> None:
         self.sock = sock
+        self.count = count
 
     def say(self, **what: object) -> None:
         """Tell something: `up` (running), `draining` (takes no more), or `failed` (why)."""
@@ -78,7 +80,9 @@ class Post:
         name: for events.
         target: what the process does; its exit code.
         last: whether it is ended only after all others.
-        missing: told once nobody has been there for a while.
+        prepare: called before each process is started.
+        missing: told if nobody will be there for a while.
+        count: how many processes there were.
         present: the process that fills it; others may be about to end.
         failures: processes in a row that ended soon.
         due: when the next one is to be started.
@@ -87,7 +91,9 @@ class Post:
     name: str
     target: Target
     last: bool = False
+    prepare: Callable[[], None] | None = None
     missing: Callable[[], None] | None = None
+    count: int = 0
     present: _Process | None = None
     failures: int = 0
     due: float | None = None
@@ -178,6 +184,15 @@ class Supervisor:
                     deadline = self._now() + _LAST_WAIT
                 self._turn(most=0.5)
         return 0 if self._stops == 1 else 1
+
+    def finish(self, post: Post) -> None:
+        """Start one more process when all have ended, and wait for its end."""
+        self._start(post)
+        deadline = self._now() + self._limit
+        while self._processes:
+            if self._now() > deadline:
+                self._end_all(signal.SIGKILL)
+            self._turn(most=0.5)
 
     # -- one turn -----------------------------------------------------------------------------
 
@@ -279,6 +294,8 @@ class Supervisor:
     # -- processes ----------------------------------------------------------------------------
 
     def _start(self, post: Post) -> None:
+        if post.prepare is not None:
+            post.prepare()
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -287,6 +304,7 @@ class Supervisor:
             self._become(post, ours, theirs)
         theirs.close()
         ours.setblocking(False)
+        post.count += 1
         post.due = None
         post.present = one = _Process(pid, ours, self._now())
         self._processes[pid] = post, one
@@ -306,7 +324,7 @@ class Supervisor:
             others = [one.sock for _, one in self._processes.values()]
             for sock in (ours, self._signals, self._wakeup, *others):
                 sock.close()
-            code = post.target(Link(theirs))
+            code = post.target(Link(theirs, count=post.count))
         except KeyboardInterrupt:
             pass
         except BaseException:  # noqa: BLE001 - nothing of the supervisor's may go on in here

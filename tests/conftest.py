@@ -10,7 +10,7 @@ import pytest
 from harness import Log, Proxy, ScriptedUpstream
 from watching import Inspector
 
-from proxy.app import start
+from proxy.app import Place, start
 from proxy.settings import load
 from proxy.simulator import Simulator, Switches
 from proxy.telemetry import Telemetry
@@ -65,7 +65,7 @@ async def start_proxy(simulator, tmp_path):
             telemetry = Telemetry("json", level="debug", version="test", stream=log)
             loaded = load(environ=environ, flags=flags)
             own = await stack.enter_async_context(AsyncExitStack())
-            running = await start(loaded, stack=own, telemetry=telemetry, sock=sock)
+            running = await start(loaded, stack=own, telemetry=telemetry, place=Place(sock))
             return Proxy(running, log, telemetry, own)
 
         yield begin

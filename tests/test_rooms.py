@@ -29,6 +29,7 @@ MAY_IMPORT = {
         *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
         *("drain", "settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
     },
+    "supervisor": {"core", "errors"},
     "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},
     "drain": {"server"},
     "server": {"body", "core", "errors", "sending"},

@@ -154,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
         help="traffic listener, host:port [NOMBA_PROXY_LISTEN] (default 127.0.0.1:8080)",
     )
     serving.add_argument(
+        "--workers",
+        metavar="N",
+        help="so many processes share the listener and the session [NOMBA_PROXY_WORKERS] (default 1)",
+    )
+    serving.add_argument(
         "--simulate",
         nargs="?",
         const="true",
@@ -338,6 +343,7 @@ def _flags(
     for key, name in (
         ("listen", "listen"),
         ("admin.listen", "admin_listen"),
+        ("workers", "workers"),
         ("simulate", "simulate"),
         ("inspect", "inspect"),
         ("inspect_listen", "inspect_listen"),

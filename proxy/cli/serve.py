@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from proxy.app import CannotStart
+from proxy.app import CannotStart, supervise
 from proxy.app import serve as run
 from proxy.settings import Settings
 
@@ -13,6 +13,8 @@ from proxy.settings import Settings
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
     try:
+        if settings.model.workers > 1:
+            return supervise(settings, loop_factory=event_loop())
         with asyncio.Runner(loop_factory=event_loop()) as runner:
             runner.run(run(settings))
     except CannotStart as error:

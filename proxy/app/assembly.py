@@ -1,0 +1,150 @@
+"""What the processes of a proxy have in common: everything but the listeners."""
+
+import asyncio
+import hmac
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+
+from proxy.admin import SessionControls
+from proxy.app.callers import end_task, make_callers, signing_key, watch_callers
+from proxy.app.listeners import CannotStart
+from proxy.app.sessions import controls_of, make_dialler, make_session, share, to_each, wire
+from proxy.body import Bodies, BodyLimits
+from proxy.core.capture import Watch
+from proxy.core.exchange import Emit
+from proxy.core.origin import host_name
+from proxy.handler import Callers, Handler, Headers, Limits
+from proxy.settings import (
+    ReadyUpstream,
+    Settings,
+)
+from proxy.telemetry import Telemetry
+from proxy.tokens.manager import Session
+
+_Told = TypeVar("_Told")
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What the processes of a proxy have in common, be they to forward or to watch.
+
+    Attributes:
+        sessions: by the name of the upstream that each goes by.
+        controls: of each.
+        lenders: whose session an upstream uses.
+        handler: answers requests.
+        callers: who may call.
+        authorities: what this proxy is called; to be completed once that is known.
+        key: that phantom tokens are signed with.
+    """
+
+    sessions: Mapping[str, Session]
+    controls: Mapping[str, SessionControls]
+    lenders: Mapping[str, str]
+    handler: Handler
+    callers: Callers
+    authorities: set[str]
+    key: bytes
+
+
+def assemble(
+    settings: Settings,
+    upstreams: tuple[ReadyUpstream, ...],
+    *,
+    stack: AsyncExitStack,
+    telemetry: Telemetry,
+    tell: Emit | None = None,
+    watch: Watch | None = None,
+    revoke: bool = False,
+) -> Assembly:
+    """Wire everything but the listeners.
+
+    Args:
+        settings: what it is to be.
+        upstreams: what it forwards to.
+        stack: takes what has to be undone.
+        telemetry: is told what happens.
+        tell: is told too what happens to sessions, for each upstream that uses one.
+        watch: captures exchanges.
+        revoke: whether tokens are revoked in the end.
+
+    Raises:
+        CannotStart: what is kept cannot be used.
+    """
+    if HttpRequestParser is HttpRequestParserPy:
+        raise CannotStart(
+            "aiohttp runs on its pure-Python parser, which reads requests differently.\n"
+            "Install a wheel of aiohttp with extensions, and unset AIOHTTP_NO_EXTENSIONS."
+        )
+    model = settings.model
+    sharing = share(upstreams)
+    emit = telemetry.emit if tell is None else both(telemetry.emit, to_each(tell, sharing))
+    key = signing_key(settings, emit=telemetry.emit)
+    # The same in every process that has the key, so a way round through another is seen too.
+    via = b"1.1 nomba-proxy-%b" % hmac.digest(key, b"via", "sha256")[:4].hex().encode()
+    diallers = {one.name: make_dialler(one, settings=settings, via=via) for one in upstreams}
+    for dialler in diallers.values():
+        stack.callback(dialler.close)
+    sessions = {
+        one.name: make_session(one, dialler=diallers[one.name], settings=settings, emit=emit)
+        for one in upstreams
+        if one.name in sharing
+    }
+    controls: dict[str, SessionControls] = {}
+    for name, session in sessions.items():
+        stack.push_async_callback(session.close, revoke=revoke)
+        controls[name] = controls_of(session, upstreams=sharing[name])
+    lenders = {name: first for first, names in sharing.items() for name in names}
+    wired = [
+        wire(one, dialler=diallers[one.name], session=sessions[lenders[one.name]])
+        for one in upstreams
+    ]
+    callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit)
+    watching = asyncio.create_task(
+        watch_callers(settings, registry=callers.registry, emit=telemetry.emit)
+    )
+    stack.push_async_callback(end_task, watching)
+    authorities: set[str] = set()
+    handler = Handler(
+        tuple(wired),
+        limits=Limits(write_stall=model.callers.write_stall),
+        bodies=Bodies(
+            BodyLimits(
+                size=int(model.body.limit),
+                memory=int(model.body.memory),
+                stall=model.body.stall_timeout,
+                total=model.body.total_timeout,
+                spool_dir=model.body.spool_dir,
+                memory_budget=int(model.body.memory_budget),
+                spool_budget=int(model.body.spool_budget),
+            )
+        ),
+        callers=callers,
+        headers=Headers(
+            via=via,
+            via_upstream=model.headers.via_upstream,
+            keep_forwarded=model.headers.forwarded == "pass",
+            rewrite_location=model.headers.rewrite_location,
+        ),
+        is_own_authority=lambda text: text in authorities or host_name(text) in settings.hosts,
+        observe=telemetry.observe,
+        emit=telemetry.emit,
+        watch=watch,
+    )
+    return Assembly(sessions, controls, lenders, handler, callers, authorities, key)
+
+
+def both(
+    one: Callable[[_Told], object], other: Callable[[_Told], object]
+) -> Callable[[_Told], None]:
+    """Tell two."""
+
+    def told(what: _Told) -> None:
+        one(what)
+        other(what)
+
+    return told

@@ -1,0 +1,122 @@
+"""Who may call."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+
+from proxy.callers.keep import signing_key as kept_signing_key
+from proxy.callers.login import Login
+from proxy.callers.registry import Door, Registry
+from proxy.callers.revoked import Revoked
+from proxy.core.browser import Pages
+from proxy.core.exchange import Emit, Event
+from proxy.core.phantom import Phantoms
+from proxy.core.secret import SIGNING
+from proxy.handler import Callers
+from proxy.settings import (
+    ReadyUpstream,
+    Settings,
+    SettingsError,
+)
+
+_REFRESH = 24  # lives of an access token that its refresh token lives
+_LOOK_EVERY = 1.0  # seconds between two looks at the callers file
+
+
+def signing_key(settings: Settings, *, emit: Emit) -> bytes:
+    """What phantom tokens are signed with: given, else kept, else for this process only."""
+    if settings.signing_key is not None:
+        return settings.signing_key.reveal(to=SIGNING).encode()
+    try:
+        return kept_signing_key(settings.state_dir).encode()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        fields: dict[str, object] = {
+            "reason": f"{settings.state_dir}: {why}",
+            "hint": "phantom tokens end with this process; set state_dir, or "
+            "NOMBA_PROXY_CALLERS_SIGNING_KEY",
+        }
+        emit(Event("signing_key_not_kept", "warning", fields=fields))
+        return secrets.token_bytes(32)
+
+
+def make_callers(
+    settings: Settings, *, upstreams: tuple[ReadyUpstream, ...], key: bytes, emit: Emit
+) -> Callers:
+    """What knows the callers, and answers those that log in."""
+    options = settings.model.callers
+    accepted = options.accept_upstream_credentials and settings.listen.loopback
+    doors = {
+        one.name: Door(
+            one.anonymous,
+            explicit=options.anonymous is True,
+            client_id=one.client_id,
+            client_secret=one.client_secret if accepted else None,
+            # The simulator has another port whenever it starts.
+            realm="simulator" if settings.simulate else one.origin.text,
+        )
+        for one in upstreams
+    }
+    phantoms = Phantoms(
+        key, lifetime=options.login_lifetime, refresh_lifetime=_REFRESH * options.login_lifetime
+    )
+    revoked = Revoked(settings.state_dir / "revoked", wall=time.time, monotonic=time.monotonic)
+    registry = Registry(
+        settings.callers,
+        doors=doors,
+        phantoms=phantoms,
+        revoked=revoked,
+        wall=time.time,
+        monotonic=time.monotonic,
+    )
+    login = Login(
+        registry,
+        phantoms=phantoms,
+        revoked=revoked,
+        wall=time.time,
+        emit=emit,
+        fails_in_200=options.login_failure == "200",
+    )
+    hosts = (*options.hosts, *settings.hosts)
+    return Callers(registry, login, Pages.of(hosts=hosts, origins=options.origins))
+
+
+async def watch_callers(settings: Settings, *, registry: Registry, emit: Emit) -> None:
+    """Take over the callers file whenever it changes; a bad one changes nothing."""
+
+    def look() -> tuple[int, int, int] | None:
+        try:
+            found = settings.callers_file.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    seen: object = ()  # whatever happened since the settings were read is seen at the first look
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        if (now := look()) == seen:
+            continue
+        if now is None:  # who is known stays known, and the door as it is
+            if seen != () or settings.callers.callers:
+                gone: dict[str, object] = {"reason": f"{settings.callers_file} is gone"}
+                emit(Event("callers_not_reloaded", "error", fields=gone))
+            seen = now
+            continue
+        seen = now
+        try:
+            roster = await asyncio.to_thread(settings.read_callers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next change is looked at
+            first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
+            emit(Event("callers_not_reloaded", "error", fields={"reason": first}))
+            continue
+        if roster != registry.roster:
+            registry.replace(roster)
+            emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

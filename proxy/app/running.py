@@ -1,0 +1,54 @@
+"""What a process of the proxy is given, and what it is once it runs."""
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.settings import (
+    Address,
+    ReadyUpstream,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A proxy that is up.
+
+    Attributes:
+        listen, admin_listen: the addresses it got.
+        upstreams: what it forwards to.
+        faults: the address of the simulator's control API, if it is the upstream; else "".
+        drain: begins the end: once it returns nothing more is accepted. The rest happens
+            when the stack is left.
+        inspector: the address of the inspector with its key, or "".
+    """
+
+    listen: Address
+    admin_listen: Address
+    upstreams: tuple[ReadyUpstream, ...]
+    faults: str
+    drain: Callable[[], Awaitable[None]]
+    inspector: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one process of several is given, and a single one makes for itself.
+
+    Attributes:
+        traffic, admin: bound sockets, instead of the addresses that are set. They are closed in
+            the end; what was not accepted by then is left to other holders of them.
+        simulator: what is known of it, where it runs in another process (`known_of`).
+        hub: where the inspector's process is told what happens.
+    """
+
+    traffic: socket.socket | None = None
+    admin: socket.socket | None = None
+    simulator: Mapping[str, str] | None = None
+    hub: Path | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no other processes."""
+        return self.admin is None

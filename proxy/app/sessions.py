@@ -1,0 +1,172 @@
+"""Sessions with the upstreams, and the way there."""
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.admin import ControlFailed, SessionControls
+from proxy.app.listeners import CannotStart
+from proxy.core.account import AccountRule
+from proxy.core.exchange import Emit, Event
+from proxy.core.mounts import Mount
+from proxy.core.session import Limits as TokenLimits
+from proxy.errors import ProxyError
+from proxy.handler import Upstream
+from proxy.settings import (
+    ReadyUpstream,
+    Settings,
+)
+from proxy.tokens.file_store import FileStore
+from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.nomba import Credentials, NombaAuth
+from proxy.tokens.seal import Identity, Seal
+from proxy.tokens.store import MemoryStore, StoreFailed
+from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.pool import PoolLimits
+
+_Result = TypeVar("_Result")
+
+
+def alive_clock() -> Callable[[], float]:
+    """Seconds on a clock that runs during sleep: CLOCK_BOOTTIME, monotonic elsewhere."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    if boottime is None:
+        return time.monotonic
+    clock: int = boottime
+    return lambda: time.clock_gettime(clock)
+
+
+def share(upstreams: tuple[ReadyUpstream, ...]) -> dict[str, tuple[str, ...]]:
+    """Which upstreams share which session: their names, by the name of the first of them.
+
+    A session goes by that name, and logs in as that upstream: with its account, and by its way.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for one in upstreams:
+        found.setdefault(one.session, []).append(one.name)
+    return {names[0]: tuple(names) for names in found.values()}
+
+
+def to_each(emit: Emit, sharing: Mapping[str, tuple[str, ...]]) -> Emit:
+    """Tell what happens to a session for each upstream that shares it."""
+
+    def told(event: Event) -> None:
+        for name in sharing.get(event.upstream, ()):
+            emit(replace(event, upstream=name))
+
+    return told
+
+
+def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes) -> Dialler:
+    """The way to an upstream."""
+    model = settings.model
+    return Dialler(
+        one.origin,
+        timeouts=Timeouts(**model.timeouts.model_dump()),
+        way=Way(
+            ca_file=one.options.ca_file,
+            addresses=one.options.addresses,
+            ipv4_only=one.options.ipv4_only,
+            proxy=one.connect_proxy,
+        ),
+        limits=PoolLimits(**model.pool.model_dump()),
+        via=via if model.headers.via_upstream else b"",
+    )
+
+
+def make_session(
+    one: ReadyUpstream, *, dialler: Dialler, settings: Settings, emit: Emit
+) -> Session:
+    """The session of an upstream, and of those that share it."""
+    model = settings.model
+    credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
+    return Session(
+        one.name,
+        auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
+        store=_store(one, credentials=credentials, settings=settings, emit=emit),
+        limits=TokenLimits(
+            early=model.token.early,
+            urgent=model.token.urgent,
+            wait_limit=model.token.wait_limit,
+            gap=model.token.gap,
+            memory=model.token.memory,
+            budget=model.token.budget,
+        ),
+        clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
+        emit=emit,
+    )
+
+
+def wire(one: ReadyUpstream, *, dialler: Dialler, session: Session) -> Upstream:
+    """An upstream as the handler knows it."""
+    prefix = one.mount.encode("ascii")
+    return Upstream(
+        name=one.name,
+        mount=Mount(prefix, hosts=one.hosts, strip=one.options.strip_mount),
+        dialler=dialler,
+        session=session,
+        account=AccountRule(
+            one.account_id,
+            policy=one.options.account_policy,
+            allowed=frozenset(name.lower() for name in one.options.account_allow),
+            override_money=one.options.account_override_money,
+        ),
+    )
+
+
+def _store(
+    one: ReadyUpstream, *, credentials: Credentials, settings: Settings, emit: Emit
+) -> MemoryStore | FileStore:
+    """Where a session is kept.
+
+    Raises:
+        CannotStart: its folder cannot be used.
+    """
+    if settings.store_dir is None:
+        return MemoryStore()
+
+    def warn(text: str) -> None:
+        emit(Event("stored_session_ignored", "warning", one.name, {"reason": text}))
+
+    identity = Identity(*one.session)
+    seal = Seal(identity, credentials=credentials, boot=_boot(), alive=alive_clock())
+    try:
+        return FileStore(settings.store_dir, identity=identity, seal=seal, warn=warn)
+    except StoreFailed as error:
+        raise CannotStart(f"store: {error}") from None
+
+
+def _boot() -> str:
+    """Names this boot of the machine; "" where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def controls_of(session: Session, *, upstreams: tuple[str, ...]) -> SessionControls:
+    """What operators can do with a session."""
+
+    async def told(work: Awaitable[_Result]) -> _Result:
+        try:
+            return await work
+        except ProxyError as error:
+            raise ControlFailed(error.description) from error
+
+    def status() -> Mapping[str, object]:
+        shown = {
+            key: round(value, 1) if isinstance(value, float) else value
+            for key, value in asdict(session.status()).items()
+        }
+        return {"upstreams": upstreams, **shown}
+
+    return SessionControls(
+        ready=lambda: session.ready,
+        upstreams=upstreams,
+        status=status,
+        renew=lambda: told(session.renew_now()),
+        revoke=lambda stop: told(session.revoke(stop=stop)),
+    )

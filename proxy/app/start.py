@@ -1,0 +1,164 @@
+"""A whole proxy in one process."""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from proxy import __version__
+from proxy.admin import build_admin
+from proxy.app.assembly import assemble, both
+from proxy.app.banner import banner
+from proxy.app.inspection import Inspection, make_redactor
+from proxy.app.listeners import authorities_of, listen_on, take_traffic
+from proxy.app.running import Place, Running
+from proxy.app.simulated import known_of, simulated, start_simulator
+from proxy.core.capture import Watch
+from proxy.core.exchange import Emit, Event, Observe
+from proxy.drain import Drain
+from proxy.inspector.relay import Relay, connect_to
+from proxy.server import QuietServer
+from proxy.settings import (
+    Address,
+    Settings,
+    is_loopback,
+)
+from proxy.telemetry import METRICS_TYPE, Telemetry
+
+
+async def start(
+    settings: Settings,
+    *,
+    stack: AsyncExitStack,
+    telemetry: Telemetry,
+    place: Place = Place(),  # noqa: B008 - it is frozen
+) -> Running:
+    """Bring the proxy up; leaving `stack` brings it down, listeners first.
+
+    Args:
+        settings: what it is to be.
+        stack: takes what has to be undone.
+        telemetry: is told what happens.
+        place: what it is given, as one process of several.
+
+    Raises:
+        CannotStart: an address cannot be had, or aiohttp lacks its compiled parser.
+    """
+    model = settings.model
+    upstreams, faults = settings.upstreams, ""
+    if settings.simulate:
+        known = place.simulator or known_of(*await start_simulator(settings, stack=stack))
+        upstreams, faults = (simulated(settings, known),), known["control"]
+
+    redactor = make_redactor(settings)
+    observe: Observe = telemetry.observe
+    tell: Emit | None = None
+    watch: Watch | None = None
+    inspection: Inspection | None = None
+    if place.hub is not None:
+        relay = Relay(
+            connect_to(place.hub),
+            is_secret=redactor.is_secret,
+            body_limit=int(model.inspector.body_limit),
+            emit=telemetry.emit,
+        )
+        stack.push_async_callback(relay.close)
+        tell, watch, observe = relay.emit, relay.watch, both(telemetry.observe, relay.note)
+    elif settings.inspect and place.alone:
+        inspection = Inspection.of(settings, redactor)
+        tell, watch = inspection.sessions.emit, inspection.ring.watch
+        observe = both(telemetry.observe, inspection.ring.note)
+
+    made = assemble(
+        settings,
+        upstreams,
+        stack=stack,
+        telemetry=telemetry,
+        tell=tell,
+        watch=watch,
+        revoke=model.token.revoke_at_shutdown and place.alone,
+    )
+    draining = asyncio.Event()
+    admin = web.ServerRunner(
+        QuietServer(
+            build_admin(
+                made.controls,
+                is_draining=draining.is_set,
+                metrics=telemetry.metrics.render,
+                metrics_type=METRICS_TYPE,
+                is_loopback=is_loopback,
+            ),
+            observe=lambda _: None,  # probes are no exchanges
+            emit=telemetry.emit,
+            keepalive=model.callers.idle_timeout,
+        ),
+        shutdown_timeout=1.0,  # an operator's request must not hold the drain up
+    )
+    admin_listen = await listen_on(
+        admin, settings.admin_listen, stack=stack, key="admin.listen", sock=place.admin
+    )
+    server = QuietServer(
+        made.handler,
+        observe=observe,
+        emit=telemetry.emit,
+        keepalive=model.callers.idle_timeout,
+        is_draining=draining.is_set,
+    )
+    traffic = await take_traffic(server, settings.listen, sock=place.traffic)
+    drain = Drain(traffic, server=server, begun=draining, limit=model.drain.limit)
+    stack.push_async_exit(drain.end)
+    listen = Address(*traffic.sockets[0].getsockname()[:2])
+    made.authorities.update(authorities_of(listen))
+    inspector = ""
+    if inspection is not None:
+        inspector = await inspection.open(
+            settings, upstreams, made=made, listen=listen, telemetry=telemetry, stack=stack
+        )
+    if not place.alone:  # others answer there
+        stack.push_async_callback(admin.cleanup)
+    stack.push_async_callback(drain.begin)  # at once, before the inspector takes its time
+    # Last: a proxy that cannot listen must not have logged in, which would end the
+    # session of the one that is running already.
+    for session in made.sessions.values():
+        session.start()
+    return Running(listen, admin_listen, upstreams, faults, drain.begin, inspector)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGINT or SIGTERM; a second signal cuts what is under way.
+
+    Raises:
+        CannotStart: as `start`.
+        asyncio.CancelledError: after a second signal.
+    """
+    model = settings.model
+    telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
+    stopping = stop_signals()
+    async with AsyncExitStack() as stack:
+        running = await start(settings, stack=stack, telemetry=telemetry)
+        print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
+        await stopping.wait()
+        telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
+
+
+def stop_signals() -> asyncio.Event:
+    """Is set by SIGINT or SIGTERM; a second one cancels the present task, a third ends it all."""
+    loop = asyncio.get_running_loop()
+    stopping, aborting = asyncio.Event(), asyncio.Event()
+    main = asyncio.current_task()
+    assert main is not None  # noqa: S101 - a coroutine runs in a task
+
+    def on_signal() -> None:
+        if aborting.is_set():
+            os._exit(1)
+        if stopping.is_set():
+            aborting.set()
+            main.cancel()  # what is cut is still logged, as unknown
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    return stopping

@@ -1,0 +1,280 @@
+"""A proxy of several processes: workers that share listener and session, and what they share.
+
+Beside the workers there is a process for the simulator, and one for the inspector, if there are
+such. Each worker has a listening socket of its own on the one address (`SO_REUSEPORT`), which stays
+open here while it is replaced: who waits in it meets the successor. Everything they have to agree
+on lies in the store and in the state folder.
+"""
+
+import asyncio
+import gc
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from proxy import __version__
+from proxy.app.assembly import assemble
+from proxy.app.banner import banner
+from proxy.app.callers import end_task, signing_key
+from proxy.app.inspection import Inspection, make_redactor
+from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
+from proxy.app.running import Place, Running
+from proxy.app.simulated import known_of, simulated, start_simulator
+from proxy.app.start import start, stop_signals
+from proxy.core.secret import SIGNING, Secret
+from proxy.inspector.hub import Hub, listen
+from proxy.settings import Address, ReadyUpstream, Settings, parse_address, share_metrics
+from proxy.supervisor import CannotRun, Link, Post, Supervisor
+from proxy.telemetry import Shared, Telemetry
+
+_NAMES = 8  # of one worker's processes, in turn
+LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
+_Body = Callable[[Link, asyncio.Event, AsyncExitStack], Coroutine[Any, Any, None]]
+
+
+def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
+    """Run the workers until SIGINT or SIGTERM; the exit code.
+
+    SIGHUP restarts one worker after another. A second signal to stop cuts what is under way.
+
+    Raises:
+        CannotStart: an address cannot be had, or a process could not start.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nomba-proxy-")))
+        share_metrics(folder)
+        telemetry = _telemetry(settings, folder, "supervisor")
+        key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
+        settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
+        if settings.simulate and settings.model.store is None:  # nothing of it outlives it
+            settings = replace(settings, store_dir=folder / "sessions")
+        first = _bound("listen", settings.listen, exclusive=True, shared=True)
+        address = _address(first)
+        others = range(settings.model.workers - 1)
+        traffic = [
+            first,
+            *(_bound("listen", address, exclusive=False, shared=True) for _ in others),
+        ]
+        admin = _bound("admin.listen", settings.admin_listen, exclusive=True, shared=False)
+        settings = replace(settings, listen=address, admin_listen=_address(admin))
+        try:
+            hub = listen(folder / "hub") if settings.inspect else None
+        except OSError as error:
+            raise CannotStart(f"{folder}: {error.strerror}") from None
+        supervisor = stack.enter_context(
+            Supervisor(emit=telemetry.emit, limit=settings.model.drain.limit)
+        )
+        gc.freeze()  # what is there now stays shared with the processes
+        house = _House(settings, folder, loop_factory, traffic, admin, hub)
+        try:
+            return house.run(supervisor)
+        except CannotRun as error:
+            raise CannotStart(str(error)) from None
+
+
+@dataclass(slots=True)
+class _House:
+    """The processes and what they are given.
+
+    Attributes:
+        settings: complete, addresses and keys included.
+        folder: what they share while they run.
+        traffic: a socket for each worker.
+        hub: where the inspector is told.
+        known: the simulator, once it runs.
+        token: opens the inspector; the same after it was restarted.
+    """
+
+    settings: Settings
+    folder: Path
+    loop_factory: LoopFactory
+    traffic: list[socket.socket]
+    admin: socket.socket
+    hub: socket.socket | None
+    known: Mapping[str, str] | None = None
+    token: str = ""
+
+    def run(self, supervisor: Supervisor) -> int:
+        """Start everything, say so, and keep it running."""
+        self.token = secrets.token_urlsafe(24)
+        settings = self.settings
+        if settings.simulate:
+            [said] = supervisor.fill(Post("simulator", self._target(self._simulate), last=True))
+            # It keeps its addresses: those who know it know it by them.
+            self.known = said
+            self.settings = settings = replace(
+                settings,
+                simulator_listen=parse_address(said["origin"].removeprefix("http://")),
+                simulator_control_listen=parse_address(said["control"].removeprefix("http://")),
+            )
+        inspector = ""
+        if self.hub is not None:
+            [said] = supervisor.fill(Post("inspector", self._target(self._inspect), last=True))
+            inspector = said["url"]
+            found = parse_address(inspector.removeprefix("http://").partition("/")[0])
+            self.settings = settings = replace(settings, inspect_listen=found)
+        supervisor.fill(*(self._worker(at) for at in range(len(self.traffic))))
+        faults = self.known["control"] if self.known else ""
+        running = Running(
+            settings.listen, settings.admin_listen, self._upstreams(), faults, _nothing, inspector
+        )
+        print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201
+        code = supervisor.run()
+        if settings.model.token.revoke_at_shutdown:
+            supervisor.finish(Post("revocation", self._target(self._revoke)))
+        return code
+
+    def _upstreams(self) -> tuple[ReadyUpstream, ...]:
+        if self.known is None:
+            return self.settings.upstreams
+        return (simulated(self.settings, self.known),)
+
+    # -- what the processes do ------------------------------------------------------------------
+
+    def _target(self, body: _Body) -> Callable[[Link], int]:
+        def target(link: Link) -> int:
+            try:
+                with asyncio.Runner(loop_factory=self.loop_factory) as runner:
+                    runner.run(_life(link, body))
+            except CannotStart as error:
+                link.say(failed=str(error))
+                return 1
+            except asyncio.CancelledError:  # a second signal
+                return 1
+            return 0
+
+        return target
+
+    def _worker(self, at: int) -> Post:
+        async def work(link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+            # Another name than those before, which may still be draining, and before long the same
+            # again: what a name has counted goes on.
+            process = f"worker-{at + 1}-{link.count % _NAMES}"
+            telemetry = _telemetry(self.settings, self.folder, process)
+            place = Place(
+                traffic=self.traffic[at].dup(),
+                admin=self.admin.dup(),
+                simulator=self.known,
+                hub=self.folder / "hub" if self.hub is not None else None,
+            )
+            for sock in (*self.traffic, self.admin, *filter(None, (self.hub,))):
+                sock.close()  # whoever waits in one that nobody accepts from waits for ever
+            running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
+            link.say(up={})
+            await stopping.wait()
+            await running.drain()
+            link.say(draining=True)
+
+        def missing() -> None:
+            self.traffic[at].close()  # others answer those who come
+
+        def prepare() -> None:
+            if self.traffic[at].fileno() < 0:
+                address = self.settings.listen
+                self.traffic[at] = _bound("listen", address, exclusive=False, shared=True)
+
+        name = f"worker {at + 1}"
+        return Post(name, self._target(work), prepare=prepare, missing=missing)
+
+    async def _inspect(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+        assert self.hub is not None  # noqa: S101 - it is why this runs
+        settings, upstreams = self.settings, self._upstreams()
+        telemetry = _telemetry(settings, self.folder, "inspector")
+        shown = Inspection.of(settings, make_redactor(settings))
+        hub = Hub(shown.ring, shown.sessions, clock=shown.clock)
+        made = assemble(
+            settings, upstreams, stack=stack, telemetry=telemetry, tell=shown.sessions.emit
+        )
+        made.authorities.update(authorities_of(settings.listen))
+        serving = asyncio.create_task(hub.serve(self.hub))
+        stack.push_async_callback(end_task, serving)
+        url = await shown.open(
+            settings,
+            upstreams,
+            made=made,
+            listen=settings.listen,
+            telemetry=telemetry,
+            stack=stack,
+            token=self.token,
+        )
+        link.say(up={"url": url})
+        await stopping.wait()
+
+    async def _simulate(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+        link.say(up=known_of(*await start_simulator(self.settings, stack=stack)))
+        await stopping.wait()
+
+    async def _revoke(self, _: Link, __: asyncio.Event, stack: AsyncExitStack) -> None:
+        telemetry = _telemetry(self.settings, self.folder, "revocation")
+        assemble(self.settings, self._upstreams(), stack=stack, telemetry=telemetry, revoke=True)
+
+
+async def _life(link: Link, body: _Body) -> None:
+    """Be a process until a signal or the supervisor's end says stop."""
+    stopping = stop_signals()
+    loop = asyncio.get_running_loop()
+    link.sock.setblocking(False)
+    loop.add_reader(link.sock, stopping.set)  # nobody says anything: it can only have ended
+    try:
+        async with AsyncExitStack() as stack:
+            await body(link, stopping, stack)
+    finally:
+        loop.remove_reader(link.sock)
+
+
+async def _nothing() -> None:
+    """Nothing drains here."""
+
+
+def _telemetry(settings: Settings, folder: Path, process: str) -> Telemetry:
+    model = settings.model
+    shared = Shared(folder, process)
+    return Telemetry(model.log.format, level=model.log.level, version=__version__, shared=shared)
+
+
+def _bound(key: str, address: Address, *, exclusive: bool, shared: bool) -> socket.socket:
+    """A bound socket that listens.
+
+    Args:
+        key: the setting that the address comes from.
+        address: where.
+        exclusive: whether nobody may be there yet.
+        shared: whether others are to have the same address.
+
+    Raises:
+        CannotStart: it cannot be had.
+    """
+    try:
+        # Where a name has several addresses, callers try the one of IPv4 too.
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, *_, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+        if exclusive:  # SO_REUSEPORT would let us in where another proxy listens with it
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+                where = probe.getsockname()
+        sock = socket.socket(family)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(where)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise taken(key, address=address, error=error) from None
+    return sock
+
+
+def _address(sock: socket.socket) -> Address:
+    return Address(*sock.getsockname()[:2])
