@@ -264,6 +264,13 @@ async def test_an_idle_connection_is_closed_long_before_the_limit(start_proxy):
         await over(stop)
 
 
+async def test_the_rest_of_a_refused_body_is_not_waited_for_once_its_caller_has_left(proxy):
+    async with calling(proxy.address) as caller:
+        large = UPLOAD.replace(b"Length: ", b"Length: 99999999")
+        assert (await caller.ask(large + BODY)).status == 413
+    await asyncio.wait_for(stopping(proxy), 5)  # half of what aiohttp reads on for
+
+
 async def test_a_draining_proxy_accepts_nobody_while_it_finishes(proxy, simulator):
     await proxy.get(BALANCE)
     with simulator.hold(BALANCE) as hold:
