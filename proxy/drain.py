@@ -12,7 +12,6 @@ from proxy.server import QuietServer
 
 _GRACE = 1.0  # seconds for which an idle connection is kept open: a request may be on its way
 _LOOK_EVERY = 0.05  # seconds
-_TURNS = 3  # of the loop, after which what was accepted is one of the server's connections
 _LAST_WORDS = 1.0  # seconds in which what is cut has to have said so
 
 
@@ -58,10 +57,10 @@ class Drain:
             for sock in self._listening.sockets:
                 loop.remove_reader(sock.fileno())
             try:
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
+                await _settled()
             finally:
                 self._listening.close()
+            await _settled()  # uvloop has gone on accepting until now
 
     async def end(
         self,
@@ -101,3 +100,9 @@ class Drain:
             await asyncio.wait(tasks, timeout=_LAST_WORDS)
         self._server.abort()
         await asyncio.sleep(0)  # for the transports to tell
+
+
+async def _settled() -> None:
+    """Let the loop make connections of what it has accepted."""
+    for _ in range(3):
+        await asyncio.sleep(0)

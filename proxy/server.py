@@ -62,6 +62,8 @@ class RawReply(web.StreamResponse):
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the reply; aiohttp calls this once the handler has returned."""
+        if not request.content.is_eof():  # aiohttp reads on for a while, whoever has left
+            cast("QuietProtocol", request.protocol).on_leaving(request.content.feed_eof)
         if self.data:
             try:
                 await write(request, self.data, stall=self._stall)

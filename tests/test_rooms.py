@@ -1,6 +1,6 @@
 """Imports point down, never sideways; and some things happen in one room only.
 
-    __main__ → cli → app → handler → server → body | tokens | upstream | callers → core → errors, data
+    __main__ → cli → app → handler | drain → server → body | tokens | upstream | callers → core → errors, data
 
 `tokens`, `upstream` and `callers` meet only in `handler` and `app`. Observers (`admin`,
 `telemetry`) see nothing but `core` and `errors`. The simulator stands outside.
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "app": {
         *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
         *("drain", "settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
+        "supervisor",
     },
     "supervisor": {"core", "errors"},
     "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},

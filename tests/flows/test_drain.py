@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 from harness import read_reply, served
 
+from proxy.drain import Drain
+from proxy.server import QuietServer, RawReply
+
 BALANCE = "/v1/accounts/balance"
 TRANSFER = "/v2/transfers/bank"
 GET = f"GET {BALANCE} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -261,6 +264,13 @@ async def test_an_idle_connection_is_closed_long_before_the_limit(start_proxy):
         await over(stop)
 
 
+async def test_the_rest_of_a_refused_body_is_not_waited_for_once_its_caller_has_left(proxy):
+    async with calling(proxy.address) as caller:
+        large = UPLOAD.replace(b"Length: ", b"Length: 99999999")
+        assert (await caller.ask(large + BODY)).status == 413
+    await asyncio.wait_for(stopping(proxy), 5)  # half of what aiohttp reads on for
+
+
 async def test_a_draining_proxy_accepts_nobody_while_it_finishes(proxy, simulator):
     await proxy.get(BALANCE)
     with simulator.hold(BALANCE) as hold:
@@ -328,6 +338,23 @@ async def test_a_reply_cut_at_the_limit_is_seen_to_be_cut(start_proxy, upstream,
             assert not (await caller.reader.read()).endswith(b"0\r\n\r\n")
     (line,) = await proxy.exchanges()
     assert (line["error"], line["outcome"]) == ("cancelled", "unknown")
+
+
+async def test_what_is_not_written_yet_at_the_limit_is_seen_to_be_cut():
+    async def answer(request):  # more than anybody's buffers take, and only the end tells the end
+        request.transport.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 16 * 1024 * 1024)
+        return RawReply(keep_alive=False)
+
+    begun = asyncio.Event()
+    server = QuietServer(answer, observe=list, emit=list, keepalive=75, is_draining=begun.is_set)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    drain = Drain(listening, server=server, begun=begun, limit=0.2)
+    async with calling(listening.sockets[0].getsockname()) as caller:
+        caller.writer.write(GET)
+        await caller.reader.readexactly(10)
+        await drain.end(None, None, None)
+        with pytest.raises(ConnectionResetError):
+            await caller.reader.read()
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
