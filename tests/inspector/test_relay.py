@@ -27,7 +27,9 @@ from proxy.core.capture import Dialled
 from proxy.core.exchange import Event, Exchange
 from proxy.core.heads import RequestHead
 from proxy.core.lifetime import Lifetime
+from proxy.core.mounts import Mount
 from proxy.core.secret import Secret
+from proxy.core.session import Token
 from proxy.errors import Outcome
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
 from proxy.inspector.exit import Exit
@@ -39,7 +41,6 @@ from proxy.inspector.ring import Ring
 from proxy.inspector.sessions import Sessions
 from proxy.server import QuietServer
 from proxy.settings import parse_origin
-from proxy.tokens.manager import Token
 from proxy.upstream.dialler import Dialler, Timeouts
 
 MARK = "MARKED-SECRET"
@@ -589,15 +590,15 @@ class Lender:
         self._origin = origin
         self._generation = 1
 
-    def lend(self, *, lasting):
+    def lend(self):
         secret = Secret(f"{MARK}-{self._generation}", origin=self._origin)
         return Token(secret, secret, self._generation, Lifetime(1e9, 1e9, 1e18))
 
-    async def renew(self, *, after):
+    async def renew(self, *, after, by):
         self._generation = max(self._generation, after + 1)
-        return self.lend(lasting=False)
+        return self.lend()
 
-    def accepted(self, generation):
+    def accepted(self, generation, *, by):
         pass
 
 
@@ -614,7 +615,7 @@ async def worker(upstream, stack):
             enter=lambda _: None,
         )
         handler = Handler(
-            (Upstream("scripted", b"", dialler, Lender(origin.text), AccountRule("a")),),
+            (Upstream("scripted", Mount(), dialler, Lender(origin.text), AccountRule("a")),),
             limits=Limits(),
             bodies=Bodies(BodyLimits()),
             callers=Callers(anybody, None, Pages(hosts=frozenset({"x"}))),
