@@ -1,4 +1,4 @@
-"""A whole proxy in one process."""
+"""Bring up a process that forwards: a whole proxy, or one of its workers."""
 
 import asyncio
 import os
@@ -21,12 +21,10 @@ from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
 from proxy.inspector.relay import Relay, connect_to
 from proxy.server import QuietServer
-from proxy.settings import (
-    Address,
-    Settings,
-    is_loopback,
-)
+from proxy.settings import Address, Settings, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
+
+_RELAYED = 8 * 1024 * 1024  # bytes that wait for the inspector's process at most
 
 
 async def start(
@@ -64,6 +62,7 @@ async def start(
             is_secret=redactor.is_secret,
             body_limit=int(model.inspector.body_limit),
             emit=telemetry.emit,
+            budget=max(_RELAYED, 12 * int(model.inspector.body_limit)),
         )
         stack.push_async_callback(relay.close)
         tell, watch, observe = relay.emit, relay.watch, both(telemetry.observe, relay.note)

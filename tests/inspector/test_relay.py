@@ -133,6 +133,18 @@ def room():
     return Room()
 
 
+def once(way):
+    """What connects to a hub that is there once."""
+    ways = [way]
+
+    def connect():
+        if not ways:
+            raise ConnectionRefusedError
+        return ways.pop()
+
+    return connect
+
+
 def run(stack, work):
     task = asyncio.ensure_future(work)
 
@@ -152,14 +164,7 @@ def joined(begin, room, stack):
     def join(**options):
         here, there = socket.socketpair()
         run(stack, room.hub.take(there))
-        ways = iter([here])
-
-        def connect():
-            if (way := next(ways, None)) is None:
-                raise ConnectionRefusedError
-            return way
-
-        return begin(connect, **options)
+        return begin(once(here), **options)
 
     return join
 
@@ -277,7 +282,7 @@ async def test_an_exchange_is_shown_as_if_it_had_been_told_to_the_ring_itself(
     now = Time()
     local, far = Room(now, now), Room(now, now)
     here, there = socket.socketpair()
-    relay = begin(lambda: here, monotonic=now)
+    relay = begin(once(here), monotonic=now)
     run(stack, far.hub.take(there))
     for _ in itertools.zip_longest(
         way(local.ring.watch, record()), way(relay.watch, record()), fillvalue=None
@@ -336,7 +341,7 @@ async def test_two_workers_get_numbers_in_the_order_they_tell_in(joined, room):
 async def test_no_secret_is_in_what_travels(begin):
     here, there = socket.socketpair()
     there.setblocking(False)
-    relay = begin(lambda: here)
+    relay = begin(once(here))
     loop = asyncio.get_running_loop()
     for _ in answered(relay.watch, record()):
         relay._flush()
@@ -353,6 +358,24 @@ async def test_no_secret_is_in_what_travels(begin):
     assert MARK.encode() not in said
     assert sent.count(MASK.encode("utf-8").decode("latin-1").encode()) > 5
     assert b"merchantTxRef" in sent
+    there.close()
+
+
+async def test_no_more_of_a_body_travels_than_is_kept(begin):
+    here, there = socket.socketpair()
+    relay = begin(once(here))
+    capture = relay.watch(record(body_bytes=5000), "/x HTTP/1.1", ())
+    capture.body((b"Q" * 900, b"Q" * 4100))
+    for _ in range(2):
+        capture.attempt(head(), account="a", token=TOKEN, generation=1, why="first try")
+        capture.answered(200, reason=b"OK", headers=())
+        for size in (900, 4100, 10_000):
+            capture.part(b"Z" * size)
+    capture.end()
+    relay._flush()
+    sent = there.recv(1 << 20)
+    assert b'["end",' in sent
+    assert (sent.count(b"Q"), sent.count(b"Z")) == (LIMIT, 2 * LIMIT)
     there.close()
 
 
@@ -464,7 +487,7 @@ async def test_a_hub_that_is_slow_holds_nobody_up_and_gets_whole_captures_only(
 ):
     here, there = socket.socketpair()
     budget = 200_000
-    relay = begin(lambda: here, budget=budget)
+    relay = begin(once(here), budget=budget)
     exchange = record("early")
     early = relay.watch(exchange, "/early HTTP/1.1", HEADERS)
     relay._flush()
@@ -492,6 +515,42 @@ async def test_a_hub_that_is_slow_holds_nobody_up_and_gets_whole_captures_only(
     for one in others:
         assert one["row"]["state"] == "ok"
         assert one["reply"]["body"]["text"] == '{"code":"00","description":"fine"}'
+
+
+async def test_what_grows_on_its_way_is_weighed_as_it_travels(joined, room):
+    relay = joined(budget=5000)
+    capture = relay.watch(record("zeros", status=200), "/zeros HTTP/1.1", ())
+    relay._flush()
+    capture.body((b"\0" * LIMIT,))  # each of them six characters
+    capture.end()
+    relay._flush()
+    assert (relay.dropped, relay.held) == (1, 0)
+    for _ in refused(relay.watch, record("small")):
+        pass
+    await until(lambda: len([one for one in room.ring if one.done]) == 2)
+    first, second = room.show()
+    assert first["row"]["detail"].startswith("the inspector could not keep up")
+    assert second["row"]["detail"] == "ask for it"
+
+
+async def test_what_waits_for_a_hub_that_goes_is_counted(begin):
+    here, there = socket.socketpair()
+    relay = begin(once(here))
+    number = 0
+    while not relay._blocked:
+        for _ in answered(relay.watch, record(number)):
+            pass
+        number += 1
+        if number % 100 == 0:
+            relay._flush()
+    half = relay.watch(record("half"), "/half HTTP/1.1", ())
+    relay._flush()
+    there.close()
+    await until(lambda: relay.dropped)
+    half.end()
+    assert relay.dropped <= number + 1
+    assert relay.dropped > 100
+    assert relay.held == 0
 
 
 async def test_a_capture_that_cannot_be_said_is_dropped_alone(joined, room):
@@ -524,6 +583,7 @@ RENEWED = {"name": "token_renewed", "level": "info", "upstream": "live", "fields
         ["capture", 1, EXCHANGE | {"outcome": "fine"}, [BEGIN]],
         ["capture", 1, EXCHANGE, [["begin", NOW, "/x", "\u2022"]]],
         ["capture", 1, EXCHANGE, [["begin", None, "/x", ""]]],
+        ["capture", 1, EXCHANGE, [["begin", 1e300, "/x HTTP/1.1", ""]]],
         ["capture", 1, EXCHANGE, [["end", NOW]]],
         ["capture", 1, EXCHANGE, [BEGIN, BEGIN]],
         ["capture", 1, EXCHANGE, [BEGIN, ["forget", NOW]]],
@@ -537,7 +597,7 @@ RENEWED = {"name": "token_renewed", "level": "info", "upstream": "live", "fields
         ["event", NOW, RENEWED | {"fields": RENEWED["fields"] | {"life_seconds": []}}],
         ["dropped", "1"],
     ],
-    ids=lambda frame: str(frame)[-40:],
+    ids=map(str, itertools.count()),
 )
 async def test_who_says_what_no_relay_would_is_let_go_of_alone(frame, joined, room, stack):
     good = joined()
