@@ -248,14 +248,16 @@ class Supervisor:
 
     def _roll(self) -> None:
         """Restart one process after another: the next when the one before has a successor."""
-        if not self._rolling:
-            return
-        post, old = self._rolling[0]
-        one = post.present
-        if one is old and not old.leaving:
-            old.leaving = True
-            self._kill(old, signal.SIGTERM)
-        elif one is not None and one is not old and one.up:
+        while self._rolling:
+            post, old = self._rolling[0]
+            one = post.present
+            if one is None or (one is not old and not one.up):
+                return
+            if one is old:
+                if not old.leaving:
+                    old.leaving = True
+                    self._kill(old, signal.SIGTERM)
+                return
             del self._rolling[0]
 
     def _reap(self, *, block: bool) -> None:

@@ -343,6 +343,7 @@ class Session:
                     await asyncio.wait((task,), timeout=patience)
                 task.cancel()
                 await self._settled(task)
+        self._listen()
         if revoke and (token := self._living()) is not None:
             with contextlib.suppress(StoreFailed):
                 async with self._store.lease() as stored:

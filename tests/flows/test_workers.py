@@ -1,0 +1,414 @@
+"""`serve --workers N`: several processes that callers take for one."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections import Counter
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from harness import Served, read_reply, run, served, spawned, transfer_body
+
+from proxy.simulator import parse_fault
+
+GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\n\r\n"
+ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
+
+
+def parent(pid):
+    """The parent of a process; 0 once it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[1])
+
+
+def children(pid):
+    """Processes below a process."""
+    every = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+    return sorted(one for one in every if parent(one) == pid)
+
+
+async def until(condition, *, seconds=20):
+    """Wait for a condition."""
+    for _ in range(int(seconds / 0.02)):
+        if found := condition():
+            return found
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come")
+
+
+class Workers(Served):
+    """A proxy of several processes."""
+
+    @property
+    def pids(self):
+        """The workers: a simulator and an inspector come before them."""
+        return children(self.process.pid)
+
+    @property
+    def port(self):
+        return int(self.address.rpartition(":")[2])
+
+    async def get(self, request=GET):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            return await asyncio.wait_for(read_reply(reader), 30)
+        finally:
+            writer.close()
+
+    async def asked(self, path, *, method="GET"):
+        async with aiohttp.request(method, f"http://{self.admin}{path}") as reply:
+            return await reply.text()
+
+    async def replaced(self, *pids, count):
+        """Wait until processes have gone and there are so many others."""
+        await until(lambda: not set(pids) & set(self.pids) and len(self.pids) == count)
+
+    async def serving(self):
+        """Wait until every worker has a token: this many connections meet each of them."""
+        for _ in range(30):
+            assert (await self.get()).status == 200
+
+
+@pytest.fixture
+def workers(simulator, tmp_path):
+    """Start a proxy of several processes in front of the simulator of this test."""
+
+    @asynccontextmanager
+    async def begin(*arguments, count=3, **env):
+        switches = simulator.switches
+        credentials = {
+            "NOMBA_CLIENT_ID": switches.client_id,
+            "NOMBA_CLIENT_SECRET": switches.client_secret,
+            "NOMBA_ACCOUNT_ID": switches.account_id,
+            "NOMBA_BASE_URL": simulator.origin,
+            "NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"),
+            "NOMBA_PROXY_LOG_FORMAT": "json",
+        }
+        flags = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", f"--workers={count}")
+        with (tmp_path / "log").open("ab") as log:
+            options = {"stdout": log, **credentials, **env}
+            async with spawned("serve", *flags, *arguments, **options) as (process, banner):
+                yield Workers(process, banner)
+
+    return begin
+
+
+def log_lines(tmp_path, event=None):
+    lines = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    return [line for line in lines if event in {None, line["event"]}]
+
+
+# -- one session, one set of everything ------------------------------------------------------------
+
+
+async def test_workers_log_in_once_and_print_one_banner(workers, simulator, tmp_path):
+    async with workers() as proxy:
+        await proxy.serving()
+        assert len(proxy.pids) == 3
+        assert "workers    3, session kept in" in proxy.banner
+        assert str(tmp_path / "state" / "sessions") in proxy.banner
+    assert simulator.count(ISSUE) == 1
+    assert proxy.process.returncode == 0
+
+
+async def test_each_worker_gets_some_of_the_connections(workers, simulator):
+    async with workers() as proxy:
+        for pid in proxy.pids[1:]:
+            os.kill(pid, signal.SIGSTOP)  # so those wait whom the kernel sends to these
+        try:
+            asking = [asyncio.create_task(proxy.get()) for _ in range(60)]
+            await asyncio.wait(asking, timeout=2)
+            answered = sum(task.done() for task in asking)
+        finally:
+            for pid in proxy.pids[1:]:
+                os.kill(pid, signal.SIGCONT)
+        assert {(await task).status for task in asking} == {200}
+    assert 0 < answered < 60
+
+
+async def test_the_metrics_are_those_of_all_whichever_answers(workers):
+    async with workers() as proxy:
+        for _ in range(40):
+            await proxy.get()
+        for _ in range(5):
+            text = await proxy.asked("/metrics")
+            counted = re.findall(
+                r"^nomba_proxy_requests_total\{.*2xx.*\} (.*)$", text, re.MULTILINE
+            )
+            assert sum(map(float, counted)) == 40
+            assert text.count("\nnomba_proxy_build_info{") == 1
+            assert re.search(r'nomba_proxy_token_generation\{upstream="nomba"\} 1\.0', text)
+
+
+async def test_metrics_outlive_the_workers_that_counted_them(workers):
+    async with workers() as proxy:
+        for _ in range(20):
+            await proxy.get()
+        old = proxy.pids
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        await proxy.replaced(*old, count=3)
+        await proxy.serving()
+        text = await proxy.asked("/metrics")
+    counted = re.findall(r"^nomba_proxy_requests_total\{.*2xx.*\} (.*)$", text, re.MULTILINE)
+    assert sum(map(float, counted)) == 50
+    ended = re.findall(
+        r'^nomba_proxy_processes_ended_total\{process="(.*)"\} 1\.0', text, re.MULTILINE
+    )
+    assert sorted(ended) == ["worker 1", "worker 2", "worker 3"]
+
+
+async def test_one_inspector_shows_what_all_workers_do(workers):
+    async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
+        url = re.search(r"inspector +(\S+)", proxy.banner)[1]
+        for number in range(30):
+            request = GET.replace(b"balance", b"balance?n=%d" % number)
+            assert (await proxy.get(request)).status == 200
+        code, out, _ = await run("tail", "--no-follow", "--last=50", "--json", "--url", url)
+        rows = [json.loads(line) for line in out.splitlines()]
+        base, _, token = url.partition("/?token=")
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.request("GET", f"{base}/api/sessions", headers=headers) as reply:
+            [session] = (await reply.json())["sessions"]
+    assert code == 0
+    assert len(rows) == 30
+    assert (session["state"], session["generation"]) == ("living", 1)
+    assert [one["grant"] for one in session["renewals"]] == ["issue"]
+
+
+async def test_an_inspector_that_is_killed_comes_back_at_the_same_address(workers):
+    async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
+        url = re.search(r"inspector +(\S+)", proxy.banner)[1]
+        base, _, token = url.partition("/?token=")
+        inspector = proxy.pids[0]
+        os.kill(inspector, signal.SIGKILL)
+        await proxy.replaced(inspector, count=4)
+        headers = {"Authorization": f"Bearer {token}"}
+
+        async def shown():
+            assert (await proxy.get()).status == 200
+            try:
+                async with aiohttp.request("GET", f"{base}/api/exchanges", headers=headers) as got:
+                    return (await got.json())["exchanges"]
+            except aiohttp.ClientError:
+                return []
+
+        for _ in range(200):
+            if rows := await shown():
+                break
+            await asyncio.sleep(0.05)
+        assert rows
+
+
+async def test_a_token_is_renewed_and_revoked_for_all(workers, simulator, tmp_path):
+    async with workers() as proxy:
+        await proxy.serving()
+        common = ("--admin-listen", proxy.admin)
+        assert (await run("token", "renew", *common))[0] == 0
+        await proxy.serving()
+        assert (simulator.count(ISSUE), simulator.count(REFRESH)) == (1, 1)
+        assert (await run("token", "revoke", "--stop", *common))[0] == 0
+        assert {(await proxy.get()).status for _ in range(30)} == {503}
+        assert (await run("token", "renew", *common))[0] == 0
+        await proxy.serving()
+    assert simulator.count(ISSUE) == 2
+
+
+# -- losing and replacing workers ------------------------------------------------------------------
+
+
+async def test_a_killed_worker_is_replaced_and_costs_no_login(workers, simulator, tmp_path):
+    async with workers() as proxy:
+        await proxy.serving()
+        for _ in range(4):
+            victim = proxy.pids[0]
+            os.kill(victim, signal.SIGKILL)
+            await proxy.replaced(victim, count=3)
+        await proxy.serving()
+    assert simulator.count(ISSUE) == 1
+    ended = log_lines(tmp_path, "process_ended")
+    assert [line["exit_code"] for line in ended] == [-9] * 4
+
+
+async def test_the_one_that_is_renewing_can_be_killed(workers, simulator):
+    """Half of the time the issuer has done its work, and nobody knows the new token."""
+    async with workers() as proxy:
+        await proxy.serving()
+        for before in (True, False):
+            renewals = simulator.count(ISSUE)
+            simulator.inject(parse_fault(f"stall path={ISSUE} work={str(not before).lower()}"))
+            simulator.revoke()
+            asking = [asyncio.create_task(proxy.get()) for _ in range(12)]
+            await until(lambda expected=renewals + 1: simulator.count(ISSUE) == expected)
+            victims = proxy.pids
+            for pid in victims:  # whoever it is
+                if holds_lock(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    break
+            results = await asyncio.gather(*asking, return_exceptions=True)
+            statuses = Counter(
+                "lost" if isinstance(one, Exception) else one.status for one in results
+            )
+            assert set(statuses) <= {200, "lost"}
+            assert statuses[200] > 0
+            await proxy.replaced(pid, count=3)
+            await proxy.serving()
+            assert simulator.count(ISSUE) - renewals == 2  # the lost one, and one more
+
+
+def holds_lock(pid):
+    """Whether a process holds a lock on a file."""
+    return any(
+        line.split()[1] == "FLOCK" and int(line.split()[4]) == pid
+        for line in Path("/proc/locks").read_text().splitlines()
+        if "->" not in line
+    )
+
+
+async def test_a_worker_that_is_told_to_stop_finishes_its_work_and_has_a_successor(
+    workers, simulator, tmp_path
+):
+    async with workers() as proxy:
+        await proxy.serving()
+        simulator.fail("/v1/accounts/balance", delay=1.0, times=100)
+        asking = [asyncio.create_task(proxy.get()) for _ in range(20)]
+        await until(lambda: simulator.count("/v1/accounts/balance") >= 50)
+        victim = proxy.pids[1]
+        os.kill(victim, signal.SIGTERM)
+        assert {(await one).status for one in asking} == {200}
+        await proxy.replaced(victim, count=3)
+    assert simulator.count(ISSUE) == 1
+    assert not log_lines(tmp_path, "process_ended")
+
+
+async def test_hup_restarts_one_worker_after_another(workers, simulator):
+    async with workers() as proxy:
+        await proxy.serving()
+        old = proxy.pids
+        proxy.process.send_signal(signal.SIGHUP)
+        fewest = 3
+        while set(old) & set(proxy.pids):
+            fewest = min(fewest, len(proxy.pids))
+            assert (await proxy.get()).status == 200
+        assert fewest >= 2
+        await until(lambda: len(proxy.pids) == 3)
+        await proxy.serving()
+    assert simulator.count(ISSUE) == 1
+
+
+# -- the beginning and the end ---------------------------------------------------------------------
+
+
+async def test_nobody_listens_where_another_proxy_does(workers, simulator):
+    async with workers() as proxy:
+        listen = f"--listen=127.0.0.1:{proxy.port}"
+        code, _, err = await run(
+            *("serve", "--simulate", "--workers=2", listen, "--admin-listen=127.0.0.1:0")
+        )
+        assert code == 1
+        assert "listen = " in err
+        assert "Another process may be listening" in err
+        assert (await proxy.get()).status == 200
+    assert simulator.count(ISSUE) == 1
+
+
+async def test_a_worker_that_cannot_start_is_said_and_ends_it_all(tmp_path):
+    (tmp_path / "sessions").write_text("")
+    env = {"NOMBA_PROXY_STORE": f"file:{tmp_path}/sessions", "NOMBA_PROXY_STATE_DIR": str(tmp_path)}
+    code, _, err = await run(
+        *("serve", "--simulate", "--workers=2", "--listen=127.0.0.1:0"),
+        "--admin-listen=127.0.0.1:0",
+        **env,
+    )
+    assert code in {1, 2}
+    assert "sessions" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_all_after_their_work(workers, simulator, number, tmp_path):
+    async with workers() as proxy:
+        await proxy.serving()
+        pids = proxy.pids
+        simulator.fail("/v1/accounts/balance", delay=1.0, times=100)
+        asking = [asyncio.create_task(proxy.get()) for _ in range(10)]
+        await until(lambda: simulator.count("/v1/accounts/balance") >= 40)
+        proxy.process.send_signal(number)
+        replies = [await one for one in asking]
+        assert {one.status for one in replies} == {200}
+        assert {one.get("Connection") for one in replies} == {"close"}
+        assert await asyncio.wait_for(proxy.process.wait(), 20) == 0
+    assert not [pid for pid in pids if parent(pid)]
+    assert len(log_lines(tmp_path, "draining")) == 1
+
+
+async def test_a_second_signal_cuts_what_is_under_way(workers, simulator, tmp_path):
+    async with workers() as proxy:
+        await proxy.serving()
+        simulator.inject(parse_fault("stall path=/v2/transfers/bank"))
+        body = transfer_body()
+        head = b"POST /v2/transfers/bank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        asking = asyncio.create_task(proxy.get(head % len(body) + body))
+        await until(lambda: simulator.count("/v2/transfers/bank") == 1)
+        proxy.process.send_signal(signal.SIGTERM)
+        await until(lambda: log_lines(tmp_path, "draining"))
+        proxy.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(proxy.process.wait(), 20) == 1
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asking
+    [cut] = [line for line in log_lines(tmp_path, "exchange") if line["kind"] == "money"]
+    assert (cut["outcome"], cut["error"]) == ("unknown", "cancelled")
+
+
+async def test_workers_end_when_their_supervisor_is_killed(workers, simulator):
+    async with workers() as proxy:
+        await proxy.serving()
+        pids = proxy.pids
+        proxy.process.kill()
+        await proxy.process.wait()
+        await until(lambda: not [pid for pid in pids if parent(pid)])
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", proxy.port)
+
+
+async def test_the_token_is_revoked_once_when_all_have_ended(workers, simulator):
+    async with workers(NOMBA_PROXY_TOKEN_REVOKE_AT_SHUTDOWN="true") as proxy:
+        await proxy.serving()
+        victim = proxy.pids[0]
+        os.kill(victim, signal.SIGTERM)
+        await proxy.replaced(victim, count=3)
+        await proxy.serving()
+        assert simulator.count("/v1/auth/token/revoke") == 0
+    assert simulator.count("/v1/auth/token/revoke") == 1
+    assert simulator.count(ISSUE) == 1
+
+
+async def test_a_restart_of_the_whole_does_not_log_in_again(workers, simulator):
+    for _ in range(2):
+        async with workers() as proxy:
+            await proxy.serving()
+    assert simulator.count(ISSUE) == 1
+
+
+async def test_with_the_simulator_all_workers_have_the_same_one():
+    async with served("--simulate", "--workers=2") as proxy:
+        port = int(proxy.address.rpartition(":")[2])
+        body = transfer_body("only-once")
+        head = b"POST /v2/transfers/bank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        outcomes = Counter()
+        for _ in range(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head % len(body) + body)
+            outcomes[(await read_reply(reader)).json["code"]] += 1
+            writer.close()
+    assert sum(outcomes.values()) == 10
+    assert outcomes["200"] + outcomes["201"] == 1  # the others repeat a reference
