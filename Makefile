@@ -9,7 +9,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench screenshots torture lock build clean
+.PHONY: help run test check format bench screenshots torture chaos lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs
 
 torture: $(STAMP) ## the figures to hold, at full size; prints the table (half an hour)
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)
+
+chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n for another course
+	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_workers.py -k chaos --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
 	@$(call compile,run,pyproject.toml --extra uvloop)

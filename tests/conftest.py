@@ -4,10 +4,11 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from harness import Log, Proxy, ScriptedUpstream
+from harness import Log, Proxy, ScriptedUpstream, spawned
+from processes import Workers
 from watching import Inspector
 
 from proxy.app import Place, start
@@ -96,3 +97,27 @@ async def inspect(start_proxy):
             return inspector
 
         yield begin
+
+
+@pytest.fixture
+def workers(simulator, tmp_path):
+    """Start a proxy of several processes in front of the simulator of this test."""
+
+    @asynccontextmanager
+    async def begin(*arguments, count=3, **env):
+        switches = simulator.switches
+        credentials = {
+            "NOMBA_CLIENT_ID": switches.client_id,
+            "NOMBA_CLIENT_SECRET": switches.client_secret,
+            "NOMBA_ACCOUNT_ID": switches.account_id,
+            "NOMBA_BASE_URL": simulator.origin,
+            "NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"),
+            "NOMBA_PROXY_LOG_FORMAT": "json",
+        }
+        flags = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", f"--workers={count}")
+        with (tmp_path / "log").open("ab") as log:
+            options = {"stdout": log, **credentials, **env}
+            async with spawned("serve", *flags, *arguments, **options) as (process, banner):
+                yield Workers(process, banner)
+
+    return begin

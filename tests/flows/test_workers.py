@@ -6,100 +6,16 @@ import os
 import re
 import signal
 from collections import Counter
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
-from harness import Served, read_reply, run, served, spawned, transfer_body
+from harness import read_reply, run, served, transfer_body
+from processes import GET, parent, until
 
 from proxy.simulator import parse_fault
 
-GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
-
-
-def parent(pid):
-    """The parent of a process; 0 once it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    fields = text.rpartition(")")[2].split()
-    return 0 if fields[0] == "Z" else int(fields[1])
-
-
-def children(pid):
-    """Processes below a process."""
-    every = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
-    return sorted(one for one in every if parent(one) == pid)
-
-
-async def until(condition, *, seconds=20):
-    """Wait for a condition."""
-    for _ in range(int(seconds / 0.02)):
-        if found := condition():
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come")
-
-
-class Workers(Served):
-    """A proxy of several processes."""
-
-    @property
-    def pids(self):
-        """The workers: a simulator and an inspector come before them."""
-        return children(self.process.pid)
-
-    @property
-    def port(self):
-        return int(self.address.rpartition(":")[2])
-
-    async def get(self, request=GET):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(request)
-            return await asyncio.wait_for(read_reply(reader), 30)
-        finally:
-            writer.close()
-
-    async def asked(self, path, *, method="GET"):
-        async with aiohttp.request(method, f"http://{self.admin}{path}") as reply:
-            return await reply.text()
-
-    async def replaced(self, *pids, count):
-        """Wait until processes have gone and there are so many others."""
-        await until(lambda: not set(pids) & set(self.pids) and len(self.pids) == count)
-
-    async def serving(self):
-        """Wait until every worker has a token: this many connections meet each of them."""
-        for _ in range(30):
-            assert (await self.get()).status == 200
-
-
-@pytest.fixture
-def workers(simulator, tmp_path):
-    """Start a proxy of several processes in front of the simulator of this test."""
-
-    @asynccontextmanager
-    async def begin(*arguments, count=3, **env):
-        switches = simulator.switches
-        credentials = {
-            "NOMBA_CLIENT_ID": switches.client_id,
-            "NOMBA_CLIENT_SECRET": switches.client_secret,
-            "NOMBA_ACCOUNT_ID": switches.account_id,
-            "NOMBA_BASE_URL": simulator.origin,
-            "NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"),
-            "NOMBA_PROXY_LOG_FORMAT": "json",
-        }
-        flags = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", f"--workers={count}")
-        with (tmp_path / "log").open("ab") as log:
-            options = {"stdout": log, **credentials, **env}
-            async with spawned("serve", *flags, *arguments, **options) as (process, banner):
-                yield Workers(process, banner)
-
-    return begin
 
 
 def log_lines(tmp_path, event=None):

@@ -15,6 +15,12 @@ def size():
 
 
 @pytest.fixture
+def chaos_seed():
+    """Of what is left to chance; `CHAOS_SEED` chooses another."""
+    return int(os.environ.get("CHAOS_SEED", "6"))
+
+
+@pytest.fixture
 def figure(request):
     """`figure(name, what)`: a row of the table."""
     rows = request.config.stash.setdefault(ROWS, [])

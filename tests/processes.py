@@ -1,0 +1,68 @@
+"""A proxy of several processes, as callers and operators meet it."""
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+from harness import Served, read_reply
+
+GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def parent(pid):
+    """The parent of a process; 0 once it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[1])
+
+
+def children(pid):
+    """Processes below a process."""
+    every = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+    return sorted(one for one in every if parent(one) == pid)
+
+
+async def until(condition, *, seconds=20):
+    """Wait for a condition."""
+    for _ in range(int(seconds / 0.02)):
+        if found := condition():
+            return found
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come")
+
+
+class Workers(Served):
+    """A proxy of several processes."""
+
+    @property
+    def pids(self):
+        """The workers: a simulator and an inspector come before them."""
+        return children(self.process.pid)
+
+    @property
+    def port(self):
+        return int(self.address.rpartition(":")[2])
+
+    async def get(self, request=GET):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            return await asyncio.wait_for(read_reply(reader), 30)
+        finally:
+            writer.close()
+
+    async def asked(self, path, *, method="GET"):
+        async with aiohttp.request(method, f"http://{self.admin}{path}") as reply:
+            return await reply.text()
+
+    async def replaced(self, *pids, count):
+        """Wait until processes have gone and there are so many others."""
+        await until(lambda: not set(pids) & set(self.pids) and len(self.pids) == count)
+
+    async def serving(self):
+        """Wait until every worker has a token: this many connections meet each of them."""
+        for _ in range(30):
+            assert (await self.get()).status == 200
