@@ -22,7 +22,7 @@ from proxy.core.exchange import Emit, Event
 from proxy.core.lifetime import Backoff
 
 _AGAIN = Backoff(first=0.1, cap=10.0)
-_SETTLED = 10.0  # seconds after which a process that ends has not failed to start
+_SETTLED = 1.0  # seconds after which a process that ends has not failed to start
 _PATIENCE = 1.0  # seconds for which callers may wait in the queue of a process that is not there
 _LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
 _LONGEST = 64 * 1024  # bytes of what a process says at once

@@ -156,11 +156,11 @@ async def test_r2_nothing_is_done_twice_while_proxy_workers_are_killed(
     async with workers(count=4, NOMBA_BASE_URL=ledger.origin) as proxy:
         callers = [asyncio.create_task(caller(proxy.port, number)) for number in range(16)]
         while kills < wanted:
-            await asyncio.sleep(0.05)
-            victim = proxy.pids[kills % len(proxy.pids)]
+            await asyncio.sleep(0.3)  # the one that is killed next has lived for more than a second
+            victim = proxy.pids[0]
             os.kill(victim, signal.SIGKILL)
             kills += 1
-            await until(lambda gone=victim: gone not in proxy.pids and len(proxy.pids) >= 3)
+            await until(lambda gone=victim: gone not in proxy.pids and len(proxy.pids) == 4)
         finished.set()
         await asyncio.gather(*callers)
     worked = Counter(ledger.done)
