@@ -34,7 +34,8 @@ async def simulator():
 async def start_proxy(simulator, tmp_path):
     """Start proxies in front of the simulator; keyword arguments are settings.
 
-    `base_url` sends it elsewhere. `env` adds variables, and None takes one away.
+    `base_url` sends it elsewhere. `env` adds variables, and None takes one away. Each ends
+    with its `stack`, at the latest with the test.
     """
     async with AsyncExitStack() as stack:
 
@@ -61,8 +62,9 @@ async def start_proxy(simulator, tmp_path):
             log = Log()
             telemetry = Telemetry("json", level="debug", version="test", stream=log)
             loaded = load(environ=environ, flags=flags)
-            running = await start(loaded, stack=stack, telemetry=telemetry)
-            return Proxy(running, log, telemetry, stack)
+            own = await stack.enter_async_context(AsyncExitStack())
+            running = await start(loaded, stack=own, telemetry=telemetry)
+            return Proxy(running, log, telemetry, own)
 
         yield begin
 
