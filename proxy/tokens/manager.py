@@ -198,8 +198,9 @@ class Session:
         self._listen()
         now = self._clocks.alive()
         remembered = self._refusals.remembered(by, now=now)
-        self._refusals.note(by, generation, now=now)
         token = self._held.token
+        if generation == self._held.generation:  # a late one says nothing of the present token
+            self._refusals.note(by, generation, now=now)
         if token is None or token.generation != generation:
             return
         if remembered:

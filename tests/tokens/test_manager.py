@@ -273,6 +273,13 @@ async def test_a_pair_is_forgotten_once_a_token_is_accepted_for_it(remembered):
     assert (await remembered.renew(after=2, by=PAIR)).generation == 3
 
 
+async def test_a_late_refusal_says_nothing_of_the_present_token(session):
+    second = await session.renew(after=1, by=anybody())
+    session.accepted(2, by=PAIR)
+    session.refused(1, by=PAIR)  # of a request that had been on its way
+    assert not session.refused_again(second.generation, by=PAIR)
+
+
 async def test_many_refusals_of_one_generation_remember_nobody(session):
     for _ in range(5):
         session.refused(1, by=PAIR)

@@ -23,6 +23,7 @@ SETTINGS: dict[str, object] = {
     "timeouts.total": 120,
     "token.call_timeout": 60,
     "token.wait_limit": 90,
+    "token.budget": 1000,  # rounds follow one another faster than any rival logs in
 }
 PATIENCE = 120  # seconds in which a round is over, on any machine
 TOGETHER = 200  # fewer than a proxy has connections to its upstream
@@ -345,7 +346,8 @@ async def test_r3_a_storm_of_401_costs_one_renewal_a_round_and_no_caller_its_ans
     assert answers == {"200 answered": callers * rounds - left, "left": left}
     assert session.late >= rounds * TOGETHER // 10
     assert set(session.taken.values()) == {1}
-    assert len(session.taken) == callers * rounds - left
+    # Who left is not served, unless that was seen a moment too late.
+    assert 0 <= len(session.taken) - (callers * rounds - left) <= left // 10
 
 
 @pytest.mark.timeout(3600)
