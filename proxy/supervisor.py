@@ -54,6 +54,7 @@ class _Process:
     """One process that runs, or ran.
 
     Attributes:
+        count: how many there were at its post before it.
         started: when.
         heard: the beginning of a line.
         up: whether it runs.
@@ -64,6 +65,7 @@ class _Process:
 
     pid: int
     sock: socket.socket
+    count: int
     started: float
     heard: bytes = b""
     up: bool = False
@@ -82,6 +84,7 @@ class Post:
         last: whether it is ended only after all others.
         prepare: called before each process is started.
         missing: told if nobody will be there for a while.
+        ended: told of each process that has ended, how many there were before it.
         count: how many processes there were.
         present: the process that fills it; others may be about to end.
         failures: processes in a row that ended soon.
@@ -93,6 +96,7 @@ class Post:
     last: bool = False
     prepare: Callable[[], None] | None = None
     missing: Callable[[], None] | None = None
+    ended: Callable[[int], None] | None = None
     count: int = 0
     present: _Process | None = None
     failures: int = 0
@@ -275,6 +279,8 @@ class Supervisor:
         if one.sock.fileno() >= 0:  # what it said last
             self._hear(post, one)
         self._hang_up(one)
+        if post.ended is not None:
+            post.ended(one.count)
         if self._stops or post.present is not one:
             return  # it was to end, and has its successor if there is to be one
         now = self._now()
@@ -308,7 +314,7 @@ class Supervisor:
         ours.setblocking(False)
         post.count += 1
         post.due = None
-        post.present = one = _Process(pid, ours, self._now())
+        post.present = one = _Process(pid, ours, post.count - 1, self._now())
         self._processes[pid] = post, one
         self._selector.register(ours, selectors.EVENT_READ, (post, one))
         told: dict[str, object] = {"process": post.name, "pid": pid}

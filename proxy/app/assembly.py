@@ -16,6 +16,7 @@ from proxy.app.sessions import controls_of, make_dialler, make_session, share, t
 from proxy.body import Bodies, BodyLimits
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit
+from proxy.core.limits import Tally
 from proxy.core.origin import host_name
 from proxy.handler import Callers, Handler, Headers, Limits
 from proxy.settings import (
@@ -60,6 +61,7 @@ def assemble(
     tell: Emit | None = None,
     watch: Watch | None = None,
     revoke: bool = False,
+    tally: Callable[[str], Tally] = lambda _: Tally(),
 ) -> Assembly:
     """Wire everything but the listeners.
 
@@ -71,6 +73,7 @@ def assemble(
         tell: is told too what happens to sessions, for each upstream that uses one.
         watch: captures exchanges.
         revoke: whether tokens are revoked in the end.
+        tally: where a caller is counted.
 
     Raises:
         CannotStart: what is kept cannot be used.
@@ -103,7 +106,7 @@ def assemble(
         wire(one, dialler=diallers[one.name], session=sessions[lenders[one.name]])
         for one in upstreams
     ]
-    callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit)
+    callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit, tally=tally)
     watching = asyncio.create_task(
         watch_callers(settings, registry=callers.registry, emit=telemetry.emit)
     )
@@ -119,8 +122,13 @@ def assemble(
                 stall=model.body.stall_timeout,
                 total=model.body.total_timeout,
                 spool_dir=model.body.spool_dir,
-                memory_budget=int(model.body.memory_budget),
-                spool_budget=int(model.body.spool_budget),
+                # Each worker has its part, and room for one body at least.
+                memory_budget=max(
+                    int(model.body.memory_budget) // model.workers, int(model.body.memory)
+                ),
+                spool_budget=max(
+                    int(model.body.spool_budget) // model.workers, int(model.body.limit)
+                ),
             )
         ),
         callers=callers,

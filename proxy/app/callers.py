@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 
 from proxy.callers.keep import signing_key as kept_signing_key
 from proxy.callers.login import Login
@@ -11,6 +12,7 @@ from proxy.callers.registry import Door, Registry
 from proxy.callers.revoked import Revoked
 from proxy.core.browser import Pages
 from proxy.core.exchange import Emit, Event
+from proxy.core.limits import Tally
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING
 from proxy.handler import Callers
@@ -42,7 +44,12 @@ def signing_key(settings: Settings, *, emit: Emit) -> bytes:
 
 
 def make_callers(
-    settings: Settings, *, upstreams: tuple[ReadyUpstream, ...], key: bytes, emit: Emit
+    settings: Settings,
+    *,
+    upstreams: tuple[ReadyUpstream, ...],
+    key: bytes,
+    emit: Emit,
+    tally: Callable[[str], Tally],
 ) -> Callers:
     """What knows the callers, and answers those that log in."""
     options = settings.model.callers
@@ -69,6 +76,7 @@ def make_callers(
         revoked=revoked,
         wall=time.time,
         monotonic=time.monotonic,
+        tally=tally,
     )
     login = Login(
         registry,

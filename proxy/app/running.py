@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.core.limits import Tally
 from proxy.settings import (
     Address,
     ReadyUpstream,
@@ -41,12 +42,14 @@ class Place:
             the end; what was not accepted by then is left to other holders of them.
         simulator: what is known of it, where it runs in another process (`known_of`).
         hub: where the inspector's process is told what happens.
+        tally: where a caller is counted, for all processes.
     """
 
     traffic: socket.socket | None = None
     admin: socket.socket | None = None
     simulator: Mapping[str, str] | None = None
     hub: Path | None = None
+    tally: Callable[[str], Tally] = lambda _: Tally()
 
     @property
     def alone(self) -> bool:

@@ -79,6 +79,7 @@ async def start(
         tell=tell,
         watch=watch,
         revoke=model.token.revoke_at_shutdown and place.alone,
+        tally=place.tally,
     )
     draining = asyncio.Event()
     admin = web.ServerRunner(

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
 from proxy.app.running import Place, Running
 from proxy.app.simulated import known_of, simulated, start_simulator
 from proxy.app.start import start, stop_signals
+from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
 from proxy.inspector.hub import Hub, listen
 from proxy.settings import Address, ReadyUpstream, Settings, parse_address, share_metrics
@@ -71,7 +73,8 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
             Supervisor(emit=telemetry.emit, limit=settings.model.drain.limit)
         )
         gc.freeze()  # what is there now stays shared with the processes
-        house = _House(settings, folder, loop_factory, traffic, admin, hub)
+        counts = Counts(settings.model.workers * _NAMES)
+        house = _House(settings, folder, loop_factory, traffic, admin, hub, counts)
         try:
             return house.run(supervisor)
         except CannotRun as error:
@@ -87,6 +90,7 @@ class _House:
         folder: what they share while they run.
         traffic: a socket for each worker.
         hub: where the inspector is told.
+        counts: of callers, in all workers.
         known: the simulator, once it runs.
         token: opens the inspector; the same after it was restarted.
     """
@@ -97,6 +101,7 @@ class _House:
     traffic: list[socket.socket]
     admin: socket.socket
     hub: socket.socket | None
+    counts: Counts
     known: Mapping[str, str] | None = None
     token: str = ""
 
@@ -162,6 +167,7 @@ class _House:
                 admin=self.admin.dup(),
                 simulator=self.known,
                 hub=self.folder / "hub" if self.hub is not None else None,
+                tally=partial(self.counts.tally, column=column(link.count)),
             )
             for sock in (*self.traffic, self.admin, *filter(None, (self.hub,))):
                 sock.close()  # whoever waits in one that nobody accepts from waits for ever
@@ -170,6 +176,12 @@ class _House:
             await stopping.wait()
             await running.drain()
             link.say(draining=True)
+
+        def column(count: int) -> int:
+            return at * _NAMES + count % _NAMES
+
+        def ended(count: int) -> None:
+            self.counts.forget(column(count))
 
         def missing() -> None:
             self.traffic[at].close()  # others answer those who come
@@ -180,7 +192,7 @@ class _House:
                 self.traffic[at] = _bound("listen", address, exclusive=False, shared=True)
 
         name = f"worker {at + 1}"
-        return Post(name, self._target(work), prepare=prepare, missing=missing)
+        return Post(name, self._target(work), prepare=prepare, missing=missing, ended=ended)
 
     async def _inspect(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
         assert self.hub is not None  # noqa: S101 - it is why this runs

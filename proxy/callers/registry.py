@@ -11,7 +11,7 @@ from typing import Literal
 from proxy.callers.revoked import Revoked
 from proxy.core.caller import ANONYMOUS, KEY_PREFIX, OWNER, Caller, Roster
 from proxy.core.heads import Headers
-from proxy.core.limits import Limiter
+from proxy.core.limits import Limiter, Tally
 from proxy.core.phantom import Phantom, Phantoms, Refresh
 from proxy.core.secret import Secret
 from proxy.errors import CallerUnknown, RateLimited
@@ -88,6 +88,7 @@ class Registry:
         revoked: those that ended early.
         wall: epoch seconds.
         monotonic: seconds, for limits.
+        tally: where a caller is counted, by its name.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class Registry:
         revoked: Revoked,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
+        tally: Callable[[str], Tally] = lambda _: Tally(),
     ) -> None:
+        self._tally = tally
         self._doors = doors
         self._phantoms = phantoms
         self._revoked = revoked
@@ -292,7 +295,7 @@ class Registry:
         limiter = self._limiters.get(caller.name)
         now = self._monotonic()
         if limiter is None:
-            limiter = Limiter(*_limits(caller), now=now)
+            limiter = Limiter(*_limits(caller), now=now, tally=self._tally(caller.name))
             self._limiters[caller.name] = limiter
         if wait := limiter.enter(now):
             raise RateLimited(

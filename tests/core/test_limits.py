@@ -1,27 +1,28 @@
 """Buckets and counters, in a time that is an argument."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.limits import Bucket, Limiter
+from proxy.core.limits import Limiter
+
+
+def waits(limiter, *times):
+    return [limiter.enter(now) for now in times]
 
 
 def test_a_burst_passes_and_then_as_many_as_the_rate_says():
-    bucket = Bucket(2.0, burst=3, now=100.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-    assert bucket.take(100.4) == pytest.approx(0.1)
-    assert bucket.take(100.5) == 0.0
-    assert bucket.take(1000.0) == bucket.take(1000.0) == bucket.take(1000.0) == 0.0
-    assert bucket.take(1000.0) == 0.5
+    limiter = Limiter(0.5, 3, 0, now=100.0)
+    assert waits(limiter, *[100.0] * 4) == [0, 0, 0, 2]
+    assert waits(limiter, 101.5, 102.0) == [1, 0]
+    assert waits(limiter, *[1000.0] * 4) == [0, 0, 0, 2]
 
 
 @given(st.lists(st.floats(0, 10), max_size=60), st.floats(0.1, 50), st.integers(1, 20))
 def test_no_course_lets_more_through_than_burst_and_rate(pauses, rate, burst):
-    bucket, now, passed = Bucket(rate, burst=burst, now=0.0), 0.0, 0
+    limiter, now, passed = Limiter(rate, burst, 0, now=0.0), 0.0, 0
     for pause in pauses:
         now += pause
-        passed += bucket.take(now) == 0.0
+        passed += limiter.enter(now) == 0
     assert passed <= burst + rate * now + 1e-6
 
 

@@ -83,6 +83,22 @@ async def test_metrics_outlive_the_workers_that_counted_them(workers):
     assert sorted(ended) == ["worker 1", "worker 2", "worker 3"]
 
 
+async def test_the_limits_of_a_caller_are_those_of_all_workers(workers, tmp_path):
+    state = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    limits = ("--rate=0.001", "--burst=5", "--keep-anonymous")
+    code, out, _ = await run("caller", "add", "shop", *limits, "--json", **state)
+    assert code == 0
+    line = f"X-Nomba-Proxy-Key: {json.loads(out)['key']}\r\n\r\n".encode()
+    async with workers() as proxy:
+        statuses = Counter([(await proxy.get(GET[:-2] + line)).status for _ in range(30)])
+        assert statuses == {200: 5, 429: 25}
+        old = proxy.pids
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        await proxy.replaced(*old, count=3)
+        assert (await proxy.get(GET[:-2] + line)).status == 429
+
+
 async def test_one_inspector_shows_what_all_workers_do(workers):
     async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
         url = re.search(r"inspector +(\S+)", proxy.banner)[1]

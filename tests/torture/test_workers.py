@@ -220,7 +220,9 @@ async def test_r11_rolling_restarts_lose_no_request(workers, simulator, size, fi
         finished.set()
         await asyncio.gather(*callers)
         text = await proxy.asked("/metrics")
-    answered = sum(map(float, re.findall(r"^nomba_proxy_requests_total\{.*\} (.*)$", text, re.MULTILINE)))
+    answered = sum(
+        map(float, re.findall(r"^nomba_proxy_requests_total\{.*\} (.*)$", text, re.MULTILINE))
+    )
     logins = simulator.count(ISSUE)
     figure(
         "R11",
