@@ -97,6 +97,7 @@ class Held:
         calling: a call to the issuer is under way. Found so by another process, it means that
             whoever made the call is gone, and the session perhaps with it.
         seen: digests of the last tokens.
+        skew: seconds that the issuer's clock was ahead of ours; None if it told no time.
     """
 
     token: Token | None = None
@@ -110,6 +111,7 @@ class Held:
     stopped: bool = False
     calling: bool = False
     seen: tuple[str, ...] = ()
+    skew: float | None = None
 
     def without(self, generation: int) -> "Held":
         """The same without its token, if that is of this generation or older."""
@@ -297,7 +299,14 @@ class Refusals:
 # -- what the issuer said ----------------------------------------------------------------------
 
 
-def granted(held: Held, *, access: Secret, refresh: Secret, lifetime: Lifetime) -> Held:
+def granted(
+    held: Held,
+    *,
+    access: Secret,
+    refresh: Secret,
+    lifetime: Lifetime,
+    skew: float | None = None,
+) -> Held:
     """The issuer brought a new token."""
     generation = held.generation + 1
     return replace(
@@ -308,6 +317,7 @@ def granted(held: Held, *, access: Secret, refresh: Secret, lifetime: Lifetime) 
         trouble=Trouble(),
         calling=False,
         seen=(*held.seen, access.digest())[-_REMEMBERED:],
+        skew=skew,
     )
 
 

@@ -232,14 +232,6 @@ class Exit:
             "reference": redact.text(reference, loose=True)[:128],
         }
 
-    def dates(self, recording: Recording) -> tuple[str, float] | None:
-        """The `Date` of the upstream's last reply, and epoch seconds of ours when it came."""
-        for one in reversed(recording.attempts):
-            date = _of(_fields(one.sealed_headers), "date")
-            if date:
-                return date, recording.at + one.first_byte - recording.exchange.started
-        return None
-
     def _glance(self, body: Clip, fields: bytes) -> dict[str, Any]:
         if not body.kept or body.kept < body.size or body.size > _GLANCE:
             return {}

@@ -240,7 +240,7 @@ class Inspector:
         return await self._archive(request, filter(None, found))
 
     async def _sessions(self, _: web.BaseRequest) -> web.StreamResponse:
-        return _json({"sessions": self.sessions.show(self.ring, self.exit)})
+        return _json({"sessions": self.sessions.show()})
 
     async def _copy(self, request: web.BaseRequest, recording: Recording) -> web.StreamResponse:
         way = request.query.get("as", "curl")
@@ -419,7 +419,7 @@ class Inspector:
             await view.renew()
         except Exception as error:  # noqa: BLE001 - its text is for people
             raise _Problem(502, str(error)) from None
-        shown = self.sessions.show(self.ring, self.exit)
+        shown = self.sessions.show()
         return _json(next(one for one in shown if one["name"] == name))
 
 

@@ -8,12 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from proxy.core.exchange import Event
-from proxy.core.lifetime import parse_http_date
-from proxy.inspector.exit import Exit
-from proxy.inspector.ring import Ring
 
 _REMEMBERED = 30
-_LOOKED_AT = 200  # exchanges in which a reply with a date is looked for
 _RENEWED = "token_renewed"
 _FAILED = {"token_renewal_failed": "issue", "token_refresh_failed": "refresh"}
 
@@ -64,13 +60,11 @@ class Sessions:
         kept = self._renewals.setdefault(event.upstream, deque(maxlen=_REMEMBERED))
         kept.appendleft(entry)
 
-    def show(self, ring: Ring, exit_: Exit) -> list[dict[str, Any]]:
-        """Every session, with the skew between its upstream's clock and ours."""
-        return [
-            self._one(name, view, _skew(name, ring, exit_)) for name, view in self.views.items()
-        ]
+    def show(self) -> list[dict[str, Any]]:
+        """Every session."""
+        return [self._one(name, view) for name, view in self.views.items()]
 
-    def _one(self, name: str, view: SessionView, skew: float | None) -> dict[str, Any]:
+    def _one(self, name: str, view: SessionView) -> dict[str, Any]:
         status = dict(view.status())
         life = self._lives.get(name, 0.0)
         living = status["state"] == "living"
@@ -80,19 +74,5 @@ class Sessions:
             **status,
             "life": life,
             "age": round(max(0.0, life - status["expires_in"]), 1) if living else 0.0,
-            "skew": skew,
             "renewals": list(self._renewals.get(name, ())),
         }
-
-
-def _skew(name: str, ring: Ring, exit_: Exit) -> float | None:
-    """Seconds that the upstream's clock is ahead of ours, by its last `Date`; to a second."""
-    for recording in reversed(list(ring)[-_LOOKED_AT:]):
-        if recording.exchange.upstream != name:
-            continue
-        found = exit_.dates(recording)
-        told = parse_http_date(found[0]) if found else None
-        if found and told is not None:
-            # A date has whole seconds, and is cut: it is half a second old on average.
-            return round(told + 0.5 - found[1], 1)
-    return None

@@ -82,6 +82,7 @@ class Status:
         failures: renewals failed in a row.
         last_error: why the last one failed, or "".
         retry_in: seconds until the next try after failures.
+        skew: seconds that the issuer's clock is ahead of ours; None if that is not known.
     """
 
     state: State
@@ -93,6 +94,7 @@ class Status:
     failures: int
     last_error: str
     retry_in: float
+    skew: float | None
 
 
 class Session:
@@ -251,6 +253,7 @@ class Session:
             failures=trouble.failures,
             last_error=trouble.text,
             retry_in=max(0.0, trouble.retry_at - now) if trouble.failures else 0.0,
+            skew=held.skew,
         )
 
     async def renew_now(self) -> Token:
@@ -520,11 +523,15 @@ class Session:
             urgent=self._limits.urgent,
             jitter=self._clocks.random(),
         )
+        skew = _skew(grant, before=sent_wall, after=self._clocks.wall())
         held = granted(
-            held, access=grant.access_token, refresh=grant.refresh_token, lifetime=lifetime
+            held,
+            access=grant.access_token,
+            refresh=grant.refresh_token,
+            lifetime=lifetime,
+            skew=skew,
         )
         self._had_token = True
-        skew = _skew(grant, before=sent_wall, after=self._clocks.wall())
         told: dict[str, object] = {
             "grant": "issue" if token is None else "refresh",
             "for": reason,

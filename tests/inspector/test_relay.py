@@ -635,7 +635,7 @@ async def test_renewals_are_told_to_the_sessions(joined, room):
     status = {"state": "living", "expires_in": 1700.0}
     view = SimpleNamespace(environment="production", status=lambda: status)
     room.sessions.views["live"] = view
-    (renewal,) = await until(lambda: room.sessions.show(room.ring, room.exit)[0]["renewals"])
+    (renewal,) = await until(lambda: room.sessions.show()[0]["renewals"])
     assert (renewal["grant"], renewal["generation"]) == ("issue", 2)
     assert renewal["at"] == "2001-09-09T02:03:20.000Z"  # when it was told, not when it came
 

@@ -355,11 +355,11 @@ async def test_a_lock_that_was_removed_is_made_again(pair, issuer, time, tmp_pat
 
 
 async def test_what_another_secret_wrote_is_ignored_and_said_to_be(join, issuer, time):
-    await join()
+    warnings = []
+    await join(warn=warnings.append)
     issuer.credentials = Credentials(
         ORIGIN, "client", Secret("a-new-client-secret", origin=ORIGIN), "account"
     )
-    warnings = []
     session = await join(warn=warnings.append)
     assert session.lend() is not None
     assert issuer.names == ["issue", "issue"]

@@ -1,6 +1,7 @@
 """When a session renews, what it lends meanwhile, and what it never does."""
 
 import asyncio
+import itertools
 import random
 
 import pytest
@@ -727,6 +728,35 @@ async def test_borrowers_do_not_hammer_with_a_wrong_secret(refused, issuer, time
         await ended(together(50, refused.borrow))
         await time.advance(1)
     assert issuer.names == ["issue"]
+
+
+async def test_an_issuer_that_is_down_for_ten_minutes_around_the_end_of_a_token(
+    begin, issuer, time, down
+):
+    issuer.life = 1800.0
+    session = await begin()
+    await time.advance(1490)  # ten seconds before it is due
+    began, told = time.now, {"lent": 0, "refused": 0}
+    issuer.failing = down
+    while time.now < began + 600:
+        await time.advance(1)
+        if time.now < 1000 + 1800:
+            assert (await session.borrow()).generation == 1
+            told["lent"] += 1
+            continue
+        with pytest.raises(TokenUnavailable) as caught:
+            await session.borrow()
+        assert 1 <= caught.value.retry_after <= 38
+        told["refused"] += 1
+    assert told == {"lent": 309, "refused": 291}
+    tries = [at for name, at in issuer.calls if name == "issue" and at >= began]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(tries)]
+    assert gaps[:7] == pytest.approx([0.5, 1, 2, 4, 8, 16, 30])
+    assert gaps[7:] == pytest.approx([30] * len(gaps[7:]))
+    assert 19 <= len(gaps) <= 25
+    issuer.failing = {}
+    await time.advance(30)  # one step of the curve
+    assert (await session.borrow()).generation == 2
 
 
 # -- revocation -------------------------------------------------------------------------
