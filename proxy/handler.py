@@ -45,7 +45,7 @@ from proxy.core.limits import Limiter
 from proxy.core.mounts import Mount, Mounts, called_by
 from proxy.core.refusal import local_reply
 from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
-from proxy.core.session import Token
+from proxy.core.session import Pair, Token
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.errors import (
     CallerForbidden,
@@ -394,7 +394,7 @@ class Handler:
                 body=body if body is not None else (),
                 method=method,
                 kind=route.kind,
-                pair=(upstream.name, caller.name, target.canonical),
+                pair=(caller.name, f"{upstream.name}{target.canonical}"),
                 ambient=identity.ambient,
                 sending=sending,
                 request=request,
@@ -773,7 +773,7 @@ class _Attempt:
 
     Attributes:
         body: in parts; can be gone through more than once.
-        pair: who calls what, and where: whose refusals are remembered together.
+        pair: who calls what, and where: refusals are remembered by it.
         request: the caller's, for replies that come before the final one.
         capture: is told.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
@@ -787,7 +787,7 @@ class _Attempt:
     body: Iterable[bytes]
     method: str
     kind: Kind
-    pair: tuple[str, str, str]
+    pair: Pair
     ambient: bool
     sending: Callable[[Dialled | None], None]
     request: web.BaseRequest

@@ -5,7 +5,7 @@ Each function takes one and `now`, and brings the next. What is awaited (locks, 
 issuer, waiting requests) lies around this, in `tokens/manager.py`.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -35,7 +35,8 @@ class Limits:
             for that reason for this long.
         memory: how long a (caller, path) is remembered that two successive generations were
             refused for.
-        budget: renewals that refusals may cause in a minute.
+        budget: renewals that refusals may cause in a minute; those of one caller half as many, so
+            that it leaves some to the others.
     """
 
     early: float = 300.0
@@ -90,7 +91,7 @@ class Held:
         accepted: whether the upstream ever took a token of this generation.
         unaccepted: generations in a row that were refused and never accepted.
         gap_until: no refusal of an unaccepted generation renews before this.
-        forced: when refusals caused renewals, as far as the budget counts them.
+        forced: when refusals caused renewals, and whose, as far as the budget counts them.
         deaths: when accepted generations died early without a cause of ours.
         trouble: what keeps renewals from succeeding.
         stopped: by an operator; no token until an operator says so.
@@ -105,7 +106,7 @@ class Held:
     accepted: bool = False
     unaccepted: int = 0
     gap_until: float = 0.0
-    forced: tuple[float, ...] = ()
+    forced: tuple[tuple[float, str], ...] = ()
     deaths: tuple[float, ...] = ()
     trouble: Trouble = field(default_factory=Trouble)
     stopped: bool = False
@@ -216,17 +217,27 @@ def by_issue(held: Held, decision: Decision, *, now: float) -> bool:
 # -- what refusals may cause -----------------------------------------------------------------
 
 
-def why_not(held: Held, *, now: float, limits: Limits) -> str:
-    """Why the refusal of the present generation is no reason to renew; "" if it is one."""
+def why_not(held: Held, caller: str, *, now: float, limits: Limits) -> str:
+    """Why the refusal of the present generation is no reason to renew; "" if it is one.
+
+    Args:
+        held: with that generation.
+        caller: who was refused.
+        now: the time.
+        limits: of it all.
+    """
     if not held.accepted and not held.calling and now < held.gap_until:
         return "The token was renewed a moment ago and refused again."
-    if sum(now - at < _MINUTE for at in held.forced) >= limits.budget:
+    recent = [who for at, who in held.forced if now - at < _MINUTE]
+    if len(recent) >= limits.budget:
         return f"Refusals have caused {limits.budget} renewals within a minute."
+    if recent.count(caller) >= max(1, limits.budget // 2):
+        return f"Refusals of one caller have caused {limits.budget // 2} renewals within a minute."
     return ""
 
 
-def force(held: Held, *, now: float, limits: Limits) -> Held:
-    """The present generation was refused, and is about to be renewed for it."""
+def force(held: Held, caller: str, *, now: float, limits: Limits) -> Held:
+    """The present generation was refused for a caller, and is about to be renewed for it."""
     unaccepted, gap_until, deaths = held.unaccepted, held.gap_until, held.deaths
     if held.calling:  # whoever was killed while it renewed is why, and nobody else
         pass
@@ -242,7 +253,7 @@ def force(held: Held, *, now: float, limits: Limits) -> Held:
         unaccepted=unaccepted,
         gap_until=gap_until,
         deaths=deaths,
-        forced=(*(at for at in held.forced if now - at < _MINUTE), now),
+        forced=(*(one for one in held.forced if now - one[0] < _MINUTE), (now, caller)),
     )
 
 
@@ -260,6 +271,10 @@ def accepted(held: Held, generation: int) -> Held:
     return replace(held, accepted=True, unaccepted=0, gap_until=0.0)
 
 
+# Who was refused, and what for.
+Pair = tuple[str, str]
+
+
 class Refusals:
     """The (caller, path) pairs that two successive generations were refused for.
 
@@ -271,12 +286,12 @@ class Refusals:
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        self._pairs: dict[Hashable, tuple[int, float]] = {}  # the generation; until when
+        self._pairs: dict[Pair, tuple[int, float]] = {}  # the generation; until when
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
 
-    def note(self, pair: Hashable, generation: int, *, now: float) -> bool:
+    def note(self, pair: Pair, generation: int, *, now: float) -> bool:
         """A generation was refused for a pair; whether that makes it a remembered one."""
         before, until = self._pairs.pop(pair, (generation, 0.0))
         if until and now >= until:  # it has been forgotten, and gets its renewal again
@@ -287,11 +302,11 @@ class Refusals:
             del self._pairs[next(iter(self._pairs))]
         return fresh
 
-    def remembered(self, pair: Hashable, *, now: float) -> bool:
+    def remembered(self, pair: Pair, *, now: float) -> bool:
         """Whether it is."""
         return bool(self._pairs) and now < self._pairs.get(pair, (0, 0.0))[1]
 
-    def forget(self, pair: Hashable) -> None:
+    def forget(self, pair: Pair) -> None:
         """A token was accepted for it."""
         self._pairs.pop(pair, None)
 

@@ -12,7 +12,7 @@ first whether another one has.
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +23,7 @@ from proxy.core.session import (
     Decision,
     Held,
     Limits,
+    Pair,
     Refusals,
     Token,
     Trouble,
@@ -127,6 +128,7 @@ class Session:
         self._emit = emit
         self._held = Held()
         self._refused = 0  # tokens up to this generation are not lent here any more
+        self._refused_for = ""  # the caller
         self._problem = ""  # why a refusal was no reason to renew
         self._refusals = Refusals(limits.memory)
         self._flight: asyncio.Task[None] | None = None
@@ -170,7 +172,7 @@ class Session:
             async with asyncio.timeout(min(self._limits.wait_limit, left)):
                 await self._settled(flight)
 
-    async def renew(self, *, after: int, by: Hashable) -> Token:
+    async def renew(self, *, after: int, by: Pair) -> Token:
         """A token newer than generation `after`, which was refused.
 
         Joins a renewal under way, reuses a newer token that is there already, and
@@ -187,16 +189,16 @@ class Session:
         self._refuse(after, by)
         return await self._wait(after=after)
 
-    def refused(self, generation: int, *, by: Hashable) -> None:
+    def refused(self, generation: int, *, by: Pair) -> None:
         """Note a refusal whose request is not replayed; renews without waiting."""
         with contextlib.suppress(RenewalNotAllowed):
             self._refuse(generation, by)
 
-    def refused_again(self, generation: int, *, by: Hashable) -> bool:
+    def refused_again(self, generation: int, *, by: Pair) -> bool:
         """Note that a replay was refused too; whether that is remembered from now on."""
         return self._refusals.note(by, generation, now=self._clocks.alive())
 
-    def _refuse(self, generation: int, by: Hashable) -> None:
+    def _refuse(self, generation: int, by: Pair) -> None:
         self._listen()
         now = self._clocks.alive()
         remembered = self._refusals.remembered(by, now=now)
@@ -208,14 +210,14 @@ class Session:
         if remembered:
             raise RenewalNotAllowed("Two tokens in a row were refused for this.")
         if self._flight is None:
-            if problem := why_not(self._held, now=now, limits=self._limits):
+            if problem := why_not(self._held, by[0], now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
             self._renewal(Asked.REFUSED, reason="refused")
-        self._refused = generation
+        self._refused, self._refused_for = generation, by[0]
         self._held = self._held.without(generation)
         self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
 
-    def accepted(self, generation: int, *, by: Hashable) -> None:
+    def accepted(self, generation: int, *, by: Pair) -> None:
         """Note that the upstream took a token of this generation."""
         if self._refusals:
             self._refusals.forget(by)
@@ -459,12 +461,12 @@ class Session:
         decision = decide(held, asked, now=now, wall=wall)
         issue = by_issue(held, decision, now=now)
         if decision is Decision.FORCE:
-            self._problem = why_not(held, now=now, limits=self._limits)
+            self._problem = why_not(held, self._refused_for, now=now, limits=self._limits)
             if self._problem:
                 self._refused = held.generation - 1
                 self._held = held
                 return
-            held, deaths = rivalled(force(held, now=now, limits=self._limits))
+            held, deaths = rivalled(force(held, self._refused_for, now=now, limits=self._limits))
             if deaths:
                 self._emit(_rival(self.name, deaths))
         elif decision not in {Decision.TRY, Decision.WAIT, Decision.RENEW}:

@@ -133,8 +133,9 @@ class Seal:
 
     def _restored(self, value: Mapping[str, Any]) -> Held:
         kept = dict(value["held"])
-        for name in ("forced", "deaths", "seen"):
+        for name in ("deaths", "seen"):
             kept[name] = tuple(kept[name])
+        kept["forced"] = tuple((at, who) for at, who in kept["forced"])
         held = Held(**kept | {"trouble": Trouble(**kept["trouble"])})
         if (told := value.get("token")) is not None:
             access, refresh = (
@@ -158,7 +159,7 @@ class Seal:
             held,
             token=token and replace(token, lifetime=token.lifetime.moved(by)),
             gap_until=held.gap_until + by,
-            forced=tuple(at + by for at in held.forced),
+            forced=tuple((at + by, who) for at, who in held.forced),
             deaths=tuple(at + by for at in held.deaths),
             trouble=replace(trouble, retry_at=trouble.retry_at + by),
         )

@@ -127,26 +127,26 @@ def test_a_refresh_needs_a_living_token_of_its_own(held):
 
 
 def test_one_unaccepted_generation_is_renewed_and_the_second_in_a_row_opens_the_gap(held):
-    assert not why_not(held, now=0, limits=LIMITS)
-    second = grant(force(held, now=0, limits=LIMITS), "2")
-    assert not why_not(second, now=1, limits=LIMITS)
-    third = grant(force(second, now=1, limits=LIMITS), "3")
-    assert why_not(third, now=10.9, limits=LIMITS)
-    assert not why_not(third, now=11, limits=LIMITS)
-    assert not why_not(accepted(third, 3), now=2, limits=LIMITS)
+    assert not why_not(held, "shop", now=0, limits=LIMITS)
+    second = grant(force(held, "shop", now=0, limits=LIMITS), "2")
+    assert not why_not(second, "shop", now=1, limits=LIMITS)
+    third = grant(force(second, "shop", now=1, limits=LIMITS), "3")
+    assert why_not(third, "shop", now=10.9, limits=LIMITS)
+    assert not why_not(third, "shop", now=11, limits=LIMITS)
+    assert not why_not(accepted(third, 3), "shop", now=2, limits=LIMITS)
     assert accepted(third, 2) is third
 
 
 def test_a_renewal_that_its_process_did_not_survive_is_nobody_elses_doing(held):
     lost = replace(held, calling=True, gap_until=100.0)
-    assert not why_not(lost, now=1, limits=LIMITS)
-    after = force(replace(lost, accepted=True), now=1, limits=LIMITS)
+    assert not why_not(lost, "shop", now=1, limits=LIMITS)
+    after = force(replace(lost, accepted=True), "shop", now=1, limits=LIMITS)
     assert (after.deaths, after.unaccepted) == ((), 0)
 
 
 def test_a_rival_is_three_deaths_within_ten_minutes(held):
     for number, now in enumerate((0, 599, 601, 650)):
-        held = force(accepted(held, held.generation), now=now, limits=LIMITS)
+        held = force(accepted(held, held.generation), "shop", now=now, limits=LIMITS)
         held, deaths = rivalled(held)
         assert deaths == (3 if number == 3 else 0)
         held = grant(held, str(now), now=now)
@@ -155,11 +155,22 @@ def test_a_rival_is_three_deaths_within_ten_minutes(held):
 
 def test_the_budget_counts_a_minute_back(held):
     limits = replace(LIMITS, budget=2)
-    for now in (0, 30):
-        assert not why_not(held, now=now, limits=limits)
-        held = accepted(grant(force(held, now=now, limits=limits), str(now)), held.generation + 1)
-    assert why_not(held, now=59, limits=limits)
-    assert not why_not(held, now=60, limits=limits)
+    for now, who in ((0, "shop"), (30, "bank")):
+        assert not why_not(held, who, now=now, limits=limits)
+        fresh = grant(force(held, who, now=now, limits=limits), str(now), now=now)
+        held = accepted(fresh, fresh.generation)
+    assert why_not(held, "third", now=59, limits=limits)
+    assert not why_not(held, "third", now=60, limits=limits)
+
+
+def test_one_caller_gets_no_more_than_half_of_the_budget(held):
+    limits = replace(LIMITS, budget=6)
+    for now in range(3):
+        assert not why_not(held, "shop", now=now, limits=limits)
+        fresh = grant(force(held, "shop", now=now, limits=limits), str(now), now=now)
+        held = accepted(fresh, fresh.generation)
+    assert "one caller" in why_not(held, "shop", now=3, limits=limits)
+    assert not why_not(held, "bank", now=3, limits=limits)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def some(text="token", *, generation=0, life=1000.0):
     lifetime = Lifetime.begin(life, now=1000, wall=0, early=300, urgent=30, jitter=0)
     access, refresh = Secret(text, origin=ORIGIN), Secret("refresh-" + text, origin=ORIGIN)
     held = granted(Held(generation=generation), access=access, refresh=refresh, lifetime=lifetime)
-    return replace(held, forced=(1.0,), deaths=(2.0, 3.0), trouble=Trouble(1, 5.0, "reply", "no"))
+    return replace(
+        held, forced=((1.0, "shop"),), deaths=(2.0, 3.0), trouble=Trouble(1, 5.0, "reply", "no")
+    )
 
 
 @pytest.fixture
@@ -125,16 +127,18 @@ async def test_what_one_saw_accepted_the_other_does_not_take_for_unusable(pair, 
         assert one.lend().generation == generation
         one.accepted(generation, by=PAIR)
         await settle()
-        assert (await other.renew(after=generation, by=object())).generation == generation + 1
+        assert (
+            await other.renew(after=generation, by=(f"{generation}", "/v1/x"))
+        ).generation == generation + 1
     assert issuer.count("issue") == 6
 
 
 async def test_the_gap_is_one_for_all(pair):
     one, other = pair
-    await one.renew(after=1, by=object())
-    await other.renew(after=2, by=object())
+    await one.renew(after=1, by=("a", "/"))
+    await other.renew(after=2, by=("b", "/"))
     with pytest.raises(RenewalNotAllowed):
-        await one.renew(after=3, by=object())
+        await one.renew(after=3, by=("c", "/"))
     assert one.lend().generation == 3
 
 

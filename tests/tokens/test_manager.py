@@ -162,9 +162,9 @@ async def test_a_refusal_that_is_not_replayed_renews_all_the_same(session, issue
 # -- the gap ----------------------------------------------------------------------------
 
 
-def anybody():
-    """Another (caller, path) every time, so that none of them is remembered."""
-    return object()
+def anybody(*, count=itertools.count()):  # noqa: B008 - it goes on
+    """Another caller every time, so that none of them is remembered."""
+    return f"caller-{next(count)}", "/v1/x"
 
 
 @pytest.fixture
