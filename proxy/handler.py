@@ -441,7 +441,7 @@ class Handler:
             )
         except RenewalNotAllowed as error:
             exchange.detail = error.description
-            return attempt.answer(reply, token, hint=_HINT_REFUSED)
+            return attempt.answer(reply, token, hint=error.description)
         except TokenUnavailable as error:
             attempt.drop(reply)
             error.outcome = Outcome.REFUSED
@@ -565,6 +565,7 @@ class Handler:
             except ProxyError as last:
                 if sent:
                     last.outcome = Outcome.UNKNOWN
+                    last.hint = "A first try was sent, over a connection that ended without a word."
                 raise
         exchange.upstream_seconds = self._monotonic() - started
         attempt.capture.answered(reply.status, reason=reply.reason, headers=reply.headers)

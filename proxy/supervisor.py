@@ -25,6 +25,9 @@ _AGAIN = Backoff(first=0.1, cap=10.0)
 _SETTLED = 1.0  # seconds after which a process that ends has not failed to start
 _PATIENCE = 1.0  # seconds for which callers may wait in the queue of a process that is not there
 _LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
+_SIGN = 5.0  # seconds between two signs of life
+_SILENT = 30.0  # seconds without one after which a process hangs, perhaps with a lock
+CUT = b"cut"  # what a process is told whose work is not to be waited for
 _LONGEST = 64 * 1024  # bytes of what a process says at once
 
 
@@ -32,16 +35,20 @@ class Link:
     """A process's line to its supervisor.
 
     Args:
-        sock: the process's end.
+        sock: the process's end. It brings `CUT`, or its end: the supervisor is gone.
         count: how many processes there were at its post before it.
+        after: whether the one before it ended without being told to.
     """
 
-    def __init__(self, sock: socket.socket, *, count: int) -> None:
+    every = _SIGN  # seconds between two signs of life, once it is up
+
+    def __init__(self, sock: socket.socket, *, count: int, after: bool) -> None:
         self.sock = sock
         self.count = count
+        self.after = after
 
     def say(self, **what: object) -> None:
-        """Tell something: `up` (running), `draining` (takes no more), or `failed` (why)."""
+        """Tell something: `up` (running), `draining` (takes no more), `failed` (why), a sign."""
         with contextlib.suppress(OSError):
             self.sock.sendall(json.dumps(what).encode() + b"\n")
 
@@ -58,7 +65,9 @@ class _Process:
         started: when.
         heard: the beginning of a line.
         up: whether it runs.
-        leaving: whether it ends because it was told to.
+        heard_at: when it last said something.
+        leaving: since when it ends because it was told to; 0 if it does not.
+        hung: whether it was killed for it.
         said: what it told when it was up.
         failed: why it could not start, or "".
     """
@@ -67,9 +76,11 @@ class _Process:
     sock: socket.socket
     count: int
     started: float
+    heard_at: float
     heard: bytes = b""
     up: bool = False
-    leaving: bool = False
+    leaving: float = 0.0
+    hung: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     failed: str = ""
 
@@ -113,14 +124,21 @@ class Supervisor:
     Args:
         emit: takes events.
         limit: seconds a process may take to end.
+        silent: seconds without a sign of life after which a process hangs.
         monotonic: seconds.
     """
 
     def __init__(
-        self, *, emit: Emit, limit: float, monotonic: Callable[[], float] = time.monotonic
+        self,
+        *,
+        emit: Emit,
+        limit: float,
+        silent: float = _SILENT,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
         self._limit = limit
+        self._silent = silent
         self._now = monotonic
         self._posts: list[Post] = []
         self._processes: dict[int, tuple[Post, _Process]] = {}
@@ -164,7 +182,8 @@ class Supervisor:
             processes = [post.present for post in posts]
             for post, one in zip(posts, processes, strict=True):
                 if one is None or one.failed:
-                    raise CannotRun(one.failed if one is not None else f"{post.name} ended")
+                    why = f"{post.name} did not start: see the log"
+                    raise CannotRun(one.failed if one is not None else why)
             if all(one is not None and one.up for one in processes):
                 return [one.said for one in processes if one is not None]
             self._turn()
@@ -184,7 +203,9 @@ class Supervisor:
                     self._end_all(signal.SIGKILL, last=last)
                 elif self._stops > asked:
                     asked = self._stops
-                    self._end_all(signal.SIGTERM, last=last)
+                    for one in self._left(last=last):
+                        with contextlib.suppress(OSError):
+                            one.sock.send(CUT)
                     deadline = self._now() + _LAST_WAIT
                 self._turn(most=0.5)
         return 0 if self._stops == 1 else 1
@@ -206,12 +227,15 @@ class Supervisor:
         for post in self._posts:
             if post.due is not None:
                 most = min(most, post.due - now)
+        if self._processes:
+            most = min(most, _SIGN, self._silent)
         for key, _ in self._selector.select(max(0.0, most)):
             if key.data is None:
                 self._hear_signals()
             else:
                 self._hear(*key.data)
         self._reap(block=False)
+        self._end_hung()
         if self._stops:
             return
         now = self._now()
@@ -228,6 +252,8 @@ class Supervisor:
                 elif number == signal.SIGHUP and not self._rolling:
                     posts = [post for post in self._posts if not post.last]
                     self._rolling = [(one, one.present) for one in posts if one.present]
+                    told: dict[str, object] = {"processes": len(self._rolling)}
+                    self._emit(Event("restarting", fields=told))
 
     def _hear(self, post: Post, one: _Process) -> None:
         try:
@@ -239,6 +265,7 @@ class Supervisor:
         if not data:
             self._hang_up(one)
             return
+        one.heard_at = self._now()
         *lines, one.heard = (one.heard + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
@@ -246,7 +273,7 @@ class Supervisor:
                 one.up, one.said = True, said["up"]
             one.failed = str(said.get("failed", one.failed))
             if said.get("draining"):
-                one.leaving = True
+                one.leaving = one.leaving or self._now()
                 if post.present is one and not self._stops:  # it leaves; the next one may come
                     post.due = self._now()
 
@@ -259,10 +286,23 @@ class Supervisor:
                 return
             if one is old:
                 if not old.leaving:
-                    old.leaving = True
+                    old.leaving = self._now()
                     self._kill(old, signal.SIGTERM)
                 return
             del self._rolling[0]
+
+    def _end_hung(self) -> None:
+        """Kill what gives no sign of life, or does not end: a lock that it holds is free then."""
+        now = self._now()
+        for post, one in self._processes.values():
+            silent = one.up and now - one.heard_at > self._silent
+            late = one.leaving and now - one.leaving > self._limit + _LAST_WAIT
+            if (silent or late) and not one.hung:
+                one.hung = True
+                told: dict[str, object] = {"process": post.name, "pid": one.pid}
+                told["silent_seconds"] = round(now - one.heard_at, 1)
+                self._emit(Event("process_hung", "error", fields=told))
+                self._kill(one, signal.SIGKILL)
 
     def _reap(self, *, block: bool) -> None:
         """See to the processes that have ended."""
@@ -285,7 +325,7 @@ class Supervisor:
             return  # it was to end, and has its successor if there is to be one
         now = self._now()
         if one.leaving:
-            post.due = now
+            post.due, post.failures = now, 0
         else:
             lived = now - one.started
             post.failures = 1 if lived >= _SETTLED else post.failures + 1
@@ -302,19 +342,32 @@ class Supervisor:
     # -- processes ----------------------------------------------------------------------------
 
     def _start(self, post: Post) -> None:
+        """Start a process, or try again later: what runs already goes on."""
+        try:
+            self._fork(post)
+        except Exception as error:  # noqa: BLE001 - no descriptor, no memory, no address
+            post.failures += 1
+            delay = _AGAIN.delay(post.failures, jitter=0.0)
+            post.due = self._now() + delay
+            told: dict[str, object] = {"process": post.name, "reason": str(error)}
+            told["restarts_in"] = round(delay, 1)
+            self._emit(Event("process_not_started", "error", fields=told))
+
+    def _fork(self, post: Post) -> None:
         if post.prepare is not None:
             post.prepare()
-        ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
+        ours, theirs = socket.socketpair()
         pid = os.fork()
         if not pid:
             self._become(post, ours, theirs)
         theirs.close()
+        now = self._now()
         ours.setblocking(False)
         post.count += 1
         post.due = None
-        post.present = one = _Process(pid, ours, post.count - 1, self._now())
+        post.present = one = _Process(pid, ours, post.count - 1, now, now)
         self._processes[pid] = post, one
         self._selector.register(ours, selectors.EVENT_READ, (post, one))
         told: dict[str, object] = {"process": post.name, "pid": pid}
@@ -332,7 +385,7 @@ class Supervisor:
             others = [one.sock for _, one in self._processes.values()]
             for sock in (ours, self._signals, self._wakeup, *others):
                 sock.close()
-            code = post.target(Link(theirs, count=post.count))
+            code = post.target(Link(theirs, count=post.count, after=post.failures > 0))
         except KeyboardInterrupt:
             pass
         except BaseException:  # noqa: BLE001 - nothing of the supervisor's may go on in here

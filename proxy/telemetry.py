@@ -5,6 +5,7 @@ bodies, query strings or header values.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from proxy.errors import Outcome
 METRICS_TYPE = CONTENT_TYPE_LATEST
 # Methods that may be a label: a closed set, whatever the parser learns to accept.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_ROOM = 256 * 1024  # bytes of each kind of metrics of a process
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
 
 
@@ -46,6 +48,18 @@ class Shared:
     folder: Path
     process: str
 
+    def reserve(self) -> None:
+        """Have room on the disk: where there is none, writing to a mapped file is the end.
+
+        Raises:
+            OSError: there is none.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for kind in ("counter", "histogram", "gauge_mostrecent"):
+            with (self.folder / f"{kind}_{self.process}.db").open("ab") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, _ROOM)
+
 
 class Metrics:
     """The metrics; docs/metrics.md is their table.
@@ -59,6 +73,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._shared = shared
         if shared is not None:
+            shared.reserve()
             values.ValueClass = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -119,9 +134,9 @@ class Metrics:
             multiprocess_mode="mostrecent",
             registry=self._registry,
         )
-        self._ended = Counter(
-            "nomba_proxy_processes_ended",
-            "Processes of the proxy that ended without being told to.",
+        self._restarted = Counter(
+            "nomba_proxy_processes_restarted",
+            "Processes of the proxy that took the place of one that ended without being told to.",
             ["process"],
             registry=self._registry,
         )
@@ -155,20 +170,22 @@ class Metrics:
             self._generation.labels(event.upstream).set(int(str(fields["generation"])))
             if "skew_seconds" in fields:
                 self._skew.labels(event.upstream).set(float(str(fields["skew_seconds"])))
-        elif event.name == "token_renewal_failed":
+        elif event.name == "token_renewal_failed" and fields["cause"] != "store":
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()
-        elif event.name == "process_ended":
-            self._ended.labels(str(fields["process"])).inc()
         elif event.name == "session_rival":
             self._rivals.labels(event.upstream).inc()
         elif event.name in {"token_refused", "token_revoked"}:
             self._expiry.labels(event.upstream).set(0)
 
+    def restarted(self, process: str) -> None:
+        """Count that a process took the place of one that ended without being told to."""
+        self._restarted.labels(process).inc()
+
     def render(self) -> bytes:
         """The exposition text (`METRICS_TYPE`), of all processes if they are shared."""
-        if self._shared is None:
+        if self._shared is None or not self._shared.folder.is_dir():
             return generate_latest(self._registry)
         together = CollectorRegistry()
         MultiProcessCollector(together, path=str(self._shared.folder))  # type: ignore[no-untyped-call]
@@ -231,6 +248,7 @@ class Telemetry:
             line["account_replaced"] = True
         if exchange.error:
             line["error"] = exchange.error
+        if exchange.detail:
             line["detail"] = exchange.detail
         self._write(log, "exchange", line)
 
@@ -261,7 +279,9 @@ def _for_people(exchange: Exchange) -> tuple[str, dict[str, Any]]:
     if exchange.account_replaced:
         unusual["account_replaced"] = True
     if exchange.error:
-        unusual |= {"error": exchange.error, "detail": exchange.detail}
+        unusual["error"] = exchange.error
+    if exchange.detail:
+        unusual["detail"] = exchange.detail
     return sentence, unusual
 
 

@@ -1,5 +1,6 @@
 """Where sessions are kept: what `store` and `workers` may say."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_a_folder_that_others_can_write_to_is_refused(problem, tmp_path):
     folder.mkdir()
     folder.chmod(0o777)
     assert "other users" in problem(NOMBA_PROXY_STORE=f"file:{folder}").text
+
+
+@pytest.mark.parametrize("text", ["file:sessions", "file:~/sessions", "file://var/lib", "file:./x"])
+def test_a_folder_is_named_by_an_absolute_path(problem, text):
+    found = problem(NOMBA_PROXY_STORE=text)
+    assert "absolute" in found.text
+    assert "same folder" in found.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(problem, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    assert "another user" in problem(NOMBA_PROXY_STORE=f"file:{folder}").text
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(problem, tmp_path):

@@ -122,13 +122,8 @@ def assemble(
                 stall=model.body.stall_timeout,
                 total=model.body.total_timeout,
                 spool_dir=model.body.spool_dir,
-                # Each worker has its part, and room for one body at least.
-                memory_budget=max(
-                    int(model.body.memory_budget) // model.workers, int(model.body.memory)
-                ),
-                spool_budget=max(
-                    int(model.body.spool_budget) // model.workers, int(model.body.limit)
-                ),
+                memory_budget=_part(model.body.memory_budget, model.body.memory, model.workers),
+                spool_budget=_part(model.body.spool_budget, model.body.limit, model.workers),
             )
         ),
         callers=callers,
@@ -144,6 +139,11 @@ def assemble(
         watch=watch,
     )
     return Assembly(sessions, controls, lenders, handler, callers, authorities, key)
+
+
+def _part(budget: int, one: int, workers: int) -> int:
+    """What each worker has of a budget: room for one body at least, if there is so much."""
+    return max(int(budget) // workers, min(int(budget), int(one)) if workers > 1 else 0)
 
 
 def both(

@@ -32,7 +32,9 @@ def banner(running: Running, *, settings: Settings) -> str:
         lines.append(f"  faults     {running.faults}  (docs/simulator.md)")
     lines += [f"  warning    {one}" for one in settings.warnings]
     if settings.model.workers > 1:
-        lines.append(f"  workers    {settings.model.workers}, session kept in {settings.store_dir}")
+        lines.append(f"  workers    {settings.model.workers}")
+    if settings.store_dir is not None:
+        lines.append(f"  session    kept in {settings.store_dir}")
     url = f"http://{running.listen}"
     first = running.upstreams[0]
     called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])

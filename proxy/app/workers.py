@@ -7,13 +7,16 @@ on lies in the store and in the state folder.
 """
 
 import asyncio
+import fcntl
 import gc
+import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +30,7 @@ from proxy.app.inspection import Inspection, make_redactor
 from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
 from proxy.app.running import Place, Running
 from proxy.app.simulated import known_of, simulated, start_simulator
-from proxy.app.start import start, stop_signals
+from proxy.app.start import start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
 from proxy.inspector.hub import Hub, listen
@@ -51,7 +54,10 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nomba-proxy-")))
         share_metrics(folder)
-        telemetry = _telemetry(settings, folder, "supervisor")
+        stack.enter_context(_kept(folder))
+        # Without shared metrics: they lie in files, and what fails there must not end everything.
+        model = settings.model
+        telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
         key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
         settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
         if settings.simulate and settings.model.store is None:  # nothing of it outlives it
@@ -120,7 +126,9 @@ class _House:
             )
         inspector = ""
         if self.hub is not None:
-            [said] = supervisor.fill(Post("inspector", self._target(self._inspect), last=True))
+            [said] = supervisor.fill(
+                Post("inspector", self._target(self._inspect, keeps=self._hub), last=True)
+            )
             inspector = said["url"]
             found = parse_address(inspector.removeprefix("http://").partition("/")[0])
             self.settings = settings = replace(settings, inspect_listen=found)
@@ -135,6 +143,9 @@ class _House:
             supervisor.finish(Post("revocation", self._target(self._revoke)))
         return code
 
+    def _hub(self) -> tuple[socket.socket, ...]:
+        return (self.hub,) if self.hub is not None else ()
+
     def _upstreams(self) -> tuple[ReadyUpstream, ...]:
         if self.known is None:
             return self.settings.upstreams
@@ -142,8 +153,22 @@ class _House:
 
     # -- what the processes do ------------------------------------------------------------------
 
-    def _target(self, body: _Body) -> Callable[[Link], int]:
+    def _target(
+        self, body: _Body, *, keeps: Callable[[], tuple[socket.socket, ...]] = tuple
+    ) -> Callable[[Link], int]:
+        """What a process does.
+
+        Args:
+            body: its work.
+            keeps: the sockets it is given. It has no copy of others: whoever waits in one that
+                nobody accepts from waits for ever.
+        """
+
         def target(link: Link) -> int:
+            kept = keeps()
+            for sock in (*self.traffic, self.admin, *filter(None, (self.hub,))):
+                if sock not in kept:
+                    sock.close()
             try:
                 with asyncio.Runner(loop_factory=self.loop_factory) as runner:
                     runner.run(_life(link, body))
@@ -162,15 +187,15 @@ class _House:
             # again: what a name has counted goes on.
             process = f"worker-{at + 1}-{link.count % _NAMES}"
             telemetry = _telemetry(self.settings, self.folder, process)
+            if link.after:
+                telemetry.metrics.restarted(name)
             place = Place(
-                traffic=self.traffic[at].dup(),
-                admin=self.admin.dup(),
+                traffic=self.traffic[at],
+                admin=self.admin,
                 simulator=self.known,
                 hub=self.folder / "hub" if self.hub is not None else None,
                 tally=partial(self.counts.tally, column=column(link.count)),
             )
-            for sock in (*self.traffic, self.admin, *filter(None, (self.hub,))):
-                sock.close()  # whoever waits in one that nobody accepts from waits for ever
             running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
             link.say(up={})
             await stopping.wait()
@@ -192,12 +217,15 @@ class _House:
                 self.traffic[at] = _bound("listen", address, exclusive=False, shared=True)
 
         name = f"worker {at + 1}"
-        return Post(name, self._target(work), prepare=prepare, missing=missing, ended=ended)
+        target = self._target(work, keeps=lambda: (self.traffic[at], self.admin))
+        return Post(name, target, prepare=prepare, missing=missing, ended=ended)
 
     async def _inspect(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
         assert self.hub is not None  # noqa: S101 - it is why this runs
         settings, upstreams = self.settings, self._upstreams()
         telemetry = _telemetry(settings, self.folder, "inspector")
+        if link.after:
+            telemetry.metrics.restarted("inspector")
         shown = Inspection.of(settings, make_redactor(settings))
         hub = Hub(shown.ring, shown.sessions, clock=shown.clock)
         made = assemble(
@@ -228,15 +256,43 @@ class _House:
 
 
 async def _life(link: Link, body: _Body) -> None:
-    """Be a process until a signal or the supervisor's end says stop."""
-    stopping = stop_signals()
+    """Be a process until a signal or the supervisor's end says stop.
+
+    A signal may come twice, from the supervisor and from whoever stops a whole group of processes
+    (systemd does): only the supervisor says that work is to be cut.
+    """
     loop = asyncio.get_running_loop()
+    stopping, main = asyncio.Event(), asyncio.current_task()
+    assert main is not None  # noqa: S101 - a coroutine runs in a task
+
+    def told() -> None:
+        try:
+            data = link.sock.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            main.cancel()
+        else:
+            loop.remove_reader(link.sock)
+        stopping.set()
+
+    async def give_signs() -> None:
+        while True:
+            await asyncio.sleep(link.every)
+            link.say(alive=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
     link.sock.setblocking(False)
-    loop.add_reader(link.sock, stopping.set)  # nobody says anything: it can only have ended
+    loop.add_reader(link.sock, told)
+    signs = asyncio.create_task(give_signs())
     try:
         async with AsyncExitStack() as stack:
             await body(link, stopping, stack)
     finally:
+        signs.cancel()
         loop.remove_reader(link.sock)
 
 
@@ -247,7 +303,23 @@ async def _nothing() -> None:
 def _telemetry(settings: Settings, folder: Path, process: str) -> Telemetry:
     model = settings.model
     shared = Shared(folder, process)
-    return Telemetry(model.log.format, level=model.log.level, version=__version__, shared=shared)
+    try:
+        return Telemetry(
+            model.log.format, level=model.log.level, version=__version__, shared=shared
+        )
+    except OSError as error:
+        raise CannotStart(f"metrics cannot be kept in {folder}: {error.strerror}") from None
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Keep what cleans up temporary folders away: it leaves those alone that are locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _bound(key: str, address: Address, *, exclusive: bool, shared: bool) -> socket.socket:

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from proxy.settings import Settings, describe
+from proxy.settings import ReadyUpstream, Settings, describe
 
 
 def check(settings: Settings, *, show: bool, as_json: bool) -> int:
@@ -21,7 +21,12 @@ def check(settings: Settings, *, show: bool, as_json: bool) -> int:
         for key, value, origin in rows:
             print(f"{key:<{wide}}  {value:<{value_wide}}  {origin}")
     else:
-        names = ", ".join(one.origin.text for one in settings.upstreams) or "the simulator"
+        names = ", ".join(_named(one) for one in settings.upstreams) or "the simulator"
         callers = ", ".join(one.name for one in settings.callers.callers) or "none configured"
         print(f"the settings are valid; upstream: {names}; callers: {callers}")
     return 0
+
+
+def _named(one: ReadyUpstream) -> str:
+    by = "".join(f" for {host}" for host in sorted(one.hosts))
+    return f"{one.name} ({one.origin.text} at {one.mount or '/'}{by})"

@@ -48,13 +48,12 @@ def token(
         every = [one for status in answer.values() for one in status["upstreams"]]
         if upstream not in every:
             problem = f"there is no upstream {upstream}; there are: {', '.join(every)}"
-            answer = {}
+        answer = {k: status for k, status in answer.items() if upstream in status["upstreams"]}
     if as_json:
         print(json.dumps(answer if problem is None else {"error": problem, **answer}, indent=2))
     else:
         for status in answer.values():
-            if upstream is None or upstream in status["upstreams"]:
-                _show(status)
+            _show(status)
     if problem is not None:
         print(f"nomba-proxy: {problem}", file=sys.stderr)
         return 1

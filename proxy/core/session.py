@@ -5,6 +5,7 @@ Each function takes one and `now`, and brings the next. What is awaited (locks, 
 issuer, waiting requests) lies around this, in `tokens/manager.py`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -34,8 +35,8 @@ class Limits:
         gap: after two generations in a row that were refused and never accepted, none is renewed
             for that reason for this long.
         memory: how long a (caller, path) is remembered that two successive generations were
-            refused for.
-        budget: renewals that refusals may cause in a minute; those of one caller half as many, so
+            refused for; if nobody had the second accepted either, as long as `gap`.
+        budget: renewals that refusals may cause in a minute; those of one caller a quarter, so
             that it leaves some to the others.
     """
 
@@ -92,7 +93,8 @@ class Held:
         unaccepted: generations in a row that were refused and never accepted.
         gap_until: no refusal of an unaccepted generation renews before this.
         forced: when refusals caused renewals, and whose, as far as the budget counts them.
-        deaths: when accepted generations died early without a cause of ours.
+        deaths: generations that worked and died early without a cause of ours, and when.
+        excused: a generation whose death had one.
         trouble: what keeps renewals from succeeding.
         stopped: by an operator; no token until an operator says so.
         calling: a call to the issuer is under way. Found so by another process, it means that
@@ -107,7 +109,8 @@ class Held:
     unaccepted: int = 0
     gap_until: float = 0.0
     forced: tuple[tuple[float, str], ...] = ()
-    deaths: tuple[float, ...] = ()
+    deaths: tuple[tuple[int, float], ...] = ()
+    excused: int = 0
     trouble: Trouble = field(default_factory=Trouble)
     stopped: bool = False
     calling: bool = False
@@ -184,7 +187,7 @@ TABLE: Mapping[Asked, Mapping[Phase, tuple[Decision, Decision]]] = {
 
 
 def phase(held: Held, *, now: float, wall: float) -> Phase:
-    """What there is to lend."""
+    """What there is to lend; a token whose renewal was begun may be dead, so it is due."""
     if held.stopped:
         return Phase.STOPPED
     token = held.token
@@ -192,7 +195,8 @@ def phase(held: Held, *, now: float, wall: float) -> Phase:
         return Phase.EMPTY
     if token.lifetime.urgent(now=now):
         return Phase.NOW
-    return Phase.SOON if token.lifetime.due_in(now=now, wall=wall) <= 0 else Phase.FRESH
+    due = held.calling or token.lifetime.due_in(now=now, wall=wall) <= 0
+    return Phase.SOON if due else Phase.FRESH
 
 
 def held_off(held: Held, *, now: float) -> bool:
@@ -231,19 +235,18 @@ def why_not(held: Held, caller: str, *, now: float, limits: Limits) -> str:
     recent = [who for at, who in held.forced if now - at < _MINUTE]
     if len(recent) >= limits.budget:
         return f"Refusals have caused {limits.budget} renewals within a minute."
-    if recent.count(caller) >= max(1, limits.budget // 2):
-        return f"Refusals of one caller have caused {limits.budget // 2} renewals within a minute."
+    share = max(1, limits.budget // 4)
+    if recent.count(caller) >= share:
+        return f"Refusals of this caller have caused {share} renewals within a minute."
     return ""
 
 
 def force(held: Held, caller: str, *, now: float, limits: Limits) -> Held:
     """The present generation was refused for a caller, and is about to be renewed for it."""
-    unaccepted, gap_until, deaths = held.unaccepted, held.gap_until, held.deaths
+    unaccepted, gap_until, excused = held.unaccepted, held.gap_until, held.excused
     if held.calling:  # whoever was killed while it renewed is why, and nobody else
-        pass
-    elif held.accepted:
-        deaths = (*(at for at in deaths if now - at < _RIVAL_WINDOW), now)
-    else:
+        excused = held.generation
+    elif not held.accepted:
         unaccepted += 1
         if unaccepted > 1:
             gap_until = now + limits.gap
@@ -252,16 +255,25 @@ def force(held: Held, caller: str, *, now: float, limits: Limits) -> Held:
         token=None,
         unaccepted=unaccepted,
         gap_until=gap_until,
-        deaths=deaths,
+        excused=excused,
         forced=(*(one for one in held.forced if now - one[0] < _MINUTE), (now, caller)),
     )
 
 
-def rivalled(held: Held) -> tuple[Held, int]:
-    """Whether somebody else seems to log in with our credentials: how many deaths say so."""
-    if len(held.deaths) < _RIVAL_DEATHS:
+def died(held: Held, generation: int, *, now: float) -> tuple[Held, int]:
+    """A generation was refused where the next one was accepted.
+
+    Returns:
+        What is known now; and how many such deaths say that somebody else logs in with our
+        credentials, or 0.
+    """
+    if generation == held.excused or any(generation == one for one, _ in held.deaths):
         return held, 0
-    return replace(held, deaths=()), len(held.deaths)
+    recent = tuple(one for one in held.deaths if now - one[1] < _RIVAL_WINDOW)
+    deaths = (*recent, (generation, now))
+    if len(deaths) < _RIVAL_DEATHS:
+        return replace(held, deaths=deaths), 0
+    return replace(held, deaths=()), len(deaths)
 
 
 def accepted(held: Held, generation: int) -> Held:
@@ -286,29 +298,40 @@ class Refusals:
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        self._pairs: dict[Pair, tuple[int, float]] = {}  # the generation; until when
+        # Of each: the generation that was refused first; until when it counts, or is remembered.
+        self._pairs: dict[Pair, tuple[int, float, bool]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
 
-    def note(self, pair: Pair, generation: int, *, now: float) -> bool:
-        """A generation was refused for a pair; whether that makes it a remembered one."""
-        before, until = self._pairs.pop(pair, (generation, 0.0))
-        if until and now >= until:  # it has been forgotten, and gets its renewal again
-            before, until = generation, 0.0
-        fresh = generation > before and not until
-        self._pairs[pair] = (generation, now + self._memory if fresh else until)
+    def note(self, pair: Pair, generation: int, *, now: float, memory: float = math.inf) -> bool:
+        """A generation was refused for a pair; whether that makes it a remembered one.
+
+        Args:
+            pair: who was refused, and what for.
+            generation: of the token.
+            now: the time.
+            memory: seconds it is remembered, if that is less than usual.
+        """
+        before, until, remembered = self._pairs.pop(pair, (generation, 0.0, False))
+        if now >= until:  # it has been forgotten
+            before, until, remembered = generation, now + self._memory, False
+        fresh = generation > before and not remembered
+        if fresh:
+            until, remembered = now + min(memory, self._memory), True
+        self._pairs[pair] = before, until, remembered
         if len(self._pairs) > _MOST_PAIRS:
             del self._pairs[next(iter(self._pairs))]
         return fresh
 
     def remembered(self, pair: Pair, *, now: float) -> bool:
         """Whether it is."""
-        return bool(self._pairs) and now < self._pairs.get(pair, (0, 0.0))[1]
+        _, until, remembered = self._pairs.get(pair, (0, 0.0, False))
+        return remembered and now < until
 
-    def forget(self, pair: Pair) -> None:
-        """A token was accepted for it."""
-        self._pairs.pop(pair, None)
+    def forget(self, pair: Pair) -> int:
+        """A token was accepted for it; the generation that had been refused, or 0."""
+        return self._pairs.pop(pair, (0, 0.0, False))[0]
 
 
 # -- what the issuer said ----------------------------------------------------------------------
@@ -347,10 +370,13 @@ def failed(held: Held, *, reason: str, text: str, now: float, jitter: float) -> 
 def newer(mine: Held, theirs: Held) -> Held:
     """Which of two is to be believed: what a process knew, and what the store holds.
 
-    The store, unless it has lost what was in it: a generation is never taken back.
+    The store, unless it has lost what was in it: a generation is never taken back. Nor is a
+    failure that could not be stored.
     """
     if theirs.generation < mine.generation:
         return mine
-    if theirs.generation == mine.generation and mine.accepted:
-        return accepted(theirs, mine.generation)
-    return theirs
+    if theirs.generation > mine.generation:
+        return theirs
+    trouble = max(mine.trouble, theirs.trouble, key=lambda one: one.retry_at)
+    known = accepted(theirs, mine.generation) if mine.accepted else theirs
+    return known if trouble == known.trouble else replace(known, trouble=trouble)

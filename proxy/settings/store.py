@@ -33,8 +33,16 @@ def read_store(model: SettingsModel, *, state_dir: Path, report: Report) -> Path
                 hint="They would end each other's session. Leave store unset, or set file:DIR.",
             )
         return None
+    path = rest.removeprefix("//") if rest.startswith("///") else rest
+    if kind == "file" and path.startswith("/") and not path.startswith("//"):
+        return Path(path)
     if kind == "file" and rest:
-        return Path(rest.removeprefix("//"))
+        report.problem(
+            "store",
+            f"{rest} is no absolute path",
+            hint="Proxies that share a session must mean the same folder: file:/var/lib/…",
+        )
+        return None
     hint = "memory, or file:DIR with a folder of this machine"
     if kind in {"valkey", "valkeys", "redis", "rediss"}:
         hint = f"This version keeps sessions on one machine only: {hint}."
@@ -58,7 +66,13 @@ def check_store(folder: Path, *, report: Report) -> None:
             f"{there} is no folder that can be written",
             hint="Name one that the proxy may write to: store = file:DIR, or state_dir.",
         )
-    elif there == folder and folder.stat().st_mode & 0o022:
+    elif there == folder and (found := folder.stat()).st_uid != os.geteuid():
+        report.problem(
+            "store",
+            f"{folder} belongs to another user",
+            hint="Whoever owns it could keep the session locked. Name a folder of your own.",
+        )
+    elif there == folder and found.st_mode & 0o022:
         report.problem(
             "store",
             f"{folder} can be written by other users",

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,10 +44,10 @@ class FileStore:
         self._seal = seal
         self._warn = warn
         self._warned: object = None
+        self._foreign = False  # whether what lies there is another one's
         self._count = b""
         self._mine = asyncio.Lock()  # the file's is of a process, not of a task
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = self._open_lock()
         except OSError as error:
             raise _failed(error, folder) from None
@@ -56,6 +57,8 @@ class FileStore:
         try:
             if os.pread(self._lock, _COUNT, 0) == self._count:
                 return None
+            # Counted first: what is written in between is news again.
+            self._count = os.pread(self._lock, _COUNT, 0)
         except OSError:
             return None
         return self._read()
@@ -76,21 +79,31 @@ class FileStore:
 
     async def save(self, held: Held) -> None:
         """As `Store`."""
-        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        if self._foreign and held.token is None:
+            return  # it may be of use to whoever wrote it, until there is something better
+        if not self._is_the_lock():
+            raise StoreFailed(f"{self._lock_path} was removed while it was held")
+        fresh = self._path.with_name(f".{self._path.name}")  # nobody but the holder writes
         try:
             descriptor = os.open(
                 fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
             )
             with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o600)
                 file.write(self._seal.close(held))
+            self._tell()  # a process that is killed before it has told has told
             fresh.replace(self._path)
-            count = int.from_bytes(os.pread(self._lock, _COUNT, 0)) + 1
-            self._count = (count % 256**_COUNT).to_bytes(_COUNT)
-            os.pwrite(self._lock, self._count, 0)
+            self._tell()
+            self._foreign = False
         except OSError as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise _failed(error, self._path) from None
+
+    def _tell(self) -> None:
+        count = int.from_bytes(os.pread(self._lock, _COUNT, 0)) + 1
+        self._count = (count % 256**_COUNT).to_bytes(_COUNT)
+        os.pwrite(self._lock, self._count, 0)
 
     def close(self) -> None:
         """As `Store`."""
@@ -100,6 +113,7 @@ class FileStore:
     # -- the lock -----------------------------------------------------------------------------
 
     def _open_lock(self) -> int:
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
     async def _acquire(self) -> None:
@@ -112,6 +126,7 @@ class FileStore:
             if self._is_the_lock():
                 return
             # Somebody has removed it: who comes next would lock another one.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             fresh = self._open_lock()
             os.close(self._lock)
             self._lock = fresh
@@ -129,19 +144,21 @@ class FileStore:
     def _read(self) -> Held | None:
         """What is stored; None, with a warning, if that is nothing of ours."""
         try:
-            # Counted first: what is written in between is news again.
-            self._count = os.pread(self._lock, _COUNT, 0)
-            with self._path.open("rb") as file:
-                data = file.read(_LARGEST)
+            # What is no file, but a pipe perhaps, would be waited for.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
                 found = os.fstat(file.fileno())
+                data = file.read(_LARGEST) if stat.S_ISREG(found.st_mode) else b""
         except FileNotFoundError:
             return None
         except OSError as error:
             self._ignore(f"{self._path}: {error.strerror}", about=error.errno)
             return None
+        self._foreign = False
         try:
             return self._seal.open(data)
         except Unreadable as error:
+            self._foreign = True
             text = f"{self._path} is ignored: {error}"
             self._ignore(text, about=(found.st_ino, found.st_mtime_ns))
             return None
@@ -153,4 +170,4 @@ class FileStore:
 
 
 def _failed(error: OSError, path: Path) -> StoreFailed:
-    return StoreFailed(f"{path}: {error.strerror or error}")
+    return StoreFailed(f"{error.filename or path}: {error.strerror or error}")

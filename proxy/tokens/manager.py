@@ -35,9 +35,9 @@ from proxy.core.session import (
     granted,
     held_off,
     newer,
-    rivalled,
     why_not,
 )
+from proxy.core.session import died as dead
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens.nomba import Grant, IssuerError, NombaAuth
 from proxy.tokens.store import Store, StoreFailed
@@ -133,8 +133,9 @@ class Session:
         self._refusals = Refusals(limits.memory)
         self._flight: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._noting: asyncio.Task[None] | None = None
+        self._noting: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._leased = False  # whether the flight has come to its turn
         self._closed = False
         self._had_token = False
         self._started_at = -math.inf
@@ -195,8 +196,14 @@ class Session:
             self._refuse(generation, by)
 
     def refused_again(self, generation: int, *, by: Pair) -> bool:
-        """Note that a replay was refused too; whether that is remembered from now on."""
-        return self._refusals.note(by, generation, now=self._clocks.alive())
+        """Note that a replay was refused too; whether that is remembered from now on.
+
+        Where nobody had this generation accepted, it may be dead: somebody else may have logged in
+        twice. So that is remembered for no longer than the gap.
+        """
+        known = generation == self._held.generation and self._held.accepted
+        memory = math.inf if known else self._limits.gap
+        return self._refusals.note(by, generation, now=self._clocks.alive(), memory=memory)
 
     def _refuse(self, generation: int, by: Pair) -> None:
         self._listen()
@@ -208,7 +215,10 @@ class Session:
         if token is None or token.generation != generation:
             return
         if remembered:
-            raise RenewalNotAllowed("Two tokens in a row were refused for this.")
+            raise RenewalNotAllowed(
+                "Two tokens in a row were refused for this caller and path, so it is not the token: "
+                "a wrong accountId, sandbox and production mixed up, or Nomba's IP allowlist?"
+            )
         if self._flight is None:
             if problem := why_not(self._held, by[0], now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
@@ -219,18 +229,27 @@ class Session:
 
     def accepted(self, generation: int, *, by: Pair) -> None:
         """Note that the upstream took a token of this generation."""
-        if self._refusals:
-            self._refusals.forget(by)
-        if generation == self._held.generation and not self._held.accepted:
+        refused = self._refusals.forget(by) if self._refusals else 0
+        if generation == self._held.generation and (refused or not self._held.accepted):
             self._held = accepted(self._held, generation)
-            self._noting = asyncio.create_task(self._note_accepted(generation))
+            self._noting.add(task := asyncio.create_task(self._note(generation, died=refused)))
+            task.add_done_callback(self._noting.discard)
 
-    async def _note_accepted(self, generation: int) -> None:
-        """Let the others know: who never saw it accepted must not take it for unusable."""
+    async def _note(self, generation: int, *, died: int) -> None:
+        """Let the others know what was accepted, and what must have died before.
+
+        Who never saw a generation accepted must not take it for unusable.
+        """
         with contextlib.suppress(StoreFailed):
             async with self._store.lease() as stored:
-                if (known := accepted(stored, generation)) is not stored:
-                    await self._store.save(known)
+                self._adopt(stored)
+                known, deaths = accepted(stored, generation), 0
+                if 0 < died < generation:
+                    known, deaths = dead(known, died, now=self._clocks.alive())
+                if known != stored:
+                    await self._save(known)
+                if deaths:
+                    self._emit(_rival(self.name, deaths))
 
     # -- what operators need -----------------------------------------------------------
 
@@ -266,12 +285,10 @@ class Session:
         """
         self._listen()
         before, self._problem = self._held.generation, ""
-        if self._flight is None or self._held.stopped:
-            while self._flight is not None:
-                await self._settled(self._flight)
-            self._renewal(Asked.OPERATOR, reason="operator")
-        assert self._flight is not None  # noqa: S101 - for the type checker
-        await self._settled(self._flight)
+        while self._flight is not None:
+            await self._settled(self._flight)
+        if self._held.generation == before:
+            await self._settled(self._renewal(Asked.OPERATOR, reason="operator"))
         return await self._wait(after=before)
 
     async def revoke(self, *, stop: bool) -> str:
@@ -290,7 +307,7 @@ class Session:
         while self._flight is not None:
             await self._settled(self._flight)
         before = self._held.generation
-        problem = ""
+        problem = "nothing was done: the session's store cannot be used"
         stopping = stop
 
         async def revoke_and_issue(held: Held) -> None:
@@ -339,14 +356,12 @@ class Session:
     async def close(self, *, revoke: bool) -> None:
         """Stop the background; optionally revoke the token (best effort)."""
         self._closed = True
-        for task, patience in (
-            (self._keeper, 0.0),
-            (self._flight, _LAST_WAIT),
-            (self._noting, 0.0),
-        ):
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._flight is not None:
+            await asyncio.wait((self._flight,), timeout=_LAST_WAIT)
+        for task in (self._keeper, self._flight, *self._noting):
             if task is not None:
-                if patience:
-                    await asyncio.wait((task,), timeout=patience)
                 task.cancel()
                 await self._settled(task)
         self._listen()
@@ -379,7 +394,7 @@ class Session:
         if held_off(held, now=now):
             return held.trouble.retry_at - now
         gap = self._started_at + _MIN_GAP - now
-        if held.token is None:
+        if held.token is None or held.calling:
             return gap
         return max(gap, held.token.lifetime.due_in(now=now, wall=wall))
 
@@ -392,7 +407,11 @@ class Session:
 
     def _adopt(self, stored: Held) -> None:
         before = self._held.generation
+        was_stopped = self._held.stopped
         self._held = held = newer(self._held, stored).without(self._refused)
+        if held.stopped and not was_stopped:
+            hint = "Requests get 503 until somebody says: nomba-proxy token renew"
+            self._emit(Event("session_stopped", "warning", self.name, {"hint": hint}))
         self._had_token = self._had_token or self._living() is not None
         if held.generation != before:
             told: dict[str, object] = {"generation": held.generation}
@@ -425,6 +444,7 @@ class Session:
         async def fly() -> None:
             try:
                 async with self._store.lease() as stored:
+                    self._leased = True
                     held = newer(self._held, stored)
                     self._adopt(held)
                     await work(held)
@@ -435,7 +455,7 @@ class Session:
             except Exception as fault:  # noqa: BLE001 - a fault of ours must back off too
                 self._held = self._failing(self._held, _internal(fault), reason=reason)
             finally:
-                self._flight = None
+                self._flight, self._leased = None, False
                 self._wake.set()
 
         self._started_at = self._clocks.alive()
@@ -466,9 +486,7 @@ class Session:
                 self._refused = held.generation - 1
                 self._held = held
                 return
-            held, deaths = rivalled(force(held, self._refused_for, now=now, limits=self._limits))
-            if deaths:
-                self._emit(_rival(self.name, deaths))
+            held = force(held, self._refused_for, now=now, limits=self._limits)
         elif decision not in {Decision.TRY, Decision.WAIT, Decision.RENEW}:
             return
         if asked is Asked.OPERATOR:
@@ -597,14 +615,18 @@ class Session:
                 retry_after=30,
             )
         trouble = held.trouble
-        because = f" ({trouble.text})" if trouble.text else ""
+        text = trouble.text
+        if self._flight is not None and not self._leased:
+            text = "another process holds the session's lock and does not let go of it"
+        what = "There is no living token for" if self._living() is None else "No newer token for"
         hints = {
             "credentials": "Nomba refused our credentials: check client id, secret, parent account "
             "and environment, then: nomba-proxy token renew",
-            "store": "What the processes of the proxy share cannot be used: see the reason.",
+            "store": "The session could not be shared, so nobody logs in: mend the folder that "
+            "`store` names (nomba-proxy check --show), or its file system.",
         }
         return TokenUnavailable(
-            f"There is no living token for {self.name}{because}.",
+            f"{what} {self.name}{f' ({text})' if text else ''}.",
             hint=hints.get(
                 trouble.reason,
                 "Nomba's token call does not succeed at the moment; retry after the delay.",

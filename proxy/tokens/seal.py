@@ -133,9 +133,9 @@ class Seal:
 
     def _restored(self, value: Mapping[str, Any]) -> Held:
         kept = dict(value["held"])
-        for name in ("deaths", "seen"):
-            kept[name] = tuple(kept[name])
-        kept["forced"] = tuple((at, who) for at, who in kept["forced"])
+        for name in ("forced", "deaths"):
+            kept[name] = tuple((one, other) for one, other in kept[name])
+        kept["seen"] = tuple(kept["seen"])
         held = Held(**kept | {"trouble": Trouble(**kept["trouble"])})
         if (told := value.get("token")) is not None:
             access, refresh = (
@@ -160,6 +160,6 @@ class Seal:
             token=token and replace(token, lifetime=token.lifetime.moved(by)),
             gap_until=held.gap_until + by,
             forced=tuple((at + by, who) for at, who in held.forced),
-            deaths=tuple(at + by for at in held.deaths),
+            deaths=tuple((number, at + by) for number, at in held.deaths),
             trouble=replace(trouble, retry_at=trouble.retry_at + by),
         )

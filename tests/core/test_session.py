@@ -18,12 +18,12 @@ from proxy.core.session import (
     accepted,
     by_issue,
     decide,
+    died,
     failed,
     force,
     granted,
     newer,
     phase,
-    rivalled,
     why_not,
 )
 
@@ -141,16 +141,28 @@ def test_a_renewal_that_its_process_did_not_survive_is_nobody_elses_doing(held):
     lost = replace(held, calling=True, gap_until=100.0)
     assert not why_not(lost, "shop", now=1, limits=LIMITS)
     after = force(replace(lost, accepted=True), "shop", now=1, limits=LIMITS)
-    assert (after.deaths, after.unaccepted) == ((), 0)
+    assert after.unaccepted == 0
+    assert died(after, 1, now=2) == (after, 0)
+
+
+def test_a_token_whose_renewal_was_begun_is_due(held):
+    assert at(replace(held, calling=True), 0, Asked.LOOK) is Decision.RENEW
+    assert at(replace(held, calling=True), 0) is Decision.LEND
 
 
 def test_a_rival_is_three_deaths_within_ten_minutes(held):
-    for number, now in enumerate((0, 599, 601, 650)):
-        held = force(accepted(held, held.generation), "shop", now=now, limits=LIMITS)
-        held, deaths = rivalled(held)
-        assert deaths == (3 if number == 3 else 0)
-        held = grant(held, str(now), now=now)
+    told = []
+    for generation, now in enumerate((0, 599, 601, 650), 1):
+        held, deaths = died(held, generation, now=now)
+        told.append(deaths)
+    assert told == [0, 0, 0, 3]
     assert held.deaths == ()
+
+
+def test_a_death_is_counted_once(held):
+    for _ in range(5):
+        held, deaths = died(held, 1, now=0)
+        assert deaths == 0
 
 
 def test_the_budget_counts_a_minute_back(held):
@@ -163,13 +175,13 @@ def test_the_budget_counts_a_minute_back(held):
     assert not why_not(held, "third", now=60, limits=limits)
 
 
-def test_one_caller_gets_no_more_than_half_of_the_budget(held):
-    limits = replace(LIMITS, budget=6)
-    for now in range(3):
+def test_one_caller_gets_no_more_than_a_quarter_of_the_budget(held):
+    limits = replace(LIMITS, budget=8)
+    for now in range(2):
         assert not why_not(held, "shop", now=now, limits=limits)
         fresh = grant(force(held, "shop", now=now, limits=limits), str(now), now=now)
         held = accepted(fresh, fresh.generation)
-    assert "one caller" in why_not(held, "shop", now=3, limits=limits)
+    assert "this caller" in why_not(held, "shop", now=3, limits=limits)
     assert not why_not(held, "bank", now=3, limits=limits)
 
 
@@ -192,6 +204,9 @@ def test_the_store_is_believed_unless_it_has_lost_something(held):
     refused_elsewhere = second.without(2)
     assert newer(second, refused_elsewhere) is refused_elsewhere
     assert newer(accepted(second, 2), second).accepted
+    failing = failed(second, reason="store", text="no", now=5, jitter=0)
+    assert newer(failing, second).trouble == failing.trouble
+    assert newer(failing, grant(second, "3")).trouble == Trouble()
 
 
 def test_a_pair_is_remembered_after_two_generations_and_for_a_while():
@@ -203,7 +218,17 @@ def test_a_pair_is_remembered_after_two_generations_and_for_a_while():
     assert refusals.remembered("pair", now=61.9)
     assert not refusals.remembered("pair", now=62)
     assert not refusals.note("pair", 3, now=62)
-    assert refusals.note("pair", 4, now=63)
+    assert refusals.note("pair", 4, now=63, memory=10.0)
+    assert refusals.remembered("pair", now=72.9)
+    assert not refusals.remembered("pair", now=73)
+
+
+def test_refusals_that_lie_far_apart_are_not_successive():
+    refusals = Refusals(60.0)
+    assert not refusals.note("pair", 1, now=0)
+    assert not refusals.note("pair", 6, now=60)
+    assert refusals.forget("pair") == 6
+    assert refusals.forget("pair") == 0
 
 
 def test_pairs_without_end_take_no_memory_without_end():

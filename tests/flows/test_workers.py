@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -30,7 +31,7 @@ async def test_workers_log_in_once_and_print_one_banner(workers, simulator, tmp_
     async with workers() as proxy:
         await proxy.serving()
         assert len(proxy.pids) == 3
-        assert "workers    3, session kept in" in proxy.banner
+        assert "workers    3" in proxy.banner
         assert str(tmp_path / "state" / "sessions") in proxy.banner
     assert simulator.count(ISSUE) == 1
     assert proxy.process.returncode == 0
@@ -78,7 +79,7 @@ async def test_metrics_outlive_the_workers_that_counted_them(workers):
     counted = re.findall(r"^nomba_proxy_requests_total\{.*2xx.*\} (.*)$", text, re.MULTILINE)
     assert sum(map(float, counted)) == 50
     ended = re.findall(
-        r'^nomba_proxy_processes_ended_total\{process="(.*)"\} 1\.0', text, re.MULTILINE
+        r'^nomba_proxy_processes_restarted_total\{process="(.*)"\} 1\.0', text, re.MULTILINE
     )
     assert sorted(ended) == ["worker 1", "worker 2", "worker 3"]
 
@@ -237,7 +238,62 @@ async def test_hup_restarts_one_worker_after_another(workers, simulator):
     assert simulator.count(ISSUE) == 1
 
 
+async def test_nobody_waits_for_a_worker_that_kept_ending(workers):
+    """While it is not there, and once it is back: its socket is nobody else's."""
+    async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
+        await proxy.serving()
+        for _ in range(6):
+            victim = proxy.pids[-1]
+            os.kill(victim, signal.SIGKILL)
+            await until(lambda gone=victim: gone not in proxy.pids)
+            if len(proxy.pids) == 3:  # it is waited for longer and longer
+                assert [(await proxy.get()).status for _ in range(30)] == [200] * 30
+            await until(lambda: len(proxy.pids) == 4)
+        await proxy.serving()
+
+
+async def test_a_temporary_folder_that_was_removed_costs_no_request(workers, tmp_path):
+    async with workers(TMPDIR=str(tmp_path)) as proxy:
+        await proxy.serving()
+        [folder] = tmp_path.glob("nomba-proxy-*")
+        shutil.rmtree(folder)
+        victim = proxy.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        await proxy.replaced(victim, count=3)
+        await proxy.serving()
+        assert "nomba_proxy_build_info" in await proxy.asked("/metrics")
+    assert proxy.process.returncode == 0
+
+
+async def test_a_full_temporary_folder_is_said_and_ends_nothing_that_runs(workers, tmp_path):
+    """The metrics of a new worker have no room: it does not start, and the others go on."""
+    async with workers(TMPDIR=str(tmp_path)) as proxy:
+        await proxy.serving()
+        [folder] = tmp_path.glob("nomba-proxy-*")
+        for at in range(8):  # where its successors would put them
+            (folder / f"counter_worker-1-{at}.db").unlink(missing_ok=True)
+            (folder / f"counter_worker-1-{at}.db").mkdir()
+        victim = proxy.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: len(log_lines(tmp_path, "process_ended")) >= 3)
+        assert "metrics cannot be kept" in log_lines(tmp_path, "process_ended")[-1]["reason"]
+        assert len(set(proxy.pids) - {victim}) >= 2
+
+
 # -- the beginning and the end ---------------------------------------------------------------------
+
+
+async def test_a_signal_to_every_process_cuts_nothing(workers, simulator):
+    """As systemd sends it; the supervisor sends it to the workers too."""
+    async with workers() as proxy:
+        await proxy.serving()
+        simulator.fail("/v1/accounts/balance", delay=1.0, times=100)
+        asking = [asyncio.create_task(proxy.get()) for _ in range(10)]
+        await until(lambda: simulator.count("/v1/accounts/balance") >= 40)
+        for pid in [proxy.process.pid, *proxy.pids]:
+            os.kill(pid, signal.SIGTERM)
+        assert {(await one).status for one in asking} == {200}
+        assert await asyncio.wait_for(proxy.process.wait(), 20) == 0
 
 
 async def test_nobody_listens_where_another_proxy_does(workers, simulator):

@@ -34,7 +34,7 @@ def some(text="token", *, generation=0, life=1000.0):
     access, refresh = Secret(text, origin=ORIGIN), Secret("refresh-" + text, origin=ORIGIN)
     held = granted(Held(generation=generation), access=access, refresh=refresh, lifetime=lifetime)
     return replace(
-        held, forced=((1.0, "shop"),), deaths=(2.0, 3.0), trouble=Trouble(1, 5.0, "reply", "no")
+        held, forced=((1.0, "shop"),), deaths=((1, 2.0),), trouble=Trouble(1, 5.0, "reply", "no")
     )
 
 
@@ -179,6 +179,50 @@ async def test_a_revocation_holds_the_others_requests_until_the_new_token_is_the
     assert issuer.names == ["issue", "revoke", "issue"]
 
 
+async def test_what_others_write_does_not_bring_a_refused_token_back(pair, file_store, issuer):
+    one, _ = pair
+    third = file_store()
+    async with third.lease() as held:
+        one.refused(1, by=PAIR)
+        await settle()
+        await third.save(replace(held, accepted=True))  # another one saw it work
+        assert one.lend() is None
+
+
+async def test_a_refusal_that_meets_a_background_renewal_passes_on_in_the_gap(
+    join, file_store, issuer, time
+):
+    """What the table says under the lease is what counts, and the token is lent again."""
+    session = await join(gap=100.0)
+    await session.renew(after=1, by=("a", "/"))
+    await session.renew(after=2, by=("b", "/"))
+    async with file_store().lease():
+        time.wall += 3600  # it is due now, and waits for the lease
+        await time.advance(16)
+        renewing = asyncio.create_task(session.renew(after=3, by=("c", "/")))
+        await settle()
+        assert session.lend() is None
+    await time.advance(1)
+    with pytest.raises(RenewalNotAllowed, match="a moment ago"):
+        await renewing
+    assert session.lend().generation == 4  # it was due all the same
+
+
+async def test_a_renewal_under_way_at_the_end_is_waited_for_and_kept(join, issuer, time):
+    first = await join()
+    gate = issuer.hold("issue")
+    first.refused(1, by=PAIR)
+    await settle()
+    closing = asyncio.create_task(first.close(revoke=False))
+    await time.advance(1)
+    assert not closing.done()
+    gate.set()
+    await closing
+    second = await join()
+    assert second.lend().generation == 2
+    assert issuer.names == ["issue", "issue"]
+
+
 # -- restarts ---------------------------------------------------------------------------------
 
 
@@ -230,8 +274,8 @@ async def test_a_renewal_that_its_process_did_not_survive_is_made_again_by_issue
     async with store.lease() as held:
         await store.save(replace(held, calling=True))
     second = await join()
-    assert second.lend().generation == 1  # it may be good still
-    assert (await second.renew(after=1, by=PAIR)).generation == 2
+    await time.advance(1)  # traffic or not
+    assert second.lend().generation == 2
     assert issuer.names == ["issue", "issue"]
     async with store.lease() as held:
         assert (held.calling, held.deaths, held.unaccepted) == (False, (), 0)
@@ -358,6 +402,22 @@ async def test_a_lock_that_was_removed_is_made_again(pair, issuer, time, tmp_pat
     assert issuer.names == ["issue", "refresh"]
 
 
+async def test_after_that_there_is_still_one_holder_at_a_time(file_store, time, tmp_path):
+    one, other = file_store(), file_store()
+    next(tmp_path.glob("*.lock")).unlink()
+
+    async def take():
+        async with other.lease():
+            return True
+
+    async with one.lease():
+        taking = asyncio.create_task(take())
+        await time.advance(1)
+        assert not taking.done()
+    await time.advance(1)
+    assert taking.result()
+
+
 async def test_what_another_secret_wrote_is_ignored_and_said_to_be(join, issuer, time):
     warnings = []
     await join(warn=warnings.append)
@@ -396,17 +456,89 @@ async def test_after_that_with_a_wall_clock_set_back_nothing_is_lent(file_store,
 
 
 async def test_nobody_logs_in_who_could_not_let_the_others_know(join, issuer, tmp_path, events):
-    obstacle = tmp_path / f".session-{'0' * 16}.{os.getpid()}"
     session = await join()
-    name = path(tmp_path).name
-    obstacle = tmp_path / f".{name}.{os.getpid()}"
-    obstacle.mkdir()
+    (tmp_path / f".{path(tmp_path).name}").mkdir()
     with pytest.raises(TokenUnavailable) as caught:
         await session.renew(after=1, by=PAIR)
-    assert "shared" in caught.value.hint or "share" in caught.value.hint
+    assert "shared" in caught.value.hint
+    assert "is a directory" in caught.value.description.lower()
     assert issuer.names == ["issue"]
     [told] = named(events, "token_renewal_failed")
     assert told.fields["cause"] == "store"
+
+
+async def test_a_store_that_fails_backs_off_like_an_issuer(join, issuer, tmp_path, time, events):
+    session = await join()
+    (tmp_path / f".{path(tmp_path).name}").mkdir()
+    await time.advance(900)
+    failures = [one.fields["failures"] for one in named(events, "token_renewal_failed")]
+    assert failures == list(range(1, len(failures) + 1))
+    assert 5 <= len(failures) <= 14
+    assert session.lend().generation == 1
+    (tmp_path / f".{path(tmp_path).name}").rmdir()
+    await time.advance(40)
+    assert session.lend().generation == 2
+
+
+async def test_a_revocation_that_cannot_be_kept_is_not_called_one(join, issuer, tmp_path):
+    session = await join()
+    (tmp_path / f".{path(tmp_path).name}").mkdir()
+    assert "store" in await session.revoke(stop=True)
+    assert "revoke" not in issuer.names
+
+
+async def test_a_folder_that_was_removed_is_made_again(pair, issuer, tmp_path, time):
+    one, other = pair
+    for file in tmp_path.iterdir():
+        file.unlink()
+    tmp_path.rmdir()
+    await time.advance(760)
+    assert (one.lend().generation, other.lend().generation) == (2, 2)
+    assert issuer.names == ["issue", "refresh"]
+
+
+async def test_who_has_another_secret_leaves_the_session_alone_until_it_has_a_token(
+    join, issuer, time, wrong_secret
+):
+    first = await join()
+    await first.close(revoke=False)
+    mine, theirs = issuer.credentials, Secret("a-mistyped-secret", origin=ORIGIN)
+    issuer.credentials = replace(mine, client_secret=theirs)
+    issuer.failing = wrong_secret
+    mistaken = await join(warn=lambda _: None)
+    await time.advance(100)
+    assert mistaken.status().failures == 3
+    issuer.credentials, issuer.failing = mine, {}
+    again = await join()
+    assert (await again.borrow()).generation == 1
+    assert issuer.names == ["issue"] * 4
+
+
+async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, file_store):
+    one, other = await join(), await join()
+    third = file_store()
+    async with third.lease() as held:
+        one.accepted(1, by=PAIR)  # waits for the lease to let the others know
+        await settle()
+        await third.save(replace(held, token=None, stopped=True))
+    for _ in range(3):
+        await settle()
+        one._clocks.alive()
+    assert other.lend() is None
+    assert one.status().state == "stopped"
+    assert one.lend() is None
+
+
+async def test_a_pipe_in_the_place_of_the_session_is_ignored(join, issuer, tmp_path):
+    first = await join()
+    await first.close(revoke=False)
+    found = path(tmp_path)
+    found.unlink()
+    os.mkfifo(found)
+    warnings = []
+    second = await join(warn=warnings.append)
+    assert second.lend() is not None
+    assert len(warnings) == 1
 
 
 async def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path, issuer, time):

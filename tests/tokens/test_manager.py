@@ -233,8 +233,8 @@ async def test_two_hundred_refusals_of_one_token_count_once(session):
 async def remembered(session):
     """Generations 1 and 2 were refused for PAIR; others are served with the second."""
     second = await session.renew(after=1, by=PAIR)
-    assert session.refused_again(second.generation, by=PAIR)
     session.accepted(2, by=("other", "/v1/y"))
+    assert session.refused_again(second.generation, by=PAIR)
     return session
 
 
@@ -250,6 +250,18 @@ async def test_a_pair_refused_with_two_generations_causes_no_renewal_for_a_while
     assert issuer.count("issue") == 2
     await time.advance(1)
     assert (await remembered.renew(after=2, by=PAIR)).generation == 3
+
+
+async def test_if_nobody_had_the_new_one_accepted_it_is_remembered_for_the_gap_only(
+    session, issuer, time
+):
+    """Somebody else may have logged in twice: then the token is dead, and a renewal helps."""
+    await session.renew(after=1, by=PAIR)
+    assert session.refused_again(2, by=PAIR)
+    with pytest.raises(RenewalNotAllowed, match="Two tokens"):
+        await session.renew(after=2, by=PAIR)
+    await time.advance(10)
+    assert (await session.renew(after=2, by=PAIR)).generation == 3
 
 
 async def test_it_is_told_once_that_a_pair_is_remembered(remembered):
@@ -320,31 +332,34 @@ async def test_what_is_renewed_because_it_is_due_is_in_no_budget(begin, issuer, 
 # -- somebody else -------------------------------------------------------------------------
 
 
-async def test_three_accepted_generations_that_die_early_are_a_rival(session, issuer, events, time):
+async def test_three_generations_that_die_early_are_a_rival(session, issuer, events, time):
     for generation in range(1, 4):
         assert not named(events, "session_rival")
-        session.accepted(generation, by=PAIR)
-        await session.renew(after=generation, by=anybody())
+        await session.renew(after=generation, by=PAIR)
+        session.accepted(generation + 1, by=PAIR)
         await time.advance(100)
     [told] = named(events, "session_rival")
     assert told.fields["deaths"] == 3
-    assert "logs in" in told.fields["hint"] or "log in" in told.fields["hint"]
+    assert "log in with our credentials" in told.fields["hint"]
 
 
 async def test_deaths_that_are_far_between_are_none(begin, issuer, events, time):
     issuer.life = 40_000.0
     session = await begin()
     for generation in range(1, 6):
-        session.accepted(generation, by=PAIR)
-        await session.renew(after=generation, by=anybody())
+        await session.renew(after=generation, by=PAIR)
+        session.accepted(generation + 1, by=PAIR)
         await time.advance(301, step=10)
     assert not named(events, "session_rival")
 
 
-async def test_generations_that_were_never_accepted_are_no_sign_of_one(gap, events, time):
-    for generation in range(3, 7):
-        await time.advance(11)
-        await gap.renew(after=generation, by=anybody())
+async def test_what_is_refused_whatever_the_token_is_no_sign_of_one(session, events, time):
+    for generation in range(1, 7):
+        session.accepted(generation, by=("good", "/v1/y"))
+        pair = ("bad", f"/v1/{generation}")
+        await session.renew(after=generation, by=pair)
+        session.refused_again(generation + 1, by=pair)
+        await time.advance(20)
     assert not named(events, "session_rival")
 
 

@@ -1,0 +1,107 @@
+"""A supervisor of small processes: what it does about those that hang or cannot be started."""
+
+import asyncio
+import json
+import sys
+
+import pytest
+from harness import environ
+
+SCRIPT = """
+import json, os, signal, sys, time
+from proxy.supervisor import CannotRun, Post, Supervisor
+
+boss = os.getpid()
+
+def tell(event):
+    print(json.dumps({"event": event.name, **event.fields}), flush=True)
+
+def target(link):
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: HEARD)
+    link.say(up={"pid": os.getpid()})
+    while not stop and os.getppid() == boss:
+        SIGN
+        time.sleep(0.05)
+    return 0
+
+def prepare():
+    if sys.argv[1:] and post.count == 1 and not os.path.exists(sys.argv[1]):
+        open(sys.argv[1], "w").close()
+        raise OSError(24, "no descriptors")
+
+post = Post("worker", target, prepare=prepare)
+with Supervisor(emit=tell, limit=1.0, silent=0.5) as supervisor:
+    supervisor.fill(post)
+    print(json.dumps({"event": "filled"}), flush=True)
+    sys.exit(supervisor.run())
+"""
+HEEDS = "stop.append(1)"
+GIVES = "link.say(alive=True)"
+
+
+class Told:
+    def __init__(self, process):
+        self.process = process
+        self.seen = []
+
+    async def until(self, name):
+        while not self.seen or self.seen[-1]["event"] != name:
+            line = await asyncio.wait_for(self.process.stdout.readline(), 20)
+            assert line, self.seen
+            self.seen.append(json.loads(line))
+        return self.seen[-1]
+
+
+@pytest.fixture
+async def supervised():
+    begun = []
+
+    async def begin(*arguments, heard=HEEDS, sign=GIVES):
+        script = SCRIPT.replace("HEARD", heard).replace("SIGN", sign)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, *arguments),
+            env=environ(),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        begun.append(process)
+        return Told(process)
+
+    yield begin
+    for process in begun:
+        if process.returncode is None:
+            process.kill()
+        await asyncio.wait_for(process.communicate(), 20)
+
+
+async def test_a_process_without_a_sign_of_life_is_killed_and_replaced(supervised):
+    told = await supervised(sign="pass")
+    first = (await told.until("process_started"))["pid"]
+    assert (await told.until("process_hung"))["pid"] == first
+    assert (await told.until("process_ended"))["exit_code"] == -9
+    assert (await told.until("process_started"))["pid"] != first
+
+
+async def test_a_process_that_gives_signs_goes_on_and_ends_when_it_is_told_to(supervised):
+    told = await supervised()
+    await told.until("filled")
+    await asyncio.sleep(1)
+    told.process.terminate()
+    assert await asyncio.wait_for(told.process.wait(), 20) == 0
+    rest = (await told.process.stdout.read()).decode()
+    assert "process_hung" not in rest
+    assert "draining" in rest
+
+
+async def test_one_that_does_not_end_in_time_is_killed(supervised):
+    told = await supervised(heard="None")
+    await told.until("filled")
+    told.process.terminate()
+    assert await asyncio.wait_for(told.process.wait(), 20) == 0
+
+
+async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supervised, tmp_path):
+    told = await supervised(str(tmp_path / "tried"), sign="os._exit(3)")
+    failed = await told.until("process_not_started")
+    assert "no descriptors" in failed["reason"]
+    assert await told.until("process_started")
