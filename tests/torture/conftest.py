@@ -31,5 +31,5 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash.get(ROWS, [])
     if FULL and rows:
         terminalreporter.section("figures")
-        for name, what in sorted(rows):
-            terminalreporter.write_line(f"{name:<4} {what}")
+        for name, what in sorted(rows, key=lambda row: row[0]):
+            terminalreporter.write_line(f"{name:<6} {what}")
