@@ -36,8 +36,8 @@ class Limits:
             for that reason for this long.
         memory: how long a (caller, path) is remembered that two successive generations were
             refused for; if nobody had the second accepted either, as long as `gap`.
-        budget: renewals that refusals may cause in a minute; those of one caller a quarter, so
-            that it leaves some to the others.
+        budget: renewals that refusals may cause in a minute; what one caller was never served a
+            quarter of them, so that it leaves some to the others.
     """
 
     early: float = 300.0
@@ -92,7 +92,7 @@ class Held:
         accepted: whether the upstream ever took a token of this generation.
         unaccepted: generations in a row that were refused and never accepted.
         gap_until: no refusal of an unaccepted generation renews before this.
-        forced: when refusals caused renewals, and whose, as far as the budget counts them.
+        forced: when refusals caused renewals, and on whose share, as far as the budget counts them.
         deaths: generations that worked and died early without a cause of ours, and when.
         excused: a generation whose death had one.
         trouble: what keeps renewals from succeeding.
@@ -221,12 +221,13 @@ def by_issue(held: Held, decision: Decision, *, now: float) -> bool:
 # -- what refusals may cause -----------------------------------------------------------------
 
 
-def why_not(held: Held, caller: str, *, now: float, limits: Limits) -> str:
+def why_not(held: Held, share: str, *, now: float, limits: Limits) -> str:
     """Why the refusal of the present generation is no reason to renew; "" if it is one.
 
     Args:
         held: with that generation.
-        caller: who was refused.
+        share: whose part of the budget is used; "" for nobody's, where the very same was served
+            with this generation before, so that the token must have died.
         now: the time.
         limits: of it all.
     """
@@ -235,14 +236,14 @@ def why_not(held: Held, caller: str, *, now: float, limits: Limits) -> str:
     recent = [who for at, who in held.forced if now - at < _MINUTE]
     if len(recent) >= limits.budget:
         return f"Refusals have caused {limits.budget} renewals within a minute."
-    share = max(1, limits.budget // 4)
-    if recent.count(caller) >= share:
-        return f"Refusals of this caller have caused {share} renewals within a minute."
+    part = max(1, limits.budget // 4)
+    if share and recent.count(share) >= part:
+        return f"Refusals of this caller have caused {part} renewals within a minute."
     return ""
 
 
-def force(held: Held, caller: str, *, now: float, limits: Limits) -> Held:
-    """The present generation was refused for a caller, and is about to be renewed for it."""
+def force(held: Held, share: str, *, now: float, limits: Limits) -> Held:
+    """The present generation was refused, and is about to be renewed for it (`why_not`)."""
     unaccepted, gap_until, excused = held.unaccepted, held.gap_until, held.excused
     if held.calling:  # whoever was killed while it renewed is why, and nobody else
         excused = held.generation
@@ -256,7 +257,7 @@ def force(held: Held, caller: str, *, now: float, limits: Limits) -> Held:
         unaccepted=unaccepted,
         gap_until=gap_until,
         excused=excused,
-        forced=(*(one for one in held.forced if now - one[0] < _MINUTE), (now, caller)),
+        forced=(*(one for one in held.forced if now - one[0] < _MINUTE), (now, share)),
     )
 
 

@@ -50,6 +50,7 @@ _MIN_GAP = 0.5
 # A renewal under way is waited for at the end: cut off, it may cost the session.
 _LAST_WAIT = 2.0
 _SKEWED = 60.0  # seconds
+_SERVED = 4096  # (caller, path) pairs
 
 State = Literal["empty", "living", "stopped"]
 
@@ -128,7 +129,8 @@ class Session:
         self._emit = emit
         self._held = Held()
         self._refused = 0  # tokens up to this generation are not lent here any more
-        self._refused_for = ""  # the caller
+        self._share = ""  # whose part of the budget it is on
+        self._served: dict[Pair, int] = {}  # with which generation
         self._problem = ""  # why a refusal was no reason to renew
         self._refusals = Refusals(limits.memory)
         self._flight: asyncio.Task[None] | None = None
@@ -220,16 +222,21 @@ class Session:
                 "a wrong accountId, sandbox and production mixed up, or Nomba's IP allowlist?"
             )
         if self._flight is None:
-            if problem := why_not(self._held, by[0], now=now, limits=self._limits):
+            # What was served with this very token is refused now: so it is the token.
+            self._share = "" if self._served.get(by) == generation else by[0]
+            if problem := why_not(self._held, self._share, now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
             self._renewal(Asked.REFUSED, reason="refused")
-        self._refused, self._refused_for = generation, by[0]
+        self._refused = generation
         self._held = self._held.without(generation)
         self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
 
     def accepted(self, generation: int, *, by: Pair) -> None:
         """Note that the upstream took a token of this generation."""
         refused = self._refusals.forget(by) if self._refusals else 0
+        self._served[by] = generation
+        if len(self._served) > _SERVED:
+            del self._served[next(iter(self._served))]
         if generation == self._held.generation and (refused or not self._held.accepted):
             self._held = accepted(self._held, generation)
             self._noting.add(task := asyncio.create_task(self._note(generation, died=refused)))
@@ -481,12 +488,12 @@ class Session:
         decision = decide(held, asked, now=now, wall=wall)
         issue = by_issue(held, decision, now=now)
         if decision is Decision.FORCE:
-            self._problem = why_not(held, self._refused_for, now=now, limits=self._limits)
+            self._problem = why_not(held, self._share, now=now, limits=self._limits)
             if self._problem:
                 self._refused = held.generation - 1
                 self._held = held
                 return
-            held = force(held, self._refused_for, now=now, limits=self._limits)
+            held = force(held, self._share, now=now, limits=self._limits)
         elif decision not in {Decision.TRY, Decision.WAIT, Decision.RENEW}:
             return
         if asked is Asked.OPERATOR:

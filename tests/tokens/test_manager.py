@@ -1,6 +1,7 @@
 """When a session renews, what it lends meanwhile, and what it never does."""
 
 import asyncio
+import contextlib
 import itertools
 import random
 
@@ -320,6 +321,22 @@ async def test_refusals_cause_so_many_renewals_a_minute_and_no_more(begin, issue
     session.accepted(5, by=PAIR)
     with pytest.raises(RenewalNotAllowed):
         await session.renew(after=5, by=anybody())
+
+
+async def test_what_never_was_served_cannot_keep_what_was_from_a_renewal(session, issuer, time):
+    """One caller asks for many things that are refused whatever the token; then the token dies."""
+    for number in range(40):
+        session.accepted(session.lend().generation, by=("bank", "/v1/y"))
+        bad = ("shop", f"/v1/{number}")
+        generation = session.lend().generation
+        with contextlib.suppress(RenewalNotAllowed):
+            await session.renew(after=generation, by=bad)
+            session.refused_again(generation + 1, by=bad)
+        await time.advance(0.1)
+    assert issuer.count("issue") == 1 + 7
+    good = ("shop", "/v1/good")
+    session.accepted(8, by=good)
+    assert (await session.renew(after=8, by=good)).generation == 9
 
 
 async def test_what_is_renewed_because_it_is_due_is_in_no_budget(begin, issuer, time):
