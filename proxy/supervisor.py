@@ -27,6 +27,7 @@ _PATIENCE = 1.0  # seconds for which callers may wait in the queue of a process 
 _LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
 _SIGN = 5.0  # seconds between two signs of life
 _SILENT = 30.0  # seconds without one after which a process hangs, perhaps with a lock
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 CUT = b"cut"  # what a process is told whose work is not to be waited for
 _LONGEST = 64 * 1024  # bytes of what a process says at once
 
@@ -153,7 +154,7 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         self._before[-1] = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in _SIGNALS:
             self._before[number] = signal.signal(number, lambda *_: None)
         return self
 
@@ -359,9 +360,18 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if not pid:
-            self._become(post, ours, theirs)
+        # A signal to a process that still has our handlers would be told to us.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            pid = os.fork()
+            if not pid:
+                self._become(post, ours, theirs)
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         now = self._now()
         ours.setblocking(False)
@@ -380,6 +390,7 @@ class Supervisor:
             # A terminal's Ctrl-C is for the supervisor: it tells the others, once.
             os.setpgid(0, 0)
             self._restore()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._selector.close()
             # A copy of another one's line would keep it from seeing the supervisor's end.
             others = [one.sock for _, one in self._processes.values()]

@@ -39,6 +39,7 @@ async def test_workers_log_in_once_and_print_one_banner(workers, simulator, tmp_
 
 async def test_each_worker_gets_some_of_the_connections(workers, simulator):
     async with workers() as proxy:
+        await proxy.serving()
         for pid in proxy.pids[1:]:
             os.kill(pid, signal.SIGSTOP)  # so those wait whom the kernel sends to these
         try:
