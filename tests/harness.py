@@ -59,7 +59,7 @@ async def spawned(*arguments: str, stdout: int = asyncio.subprocess.PIPE, **env:
     finally:
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait_for(process.communicate(), 30)
+        await asyncio.wait_for(process.communicate(), 30)
 
 
 class Served:

@@ -239,14 +239,14 @@ async def test_hup_restarts_one_worker_after_another(workers, simulator):
     assert simulator.count(ISSUE) == 1
 
 
-async def test_nobody_waits_for_a_worker_that_kept_ending(workers):
+async def test_nobody_waits_for_a_worker_that_kept_ending(workers, tmp_path):
     """While it is not there, and once it is back: its socket is nobody else's."""
     async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
         await proxy.serving()
-        for _ in range(6):
+        for count in range(1, 7):
             victim = proxy.pids[-1]
             os.kill(victim, signal.SIGKILL)
-            await until(lambda gone=victim: gone not in proxy.pids)
+            await until(lambda n=count: len(log_lines(tmp_path, "process_ended")) == n)
             if len(proxy.pids) == 3:  # it is waited for longer and longer
                 assert [(await proxy.get()).status for _ in range(30)] == [200] * 30
             await until(lambda: len(proxy.pids) == 4)
