@@ -69,6 +69,7 @@ from proxy.upstream.reply import Reply
 
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
+_TOLD_APART = 200  # characters of a path by which refusals are remembered
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
@@ -394,7 +395,7 @@ class Handler:
                 body=body if body is not None else (),
                 method=method,
                 kind=route.kind,
-                pair=(caller.name, f"{upstream.name}{target.canonical}"),
+                pair=(caller.name, f"{upstream.name}{target.canonical[:_TOLD_APART]}"),
                 ambient=identity.ambient,
                 sending=sending,
                 request=request,

@@ -130,6 +130,7 @@ class Session:
         self._held = Held()
         self._refused = 0  # tokens up to this generation are not lent here any more
         self._share = ""  # whose part of the budget it is on
+        self._died = 0  # the last generation that is known to have died early
         self._served: dict[Pair, int] = {}  # with which generation
         self._problem = ""  # why a refusal was no reason to renew
         self._refusals = Refusals(limits.memory)
@@ -237,7 +238,10 @@ class Session:
         self._served[by] = generation
         if len(self._served) > _SERVED:
             del self._served[next(iter(self._served))]
+        if refused == self._died:  # the others have been told
+            refused = 0
         if generation == self._held.generation and (refused or not self._held.accepted):
+            self._died = refused or self._died
             self._held = accepted(self._held, generation)
             self._noting.add(task := asyncio.create_task(self._note(generation, died=refused)))
             task.add_done_callback(self._noting.discard)

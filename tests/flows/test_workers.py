@@ -20,7 +20,8 @@ ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
 
 
 def log_lines(tmp_path, event=None):
-    lines = [json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    data = (tmp_path / "log").read_bytes()
+    lines = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
     return [line for line in lines if event in {None, line["event"]}]
 
 
