@@ -149,6 +149,7 @@ class Supervisor:
             end.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ)
         self._stops = 0
+        self._looked = monotonic()
         self._rolling: list[tuple[Post, _Process]] = []
         self._before: dict[int, Any] = {}
 
@@ -295,7 +296,11 @@ class Supervisor:
     def _end_hung(self) -> None:
         """Kill what gives no sign of life, or does not end: a lock that it holds is free then."""
         now = self._now()
+        # After a pause of our own (a stopped machine, a stopped group) it is too early to tell.
+        paused, self._looked = now - self._looked > self._silent / 2 + _SIGN, now
         for post, one in self._processes.values():
+            if paused:
+                one.heard_at = now
             silent = one.up and now - one.heard_at > self._silent
             late = one.leaving and now - one.leaving > self._limit + _LAST_WAIT
             if (silent or late) and not one.hung:
