@@ -30,6 +30,7 @@ from proxy.core.session import (
     accepted,
     by_issue,
     decide,
+    died,
     failed,
     force,
     granted,
@@ -37,7 +38,6 @@ from proxy.core.session import (
     newer,
     why_not,
 )
-from proxy.core.session import died as dead
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens.nomba import Grant, IssuerError, NombaAuth
 from proxy.tokens.store import Store, StoreFailed
@@ -222,9 +222,9 @@ class Session:
                 "Two tokens in a row were refused for this caller and path, so it is not the token: "
                 "a wrong accountId, sandbox and production mixed up, or Nomba's IP allowlist?"
             )
+        # What was served with this very token is refused now: so it is the token.
+        self._share = "" if self._served.get(by) == generation else by[0]
         if self._flight is None:
-            # What was served with this very token is refused now: so it is the token.
-            self._share = "" if self._served.get(by) == generation else by[0]
             if problem := why_not(self._held, self._share, now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
             self._renewal(Asked.REFUSED, reason="refused")
@@ -243,20 +243,24 @@ class Session:
         if generation == self._held.generation and (refused or not self._held.accepted):
             self._died = refused or self._died
             self._held = accepted(self._held, generation)
-            self._noting.add(task := asyncio.create_task(self._note(generation, died=refused)))
+            self._noting.add(task := asyncio.create_task(self._note(generation, refused=refused)))
             task.add_done_callback(self._noting.discard)
 
-    async def _note(self, generation: int, *, died: int) -> None:
+    async def _note(self, generation: int, *, refused: int) -> None:
         """Let the others know what was accepted, and what must have died before.
 
         Who never saw a generation accepted must not take it for unusable.
+
+        Args:
+            generation: was accepted.
+            refused: the generation that was refused before for the same, or 0.
         """
         with contextlib.suppress(StoreFailed):
             async with self._store.lease() as stored:
                 self._adopt(stored)
                 known, deaths = accepted(stored, generation), 0
-                if 0 < died < generation:
-                    known, deaths = dead(known, died, now=self._clocks.alive())
+                if 0 < refused < generation:
+                    known, deaths = died(known, refused, now=self._clocks.alive())
                 if known != stored:
                     await self._save(known)
                 if deaths:
