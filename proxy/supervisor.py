@@ -100,6 +100,7 @@ class Post:
         count: how many processes there were.
         present: the process that fills it; others may be about to end.
         failures: processes in a row that ended soon.
+        problem: why the last one could not start, or "".
         due: when the next one is to be started.
     """
 
@@ -112,6 +113,7 @@ class Post:
     count: int = 0
     present: _Process | None = None
     failures: int = 0
+    problem: str = ""
     due: float | None = None
 
 
@@ -181,13 +183,12 @@ class Supervisor:
             self._posts.append(post)
             self._start(post)
         while not self._stops:
-            processes = [post.present for post in posts]
-            for post, one in zip(posts, processes, strict=True):
-                if one is None or one.failed:
-                    why = f"{post.name} did not start: see the log"
-                    raise CannotRun(one.failed if one is not None else why)
-            if all(one is not None and one.up for one in processes):
-                return [one.said for one in processes if one is not None]
+            there = [post.present for post in posts if post.present is not None]
+            if len(there) < len(posts):
+                gone = next(post for post in posts if post.present is None)
+                raise CannotRun(gone.problem or f"{gone.name} ended at once: see the log")
+            if all(one.up for one in there):
+                return [one.said for one in there]
             self._turn()
         raise CannotRun("it was told to stop before it was up")
 
@@ -339,6 +340,7 @@ class Supervisor:
             post.due = now + delay
             told: dict[str, object] = {"process": post.name, "exit_code": code}
             told |= {"reason": one.failed, "lived_seconds": round(lived, 1)}
+            post.problem = one.failed
             told["restarts_in"] = round(delay, 1)
             self._emit(Event("process_ended", "error", fields=told))
             if delay > _PATIENCE and post.missing is not None:
@@ -353,9 +355,10 @@ class Supervisor:
             self._fork(post)
         except Exception as error:  # noqa: BLE001 - no descriptor, no memory, no address
             post.failures += 1
+            post.problem = str(error)
             delay = _AGAIN.delay(post.failures, jitter=0.0)
             post.due = self._now() + delay
-            told: dict[str, object] = {"process": post.name, "reason": str(error)}
+            told: dict[str, object] = {"process": post.name, "reason": post.problem}
             told["restarts_in"] = round(delay, 1)
             self._emit(Event("process_not_started", "error", fields=told))
 

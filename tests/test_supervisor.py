@@ -19,7 +19,7 @@ def tell(event):
 def target(link):
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: HEARD)
-    link.say(up={"pid": os.getpid()})
+    BEGIN
     while not stop and os.getppid() == boss:
         SIGN
         time.sleep(0.05)
@@ -32,12 +32,17 @@ def prepare():
 
 post = Post("worker", target, prepare=prepare)
 with Supervisor(emit=tell, limit=1.0, silent=0.5) as supervisor:
-    supervisor.fill(post)
+    try:
+        supervisor.fill(post)
+    except CannotRun as error:
+        print(json.dumps({"event": "cannot", "reason": str(error)}), flush=True)
+        sys.exit(1)
     print(json.dumps({"event": "filled"}), flush=True)
     sys.exit(supervisor.run())
 """
 HEEDS = "stop.append(1)"
 GIVES = "link.say(alive=True)"
+BEGINS = 'link.say(up={"pid": os.getpid()})'
 
 
 class Told:
@@ -57,8 +62,8 @@ class Told:
 async def supervised():
     begun = []
 
-    async def begin(*arguments, heard=HEEDS, sign=GIVES):
-        script = SCRIPT.replace("HEARD", heard).replace("SIGN", sign)
+    async def begin(*arguments, heard=HEEDS, sign=GIVES, begins=BEGINS):
+        script = SCRIPT.replace("HEARD", heard).replace("SIGN", sign).replace("BEGIN", begins)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, *arguments),
             env=environ(),
@@ -105,3 +110,16 @@ async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supe
     failed = await told.until("process_not_started")
     assert "no descriptors" in failed["reason"]
     assert await told.until("process_started")
+
+
+@pytest.mark.parametrize(
+    ("begins", "reason"),
+    [
+        ("link.say(failed='no room'); return 1", "no room"),
+        ("raise SystemExit(3)", "worker ended at once: see the log"),
+    ],
+)
+async def test_why_one_cannot_start_is_said(supervised, begins, reason):
+    told = await supervised(begins=begins)
+    assert (await told.until("cannot"))["reason"] == reason
+    assert await asyncio.wait_for(told.process.wait(), 20) == 1
