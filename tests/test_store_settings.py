@@ -90,11 +90,12 @@ def test_a_folder_is_named_by_an_absolute_path(problem, text):
     assert "same folder" in found.hint
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_refused(problem, tmp_path):
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    os.chown(folder, 65534, 65534)
+    folder = Path("/usr")  # root's
+    if os.geteuid() == 0:
+        folder = tmp_path / "theirs"
+        folder.mkdir()
+        os.chown(folder, 65534, 65534)
     assert "another user" in problem(NOMBA_PROXY_STORE=f"file:{folder}").text
 
 

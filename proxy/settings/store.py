@@ -60,17 +60,18 @@ def check_store(folder: Path, *, report: Report) -> None:
         )
         return
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        report.problem(
-            "store",
-            f"{there} is no folder that can be written",
-            hint="Name one that the proxy may write to: store = file:DIR, or state_dir.",
-        )
-    elif there == folder and (found := folder.stat()).st_uid != os.geteuid():
+    found = there.stat()
+    if there == folder and found.st_uid != os.geteuid():
         report.problem(
             "store",
             f"{folder} belongs to another user",
             hint="Whoever owns it could keep the session locked. Name a folder of your own.",
+        )
+    elif not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        report.problem(
+            "store",
+            f"{there} is no folder that can be written",
+            hint="Name one that the proxy may write to: store = file:DIR, or state_dir.",
         )
     elif there == folder and found.st_mode & 0o022:
         report.problem(
