@@ -102,6 +102,27 @@ async def test_the_limits_of_a_caller_are_those_of_all_workers(workers, tmp_path
         assert (await proxy.get(GET[:-2] + line)).status == 429
 
 
+async def test_what_a_killed_worker_had_under_way_holds_no_place(workers, simulator, tmp_path):
+    state = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    limits = ("--concurrent=1", "--keep-anonymous")
+    _, out, _ = await run("caller", "add", "shop", *limits, "--json", **state)
+    keyed = GET[:-2] + f"X-Nomba-Proxy-Key: {json.loads(out)['key']}\r\n\r\n".encode()
+    async with workers() as proxy:
+        await proxy.serving()
+        served = simulator.count("/v1/accounts/balance")
+        simulator.inject(parse_fault("stall path=/v1/accounts/balance times=1"))
+        asking = asyncio.create_task(proxy.get(keyed))
+        await until(lambda: simulator.count("/v1/accounts/balance") > served)
+        assert {(await proxy.get(keyed)).status for _ in range(10)} == {429}
+        old = proxy.pids
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asking
+        await proxy.replaced(*old, count=3)
+        assert (await proxy.get(keyed)).status == 200
+
+
 async def test_one_inspector_shows_what_all_workers_do(workers):
     async with workers("--inspect", NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0") as proxy:
         url = re.search(r"inspector +(\S+)", proxy.banner)[1]
