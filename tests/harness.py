@@ -162,6 +162,39 @@ async def read_reply(reader: asyncio.StreamReader, *, head_only: bool = False) -
     return WireReply(head + body, int(status), reason, headers, body)
 
 
+LOST = (ConnectionError, asyncio.IncompleteReadError)
+
+
+class Line:
+    """A caller's connection, made again when it was closed or lost."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.writer = None
+
+    async def ask(self, *parts: bytes, pause: float = 0.0, head_only: bool = False) -> WireReply:
+        """Send a request, part by part with pauses, and read its reply."""
+        if self.writer is None or self.writer.is_closing():
+            self.reader, self.writer = await asyncio.open_connection(*self.address)
+        try:
+            for part in parts:
+                self.writer.write(part)
+                if pause:
+                    await asyncio.sleep(pause)
+            reply = await read_reply(self.reader, head_only=head_only)
+        except LOST:
+            self.close()
+            raise
+        if reply.get("Connection") == "close":
+            self.close()
+        return reply
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
 @dataclass
 class Proxy:
     """A running proxy, as a caller sees it."""

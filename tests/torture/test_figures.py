@@ -11,32 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import environ, read_reply, reset
+from harness import LOST, Line, environ, read_reply, reset
 
 HERE = Path(__file__).parent
-LOST = (ConnectionError, asyncio.IncompleteReadError)
-
-
-class Line:
-    """A caller's connection, made again when it is lost."""
-
-    def __init__(self, address):
-        self.address = address
-        self.writer = None
-
-    async def ask(self, request, *, head_only=False):
-        if self.writer is None or self.writer.is_closing():
-            self.reader, self.writer = await asyncio.open_connection(*self.address)
-        self.writer.write(request)
-        reply = await read_reply(self.reader, head_only=head_only)
-        if reply.get("Connection") == "close":
-            self.close()
-        return reply
-
-    def close(self):
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
 
 
 # -- R1 ---------------------------------------------------------------------------------

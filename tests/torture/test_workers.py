@@ -9,39 +9,10 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
-from harness import ScriptedUpstream, read_reply
+from harness import LOST, Line, ScriptedUpstream
 from processes import GET, until
 
 ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
-LOST = (ConnectionError, asyncio.IncompleteReadError)
-
-
-class Line:
-    """A caller's connection, made again when it was closed or lost."""
-
-    def __init__(self, port):
-        self.port = port
-        self.writer = None
-
-    async def ask(self, *parts, pause=0.0):
-        if self.writer is None or self.writer.is_closing():
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            for part in parts:
-                self.writer.write(part)
-                await asyncio.sleep(pause)
-            reply = await read_reply(self.reader)
-        except LOST:
-            self.close()
-            raise
-        if reply.get("Connection") == "close":
-            self.close()
-        return reply
-
-    def close(self):
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
 
 
 # -- chaos ------------------------------------------------------------------------------------------
@@ -64,7 +35,7 @@ async def test_chaos_no_caller_sees_a_401_and_no_login_is_wasted(
 
     async def caller(port, number):
         nonlocal lost
-        line, dice = Line(port), random.Random(number)
+        line, dice = Line(("127.0.0.1", port)), random.Random(number)
         while not done.is_set():
             try:
                 statuses[(await asyncio.wait_for(line.ask(GET), 60)).status] += 1
@@ -140,7 +111,7 @@ async def test_r2_nothing_is_done_twice_while_proxy_workers_are_killed(
     finished = asyncio.Event()
 
     async def caller(port, number):
-        line, count = Line(port), 0
+        line, count = Line(("127.0.0.1", port)), 0
         while not finished.is_set():
             count += 1
             ref = f"{number}-{count}"
@@ -194,7 +165,7 @@ async def test_r11_rolling_restarts_lose_no_request(workers, simulator, size, fi
     upload = b"POST /v1/checkout/order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n"
 
     async def asker(port, number):
-        line, dice = Line(port), random.Random(number)
+        line, dice = Line(("127.0.0.1", port)), random.Random(number)
         while not finished.is_set():
             try:
                 statuses[(await asyncio.wait_for(line.ask(GET), 60)).status] += 1
@@ -204,7 +175,7 @@ async def test_r11_rolling_restarts_lose_no_request(workers, simulator, size, fi
         line.close()
 
     async def uploader(port):
-        line = Line(port)
+        line = Line(("127.0.0.1", port))
         while not finished.is_set():
             try:
                 parts = (upload, *[b"x" * 500] * 8)
