@@ -53,7 +53,7 @@ chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_workers.py -k chaos --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
-	@$(call compile,run,pyproject.toml --extra uvloop)
+	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 

@@ -425,7 +425,7 @@ class Handler:
             exchange.outcome = Outcome.ANSWERED
             return attempt.answer(reply, token)
         if not may_replay(verdict, kind=attempt.kind):
-            session.refused(token.generation, by=attempt.pair)
+            session.refused(token, by=attempt.pair)
             exchange.outcome = Outcome.UNKNOWN
             return attempt.answer(reply, token, hint=_HINT_REQUERY)
         exchange.outcome = Outcome.REFUSED
@@ -433,12 +433,12 @@ class Handler:
             try:
                 departure.heed()
             except CallerLeft:
-                session.refused(token.generation, by=attempt.pair)  # nor need the next find out
+                session.refused(token, by=attempt.pair)  # nor need the next find out
                 raise
             token = await self._waiting(
                 exchange,
                 attempt.capture,
-                session.renew(after=token.generation, by=attempt.pair),
+                session.renew(after=token, by=attempt.pair),
             )
         except RenewalNotAllowed as error:
             exchange.detail = error.description

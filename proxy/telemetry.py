@@ -32,6 +32,8 @@ from proxy.errors import Outcome
 METRICS_TYPE = CONTENT_TYPE_LATEST
 # Methods that may be a label: a closed set, whatever the parser learns to accept.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Why a renewal failed of which the issuer knows nothing.
+_NOT_ASKED = frozenset({"store", "sealed", "secret"})
 _ROOM = 256 * 1024  # bytes of each kind of metrics of a process
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
 
@@ -134,6 +136,12 @@ class Metrics:
             multiprocess_mode="mostrecent",
             registry=self._registry,
         )
+        self._store = Gauge(
+            "nomba_proxy_store_up",
+            "Whether the server that replicas share could be reached when it was last asked.",
+            multiprocess_mode="mostrecent",
+            registry=self._registry,
+        )
         self._restarted = Counter(
             "nomba_proxy_processes_restarted",
             "Processes of the proxy that took the place of one that ended without being told to.",
@@ -170,10 +178,12 @@ class Metrics:
             self._generation.labels(event.upstream).set(int(str(fields["generation"])))
             if "skew_seconds" in fields:
                 self._skew.labels(event.upstream).set(float(str(fields["skew_seconds"])))
-        elif event.name == "token_renewal_failed" and fields["cause"] != "store":
+        elif event.name == "token_renewal_failed" and fields["cause"] not in _NOT_ASKED:
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()
+        elif event.name in {"store_reached", "store_lost"}:
+            self._store.set(event.name == "store_reached")
         elif event.name == "session_rival":
             self._rivals.labels(event.upstream).inc()
         elif event.name in {"token_refused", "token_revoked"}:

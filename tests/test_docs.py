@@ -73,7 +73,7 @@ def test_every_command_in_the_docs_exists():
 def test_every_variable_in_the_docs_exists():
     known = {variable(key) for key in keys()} | set(PLAIN_VARIABLES.values())
     known |= {name for names in CREDENTIAL_VARIABLES.values() for name in names}
-    known |= {"NOMBA_PROXY_CALLERS_SIGNING_KEY"}
+    known |= {"NOMBA_PROXY_CALLERS_SIGNING_KEY", "NOMBA_PROXY_STORE_PASSWORD"}
     known |= {f"{name}_FILE" for name in known} | {"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_UPSTREAM_"}
     texts = [path.read_text() for path in DOCS] + [(ROOT / "config/proxy.toml").read_text()]
     for text in texts:

@@ -2,6 +2,7 @@
 
     __main__ → cli → app → handler | drain → server → body | tokens | upstream | callers → core → errors, data
 
+`tokens` and `callers` may ask the server that replicas share, through `valkey`.
 `tokens`, `upstream` and `callers` meet only in `handler` and `app`. Observers (`admin`,
 `telemetry`) see nothing but `core` and `errors`. The simulator stands outside.
 """
@@ -29,16 +30,18 @@ MAY_IMPORT = {
         *("handler", "server", "body", "tokens", "upstream", "callers", "core", "errors"),
         *("drain", "settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
         "supervisor",
+        "valkey",
     },
     "supervisor": {"core", "errors"},
     "handler": {"server", "body", "tokens", "upstream", "callers", "core", "errors"},
     "drain": {"server"},
     "server": {"body", "core", "errors", "sending"},
     "body": {"core", "errors"},
-    "tokens": {"core", "errors"},
+    "tokens": {"core", "errors", "valkey"},
+    "valkey": {"core"},
     "upstream": {"core", "errors", "sending"},
     "sending": set(),
-    "callers": {"core", "errors"},
+    "callers": {"core", "errors", "valkey"},
     "settings": {"core", "errors", "simulator"},
     "admin": {"core", "errors"},
     "telemetry": {"core", "errors"},
@@ -56,6 +59,7 @@ ONLY_IN = {
     "prometheus_client": {"telemetry"},
     "pydantic": {"settings"},
     "argparse": {"cli"},
+    "redis": {"valkey"},
     "tomlkit": {"cli"},
 }
 

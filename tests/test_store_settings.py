@@ -62,7 +62,7 @@ def test_memory_is_for_one_process(settings, problem):
 
 
 @pytest.mark.parametrize(
-    "text", ["file:", "file", "memory:x", "sqlite:x", "/var/lib", "valkey://u:pass-word@h:1/0"]
+    "text", ["file:", "file", "memory:x", "sqlite:x", "/var/lib", "mysql://u:pass-word@h:1/0"]
 )
 def test_anything_else_is_no_store(problem, text):
     found = problem(NOMBA_PROXY_STORE=text)

@@ -12,7 +12,16 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from proxy.admin import SessionControls
 from proxy.app.callers import end_task, make_callers, signing_key, watch_callers
 from proxy.app.listeners import CannotStart
-from proxy.app.sessions import controls_of, make_dialler, make_session, share, to_each, wire
+from proxy.app.sessions import (
+    controls_of,
+    make_dialler,
+    make_session,
+    make_valkey,
+    share,
+    to_each,
+    watch_secrets,
+    wire,
+)
 from proxy.body import Bodies, BodyLimits
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit
@@ -92,8 +101,14 @@ def assemble(
     diallers = {one.name: make_dialler(one, settings=settings, via=via) for one in upstreams}
     for dialler in diallers.values():
         stack.callback(dialler.close)
+    valkey = None
+    if settings.shared_store is not None:
+        valkey = make_valkey(settings.shared_store, emit=telemetry.emit)
+        stack.push_async_callback(valkey.close)
     sessions = {
-        one.name: make_session(one, dialler=diallers[one.name], settings=settings, emit=emit)
+        one.name: make_session(
+            one, dialler=diallers[one.name], settings=settings, valkey=valkey, emit=emit
+        )
         for one in upstreams
         if one.name in sharing
     }
@@ -107,10 +122,13 @@ def assemble(
         for one in upstreams
     ]
     callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit, tally=tally)
-    watching = asyncio.create_task(
-        watch_callers(settings, registry=callers.registry, emit=telemetry.emit)
-    )
-    stack.push_async_callback(end_task, watching)
+    if valkey is not None:
+        valkey.start()
+    for watch_it in (
+        watch_callers(settings, registry=callers.registry, emit=telemetry.emit),
+        watch_secrets(upstreams, sessions=sessions, emit=emit),
+    ):
+        stack.push_async_callback(end_task, asyncio.create_task(watch_it))
     authorities: set[str] = set()
     handler = Handler(
         tuple(wired),

@@ -1,11 +1,12 @@
 """Sessions with the upstreams, and the way there."""
 
+import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from proxy.admin import ControlFailed, SessionControls
 from proxy.app.listeners import CannotStart
@@ -18,16 +19,24 @@ from proxy.handler import Upstream
 from proxy.settings import (
     ReadyUpstream,
     Settings,
+    SettingsError,
+    SharedStore,
 )
-from proxy.tokens.file_store import FileStore
+from proxy.tokens.file_store import FileStore, MachineClock
+from proxy.tokens.keyring import Keyring
 from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, NombaAuth
 from proxy.tokens.seal import Identity, Seal
-from proxy.tokens.store import MemoryStore, StoreFailed
+from proxy.tokens.store import MemoryStore, Store, StoreFailed
 from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
+if TYPE_CHECKING:
+    from proxy.tokens.valkey_store import ValkeyStore
+    from proxy.valkey import Valkey
+
 _Result = TypeVar("_Result")
+_LOOK_EVERY = 1.0  # seconds between two looks at the client secrets
 
 
 def alive_clock() -> Callable[[], float]:
@@ -78,15 +87,22 @@ def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes) -> Diall
 
 
 def make_session(
-    one: ReadyUpstream, *, dialler: Dialler, settings: Settings, emit: Emit
+    one: ReadyUpstream,
+    *,
+    dialler: Dialler,
+    settings: Settings,
+    valkey: "Valkey | None",
+    emit: Emit,
 ) -> Session:
     """The session of an upstream, and of those that share it."""
     model = settings.model
-    credentials = Credentials(one.origin.text, one.client_id, one.client_secret, one.account_id)
+    credentials = Credentials(one.origin.text, one.client_id, one.account_id)
+    keyring = Keyring(one.client_secret, one.next_secret)
     return Session(
         one.name,
         auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
-        store=_store(one, credentials=credentials, settings=settings, emit=emit),
+        keyring=keyring,
+        store=_store(one, keyring=keyring, settings=settings, valkey=valkey, emit=emit),
         limits=TokenLimits(
             early=model.token.early,
             urgent=model.token.urgent,
@@ -94,6 +110,8 @@ def make_session(
             gap=model.token.gap,
             memory=model.token.memory,
             budget=model.token.budget,
+            alone=model.token.renew_alone,
+            revoke_old=model.token.revoke_after_rotation,
         ),
         clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
         emit=emit,
@@ -117,26 +135,105 @@ def wire(one: ReadyUpstream, *, dialler: Dialler, session: Session) -> Upstream:
     )
 
 
+def make_valkey(server: SharedStore, *, emit: Emit) -> "Valkey":
+    """The server that replicas share; it is connected to once it is started."""
+    from proxy.valkey import Valkey  # an extra, and slow to import
+
+    return Valkey(
+        server.host,
+        port=server.port,
+        tls=server.tls,
+        ca_file=server.ca_file,
+        user=server.user,
+        password=server.password,
+        database=server.database,
+        shown=str(server),
+        alive=alive_clock(),
+        random=random.random,
+        emit=emit,
+    )
+
+
 def _store(
-    one: ReadyUpstream, *, credentials: Credentials, settings: Settings, emit: Emit
-) -> MemoryStore | FileStore:
+    one: ReadyUpstream,
+    *,
+    keyring: Keyring,
+    settings: Settings,
+    valkey: "Valkey | None",
+    emit: Emit,
+) -> Store:
     """Where a session is kept.
 
     Raises:
         CannotStart: its folder cannot be used.
     """
-    if settings.store_dir is None:
-        return MemoryStore()
 
     def warn(text: str) -> None:
         emit(Event("stored_session_ignored", "warning", one.name, {"reason": text}))
 
     identity = Identity(*one.session)
-    seal = Seal(identity, credentials=credentials, boot=_boot(), alive=alive_clock())
+    seal = Seal(identity, keyring=keyring)
+    if valkey is not None:
+        return _on_server(valkey, identity=identity, seal=seal, settings=settings, warn=warn)
+    if settings.store_dir is None:
+        return MemoryStore()
+    clock = MachineClock(_boot(), alive=alive_clock(), wall=time.time)
     try:
-        return FileStore(settings.store_dir, identity=identity, seal=seal, warn=warn)
+        return FileStore(settings.store_dir, identity=identity, seal=seal, clock=clock, warn=warn)
     except StoreFailed as error:
         raise CannotStart(f"store: {error}") from None
+
+
+def _on_server(
+    valkey: "Valkey",
+    *,
+    identity: Identity,
+    seal: Seal,
+    settings: Settings,
+    warn: Callable[[str], object],
+) -> "ValkeyStore":
+    from proxy.tokens.valkey_store import ValkeyStore
+
+    return ValkeyStore(
+        valkey,
+        identity=identity,
+        seal=seal,
+        lease=settings.model.token.lease,
+        alive=alive_clock(),
+        wall=time.time,
+        random=random.random,
+        warn=warn,
+    )
+
+
+async def watch_secrets(
+    upstreams: Iterable[ReadyUpstream], *, sessions: Mapping[str, Session], emit: Emit
+) -> None:
+    """Take over the client secrets whenever they change, by their content.
+
+    What is new has to be there at two looks in a row: it may have been half written at the first.
+    """
+    watched = [one for one in upstreams if one.name in sessions and one.read_secrets is not None]
+    seen = {one.name: (one.client_secret, one.next_secret) for one in watched}
+    taken, problems = dict(seen), dict.fromkeys(seen, "")
+    while watched:
+        for one in watched:
+            assert one.read_secrets is not None  # noqa: S101 - it is why it is watched
+            try:
+                found = await asyncio.to_thread(one.read_secrets)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is read again
+                first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
+                if first != problems[one.name]:
+                    problems[one.name] = first
+                    emit(Event("secret_not_reloaded", "error", one.name, {"reason": first}))
+                continue
+            problems[one.name] = ""
+            if found == seen[one.name] != taken[one.name]:
+                taken[one.name] = found
+                emit(Event("secret_changed", "info", one.name))
+                sessions[one.name].given(*found)
+            seen[one.name] = found
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 def _boot() -> str:

@@ -11,6 +11,8 @@ from typing import NoReturn, final
 # What the key of phantom tokens is pinned to: no origin at all.
 SIGNING = "signing:"
 _SHORT = 6  # characters; a shorter secret is found in a text by chance
+# The same of the password of a shared store.
+STORE = "store:"
 # The same of an app's own secret that the built-in simulator is to know.
 SIMULATED = "simulated:"
 

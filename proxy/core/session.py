@@ -36,6 +36,8 @@ class Limits:
             for that reason for this long.
         memory: how long a (caller, path) is remembered that two successive generations were
             refused for; if nobody had the second accepted either, as long as `gap`.
+        alone: whether to renew without the store, once the token is about to die.
+        revoke_old: whether the old token is revoked after a switch to another client secret.
         budget: renewals that refusals may cause in a minute; what one caller was never served a
             quarter of them, so that it leaves some to the others.
     """
@@ -46,6 +48,8 @@ class Limits:
     gap: float = 10.0
     memory: float = 60.0
     budget: int = 30
+    alone: bool = False
+    revoke_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,12 @@ class Token:
     generation: int
     lifetime: Lifetime
 
+    def same(self, other: "Token | None") -> bool:
+        """Whether it is the very same token: two may have one generation, if a store lost one."""
+        if other is None or self.generation != other.generation:
+            return False
+        return self.access == other.access
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -72,7 +82,9 @@ class Trouble:
     Attributes:
         failures: how many.
         retry_at: when the next one may be tried.
-        reason: of the last: `credentials`, `unreachable`, `reply`, `internal` or `store`.
+        reason: of the last: `credentials`, `unreachable`, `reply`, `internal`; or what only this
+            process has met: `store`, `sealed` (with other secrets than ours) or `secret` (ours
+            is not the one in force).
         text: the same for people; no secrets.
     """
 
@@ -101,6 +113,9 @@ class Held:
             whoever made the call is gone, and the session perhaps with it.
         seen: digests of the last tokens.
         skew: seconds that the issuer's clock was ahead of ours; None if it told no time.
+        secret: digest of the client secret it was issued for: the one in force; "" if unknown.
+        switched: when that changed.
+        rejected: digests of client secrets that were refused while another was in force, and when.
     """
 
     token: Token | None = None
@@ -116,12 +131,37 @@ class Held:
     calling: bool = False
     seen: tuple[str, ...] = ()
     skew: float | None = None
+    secret: str = ""
+    switched: float = 0.0
+    rejected: tuple[tuple[str, float], ...] = ()
 
-    def without(self, generation: int) -> "Held":
-        """The same without its token, if that is of this generation or older."""
-        if self.token is not None and self.token.generation <= generation:
+    def without(self, refused: Token | None) -> "Held":
+        """The same without its token, if that is this one or an older one."""
+        token = self.token
+        if refused is None or token is None:
+            return self
+        if token.generation < refused.generation or token.same(refused):
             return replace(self, token=None)
         return self
+
+    def moved(self, by: float) -> "Held":
+        """The same by a clock that is `by` seconds ahead."""
+        token, trouble = self.token, self.trouble
+        return replace(
+            self,
+            token=token and replace(token, lifetime=token.lifetime.moved(by)),
+            gap_until=self.gap_until + by,
+            forced=tuple((at + by, who) for at, who in self.forced),
+            deaths=tuple((number, at + by) for number, at in self.deaths),
+            trouble=replace(trouble, retry_at=trouble.retry_at + by),
+            switched=self.switched + by,
+            rejected=tuple((digest, at + by) for digest, at in self.rejected),
+        )
+
+    def renumbered(self, generation: int) -> "Held":
+        """The same as another generation."""
+        token = self.token and replace(self.token, generation=generation)
+        return replace(self, token=token, generation=generation)
 
 
 # -- the table ---------------------------------------------------------------------------
@@ -345,8 +385,20 @@ def granted(
     refresh: Secret,
     lifetime: Lifetime,
     skew: float | None = None,
+    secret: str,
+    now: float,
 ) -> Held:
-    """The issuer brought a new token."""
+    """The issuer brought a new token.
+
+    Args:
+        held: what was known.
+        access: the bearer token.
+        refresh: the refresh token, possibly empty.
+        lifetime: of the token.
+        skew: seconds that the issuer's clock is ahead of ours.
+        secret: digest of the client secret it was issued for, or that of the token it is from.
+        now: the time.
+    """
     generation = held.generation + 1
     return replace(
         held,
@@ -357,6 +409,9 @@ def granted(
         calling=False,
         seen=(*held.seen, access.digest())[-_REMEMBERED:],
         skew=skew,
+        secret=secret,
+        switched=held.switched if secret == held.secret else now,
+        rejected=tuple(one for one in held.rejected if one[0] != secret),
     )
 
 
@@ -366,6 +421,26 @@ def failed(held: Held, *, reason: str, text: str, now: float, jitter: float) -> 
     backoff = _CREDENTIALS if reason == "credentials" else _UNREACHABLE
     retry_at = now + backoff.delay(failures, jitter=jitter)
     return replace(held, trouble=Trouble(failures, retry_at, reason, text), calling=False)
+
+
+_SWITCH = 900.0  # seconds that a changed secret may take to get to everybody
+_TRY_AGAIN = 600.0  # seconds until a client secret is tried again that was refused
+
+
+def rejected(held: Held, secret: str, *, now: float) -> Held:
+    """A client secret was refused that another one, which is in force, was to be replaced by."""
+    rest = tuple(one for one in held.rejected if one[0] != secret)
+    return replace(held, rejected=(*rest, (secret, now))[-4:], calling=False)
+
+
+def switch_is_over(held: Held, *, now: float) -> bool:
+    """Whether everybody can be expected to have the client secret that is in force."""
+    return now - held.switched >= _SWITCH
+
+
+def try_again_at(held: Held, secret: str) -> float:
+    """When a client secret may be tried; 0 if it was not refused."""
+    return max((at + _TRY_AGAIN for digest, at in held.rejected if digest == secret), default=0.0)
 
 
 def newer(mine: Held, theirs: Held) -> Held:
@@ -379,5 +454,7 @@ def newer(mine: Held, theirs: Held) -> Held:
     if theirs.generation > mine.generation:
         return theirs
     trouble = max(mine.trouble, theirs.trouble, key=lambda one: one.retry_at)
+    if theirs.token is not None and mine.token is not None and not theirs.token.same(mine.token):
+        return theirs  # two were issued at once: what others have is the one
     known = accepted(theirs, mine.generation) if mine.accepted else theirs
     return known if trouble == known.trouble else replace(known, trouble=trouble)

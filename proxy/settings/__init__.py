@@ -14,6 +14,7 @@ from proxy.settings.effective import (
     ReadyUpstream,
     Settings,
     SettingsError,
+    SharedStore,
     describe,
 )
 from proxy.settings.load import load
@@ -26,6 +27,7 @@ __all__ = (
     "Settings",
     "SettingsError",
     "SettingsModel",
+    "SharedStore",
     "UpstreamSettings",
     "describe",
     "environment",

@@ -3,17 +3,20 @@
 Never from a flag, and the secret never from the settings file itself.
 """
 
+import ssl
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from proxy.core.secret import SIGNING, Secret
+from proxy.settings.model import variable
 from proxy.settings.sources import Report
 
 # Names that integrators already have (facts, section 5), by key of `[[upstream]]`.
 CREDENTIAL_VARIABLES = {
     "client_id": ("NOMBA_CLIENT_ID",),
     "client_secret": ("NOMBA_CLIENT_SECRET", "NOMBA_PRIVATE_KEY"),
+    "client_secret_next": ("NOMBA_CLIENT_SECRET_NEXT",),
     "account_id": ("NOMBA_ACCOUNT_ID", "NOMBA_PARENT_ACCOUNT_ID"),
 }
 
@@ -59,8 +62,31 @@ def read_credentials(
     return found
 
 
-_SIGNING_KEY = "NOMBA_PROXY_CALLERS_SIGNING_KEY"
 _MIN_SIGNING_KEY = 32
+
+
+def read_own_secret(
+    key: str, file: str | None, *, environ: Mapping[str, str], report: Report
+) -> str | None:
+    """A secret of the proxy's own, if it is given.
+
+    Args:
+        key: its name among the settings, which itself is no setting; `key` + `_file` is one.
+        file: what that says.
+        environ: the environment.
+        report: takes problems, and where it came from.
+    """
+    name = variable(key)
+    rest = {other: value for other, value in environ.items() if other != f"{name}_FILE"}
+    given = _one(name, rest, report=report)
+    if given is None and file:
+        origin = report.origins.get(f"{key}_file", "default")
+        text = read_secret_file(file, key=f"{key}_file", origin=origin, report=report)
+        given = None if text is None else (text, f"file {file}")
+    if given is None:
+        return None
+    value, report.origins[key] = given
+    return value
 
 
 def read_signing_key(
@@ -73,16 +99,9 @@ def read_signing_key(
         environ: the environment.
         report: takes problems, and where it came from.
     """
-    rest = {name: value for name, value in environ.items() if name != f"{_SIGNING_KEY}_FILE"}
-    given = _one(_SIGNING_KEY, rest, report=report)
-    if given is None and file:
-        key = "callers.signing_key_file"
-        origin = report.origins.get(key, "default")
-        text = read_secret_file(file, key=key, origin=origin, report=report)
-        given = None if text is None else (text, f"file {file}")
-    if given is None:
+    value = read_own_secret("callers.signing_key", file, environ=environ, report=report)
+    if value is None:
         return None
-    value, report.origins["callers.signing_key"] = given
     if len(value) < _MIN_SIGNING_KEY:
         report.problem(
             "callers.signing_key",
@@ -90,6 +109,10 @@ def read_signing_key(
             hint="Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'",
         )
     return Secret(value, origin=SIGNING)
+
+
+# What need not be there yet.
+_LATER = frozenset({"NOMBA_CLIENT_SECRET_NEXT", "client_secret_next_file"})
 
 
 def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str, str] | None:
@@ -123,17 +146,21 @@ def _exists(path: Path) -> bool:
 def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str | None:
     """The content of a file that holds one secret, without exactly one trailing newline.
 
+    The file of a next secret may be missing or empty: then there is none yet.
+
     Args:
         path: of the file.
         key: the setting that names it.
         origin: where that setting came from.
         report: takes problems, and a warning if every user can read the file.
     """
+    later = key.rpartition(".")[2].removesuffix("_FILE") in _LATER
     try:
         text = Path(path).read_text("utf-8")
         mode = Path(path).stat().st_mode
     except OSError as error:
-        report.problem(key, f"{path} cannot be read: {error.strerror}", origin=origin)
+        if not (later and isinstance(error, FileNotFoundError)):
+            report.problem(key, f"{path} cannot be read: {error.strerror}", origin=origin)
         return None
     except UnicodeDecodeError:
         report.problem(key, f"{path} cannot be read: it is no UTF-8 text", origin=origin)
@@ -145,8 +172,23 @@ def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str
         report.warnings.append(f"{path} ({key}) can be read by every user: chmod 600 {path}")
     text = text.removesuffix("\n")
     if not text:
-        report.problem(key, f"{path} is empty", origin=origin)
+        if not later:
+            report.problem(key, f"{path} is empty", origin=origin)
         return None
     if text != text.strip():
         report.warnings.append(f"the value in {path} ({key}) begins or ends with white space")
     return text
+
+
+def check_ca_file(key: str, path: str | None, *, report: Report) -> None:
+    """Check that a file, if one is named, holds certificates to check others with."""
+    if path is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:  # an OSError and a ValueError, so it comes first
+        report.problem(key, f"{path} holds no certificates in PEM format")
+    except OSError as error:
+        report.problem(key, f"{path} cannot be read: {error.strerror}")
+    except ValueError:  # a NUL in it
+        report.problem(key, f"{path!r} is no file name")

@@ -51,6 +51,9 @@ class ReadyUpstream:
     """One upstream, complete and checked.
 
     Attributes:
+        client_secret: the one that is set.
+        next_secret: the one that is to replace it, if there is one already.
+        read_secrets: reads both again; raises `SettingsError`. None if they never change.
         anonymous: whether the settings let callers nobody knows use it.
         mount: path prefix without a trailing slash; empty for the root.
         hosts: names (`core.origin.host_name`) it is reached by; empty for every other.
@@ -67,12 +70,43 @@ class ReadyUpstream:
     options: UpstreamSettings
     hosts: frozenset[str] = frozenset()
     connect_proxy: tuple[str, int] | None = None
+    next_secret: Secret | None = None
+    read_secrets: Callable[[], tuple[Secret, Secret | None]] | None = None
 
     @property
     def session(self) -> tuple[str, ...]:
         """What Nomba's session is one for: upstreams of the same share it."""
         scope = (self.account_id.lower(),) if self.options.session_scope == "account" else ()
         return (self.origin.text, self.client_id, *scope)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStore:
+    """A Valkey or Redis server that replicas share.
+
+    Attributes:
+        host, port: of the server.
+        tls: whether to speak TLS with it.
+        user: of its access control list, or "".
+        password: pinned to `core.secret.STORE`; None for none.
+        database: its number.
+        ca_file: certificates that its own is checked with, instead of the system's.
+    """
+
+    host: str
+    port: int = 6379
+    tls: bool = False
+    user: str = ""
+    password: Secret | None = None
+    database: int = 0
+    ca_file: str | None = None
+
+    def __str__(self) -> str:
+        """As `store` says it, without the password."""
+        user = f"{self.user}@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        number = f"/{self.database}" if self.database else ""
+        return f"valkey{'s' if self.tls else ''}://{user}{host}:{self.port}{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +128,8 @@ class Settings:
         callers_file: where `nomba-proxy caller` keeps them.
         read_callers: reads them again; raises `SettingsError`.
         state_dir: where the proxy keeps what has to outlive it.
-        store_dir: where it keeps sessions; None for its memory.
+        store_dir: the folder it keeps sessions in, or None.
+        shared_store: the server it keeps them in, or None; with neither, they are in its memory.
         signing_key: of phantom tokens, if one is given.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
@@ -112,6 +147,7 @@ class Settings:
     read_callers: Callable[[], Roster]
     state_dir: Path
     store_dir: Path | None = None
+    shared_store: SharedStore | None = None
     hosts: frozenset[str] = frozenset()
     signing_key: Secret | None = None
     simulated_anonymous: bool = False
@@ -138,6 +174,8 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         rows.append((key, shown, settings.origins.get(key, "default")))
 
     kept = "memory" if settings.store_dir is None else f"file:{settings.store_dir}"
+    if settings.shared_store is not None:
+        kept = str(settings.shared_store)
     in_force = {
         "state_dir": settings.state_dir,
         "store": kept,
@@ -162,6 +200,8 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
             row(f"upstream.0.{name}", getattr(entry, name))
         row("upstream.0.hosts", ", ".join(entry.hosts))
         row("upstream.0.account_allow", ", ".join(map(mask, entry.account_allow)))
+    shared = settings.shared_store
+    row("store_password", "***" if shared and shared.password else "")
     row("callers.signing_key", "***" if settings.signing_key else "")
     row("caller", ", ".join(one.name for one in settings.callers.callers))
     for at, one in enumerate(settings.upstreams):
@@ -178,4 +218,5 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
                 value = ", ".join(mask(item) for item in value)
             row(f"{prefix}.{name}", "" if value is None else value)
         row(f"{prefix}.client_secret", "***" if one.client_secret else "")
+        row(f"{prefix}.client_secret_next", "***" if one.next_secret else "")
     return rows

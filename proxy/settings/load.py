@@ -15,6 +15,7 @@ from proxy.settings.credentials import any_credentials, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
 from proxy.settings.model import SettingsModel
+from proxy.settings.shared_store import check_shared_store, read_shared_store
 from proxy.settings.sources import Report, read_sources
 from proxy.settings.store import check_store, read_store
 from proxy.settings.upstreams import (
@@ -80,6 +81,7 @@ def load(
         simulator_listen, simulator_control_listen = _simulator(model, report=report)
     state_dir = _state_dir(model, environ=environ)
     store_dir = read_store(model, state_dir=state_dir, report=report)
+    shared_store = read_shared_store(model, environ=environ, report=report)
     callers_file = Path(model.callers.file) if model.callers.file else state_dir / "callers.toml"
     names = ["simulator"] if simulate else [one.name for one in upstreams]
 
@@ -94,6 +96,8 @@ def load(
     if callers:
         known = read_callers(callers_file, entries=model.caller, upstreams=names, report=report)
     signing_key = read_signing_key(model.callers.signing_key_file, environ=environ, report=report)
+    if shared_store is not None:
+        check_shared_store(model, simulate=simulate, key=signing_key, report=report)
     anonymous = model.callers.anonymous is True or (
         model.callers.anonymous == "auto" and listen.loopback
     )
@@ -136,6 +140,7 @@ def load(
         read_callers=roster,
         state_dir=state_dir,
         store_dir=store_dir,
+        shared_store=shared_store,
         signing_key=signing_key,
         warnings=tuple(report.warnings),
         origins=report.origins,

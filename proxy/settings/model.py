@@ -86,7 +86,10 @@ class TokenSettings(_Section):
     gap: Seconds = 10.0
     memory: Seconds = 60.0
     budget: Annotated[int, Field(ge=1, le=100_000)] = 30
+    lease: Seconds = 3.0
+    renew_alone: bool = False
     revoke_at_shutdown: bool = False
+    revoke_after_rotation: bool = False
 
 
 class TimeoutSettings(_Section):
@@ -178,6 +181,7 @@ class UpstreamSettings(_Section):
     session_scope: Literal["client", "account"] = "client"
     client_id: Text = None
     client_secret_file: Text = None
+    client_secret_next_file: Text = None
     account_id: Text = None
     account_policy: Literal["override", "fill", "allow"] = "override"
     account_allow: Texts = ()
@@ -241,6 +245,8 @@ class SettingsModel(_Section):
     insecure_plain_http: bool = False
     state_dir: Text = None
     store: Text = None
+    store_password_file: Text = None
+    store_ca_file: Text = None
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     simulate: Literal["auto"] | bool = False
     inspect: Literal["auto"] | bool = "auto"

@@ -16,7 +16,13 @@ from proxy.settings.model import PREFIX, keys, variable
 
 # Names that integrators already have (facts, section 5).
 PLAIN_VARIABLES = {"base_url": "NOMBA_BASE_URL", "environment": "NOMBA_ENVIRONMENT"}
-_OTHERS = frozenset({"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_CALLERS_SIGNING_KEY"})
+_OTHERS = frozenset(
+    {
+        "NOMBA_PROXY_CONFIG",
+        "NOMBA_PROXY_CALLERS_SIGNING_KEY",
+        "NOMBA_PROXY_STORE_PASSWORD",
+    }
+)
 # A Kubernetes Service named nomba-proxy injects these.
 _INJECTED = re.compile(r"NOMBA_PROXY_(?:PORT|SERVICE_.*|PORT_.*)")
 

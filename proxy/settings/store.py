@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from proxy.settings.model import SettingsModel
+from proxy.settings.shared_store import SHARED, masked
 from proxy.settings.sources import Report
 
 # On these a lock is not sure to hold between machines, or after one has lost its connection.
@@ -20,7 +21,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def read_store(model: SettingsModel, *, state_dir: Path, report: Report) -> Path | None:
-    """The folder that sessions are kept in; None for memory."""
+    """The folder that sessions are kept in; None for memory, or for a server."""
     text = model.store
     if text is None:
         return state_dir / "sessions" if model.workers > 1 else None
@@ -43,10 +44,9 @@ def read_store(model: SettingsModel, *, state_dir: Path, report: Report) -> Path
             hint="Proxies that share a session must mean the same folder: file:/var/lib/…",
         )
         return None
-    hint = "memory, or file:DIR with a folder of this machine"
-    if kind in {"valkey", "valkeys", "redis", "rediss"}:
-        hint = f"This version keeps sessions on one machine only: {hint}."
-    report.problem("store", f"{_masked(text)!r} is no store", hint=hint)
+    if kind not in SHARED:
+        hint = "memory, file:DIR with a folder of this machine, or valkey://HOST:PORT"
+        report.problem("store", f"{masked(text)!r} is no store", hint=hint)
     return None
 
 
@@ -109,8 +109,3 @@ def network_file_system(path: Path, *, mounts: Path = _MOUNTS) -> str:
 
 def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-
-
-def _masked(text: str) -> str:
-    """An address without the password in it."""
-    return re.sub(r"//[^/@]*@", "//***@", text)

@@ -2,8 +2,7 @@
 
 import ipaddress
 import re
-import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from yarl import URL
 
@@ -12,10 +11,11 @@ from proxy.core.secret import SIMULATED, Secret
 from proxy.settings.addresses import Address, parse_address, parse_host_name, parse_origin
 from proxy.settings.credentials import (
     CREDENTIAL_VARIABLES,
+    check_ca_file,
     read_credentials,
     read_secret_file,
 )
-from proxy.settings.effective import ReadyUpstream
+from proxy.settings.effective import ReadyUpstream, SettingsError
 from proxy.settings.model import SettingsModel, UpstreamSettings
 from proxy.settings.sources import Report
 
@@ -58,7 +58,7 @@ def complete_upstreams(
         outside = {}
     ready = []
     for at, entry in enumerate(entries):
-        _check_ca_file(f"upstream.{at}.ca_file", entry.ca_file, report=report)
+        check_ca_file(f"upstream.{at}.ca_file", entry.ca_file, report=report)
         origin = _origin(f"upstream.{at}", entry, report=report)
         mount = _mount(f"upstream.{at}", entry, report=report)
         connect_proxy = _way(f"upstream.{at}", entry, origin=origin, report=report)
@@ -87,9 +87,50 @@ def complete_upstreams(
             options=entry,
             hosts=names,
             connect_proxy=connect_proxy,
+            next_secret=_next(found, origin=origin.text),
+            read_secrets=_reader(
+                at, entry, environ=environ, entries=len(entries), origin=origin.text
+            )
+            if _in_files(entry, environ=environ)
+            else None,
         )
         ready.append(one)
     return tuple(ready)
+
+
+def _next(found: Mapping[str, str], *, origin: str) -> Secret | None:
+    text = found["client_secret_next"]
+    return Secret(text, origin=origin) if text and text != found["client_secret"] else None
+
+
+def _in_files(entry: UpstreamSettings, *, environ: Mapping[str, str]) -> bool:
+    """Whether the client secrets of an entry are in files, and so can change."""
+    names = CREDENTIAL_VARIABLES["client_secret"] + CREDENTIAL_VARIABLES["client_secret_next"]
+    inside = entry.client_secret_file or entry.client_secret_next_file
+    outside = any(environ.get(f"{name}_FILE") for name in names)
+    return bool(inside or outside or environ.get("CREDENTIALS_DIRECTORY"))
+
+
+def _reader(
+    at: int, entry: UpstreamSettings, *, environ: Mapping[str, str], entries: int, origin: str
+) -> Callable[[], tuple[Secret, Secret | None]]:
+    """What reads the client secrets of an entry again, from wherever they come."""
+
+    def read() -> tuple[Secret, Secret | None]:
+        report = Report()
+        names = ("client_secret", "client_secret_next")
+        outside = read_credentials(environ, report=report, only=names) if entries == 1 else {}
+        found = _credentials(
+            at, entry, outside=outside, alone=entries == 1, required=False, report=report
+        )
+        if not found["client_secret"]:
+            report.problem(CREDENTIAL_VARIABLES["client_secret"][0], "is not set any more")
+        if report.problems:
+            raise SettingsError(report.problems)
+        current = Secret(found["client_secret"], origin=origin)
+        return current, _next(found, origin=origin)
+
+    return read
 
 
 def simulated_credentials(
@@ -138,17 +179,15 @@ def _credentials(
     before = len(report.problems)
     for key in CREDENTIAL_VARIABLES:
         name = f"upstream.{at}.{key}"
-        if key == "client_secret":
-            own = None
-            if key not in outside and entry.client_secret_file:
+        secret = key.startswith("client_secret")
+        if secret:
+            own, file = None, getattr(entry, f"{key}_file")
+            if key not in outside and file:
                 file_key = f"{name}_file"
                 own = read_secret_file(
-                    entry.client_secret_file,
-                    key=file_key,
-                    origin=origins.get(file_key, "default"),
-                    report=report,
+                    file, key=file_key, origin=origins.get(file_key, "default"), report=report
                 )
-                origins[name] = f"file {entry.client_secret_file}"
+                origins[name] = f"file {file}"
         else:
             own = getattr(entry, key)
         if own is not None and origins.get(name) == "flag":
@@ -157,10 +196,10 @@ def _credentials(
             found[key], origins[name] = outside[key]
         else:
             found[key] = own or ""
-        if key == "client_secret" and not _is_utf8(found[key]):
+        if secret and not _is_utf8(found[key]):
             text = "is no UTF-8 text"
             report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
-        if key != "client_secret" and found[key] and not _IDENTIFIER.fullmatch(found[key]):
+        if not secret and found[key] and not _IDENTIFIER.fullmatch(found[key]):
             text = "contains a space or a control character"
             report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
     told = {one.key for one in report.problems if one.origin}
@@ -168,7 +207,7 @@ def _credentials(
         name = f"upstream.{at}.{key}"
         settable = f"{name}_file" if key == "client_secret" else name
         related = {name, f"{name}_file", *names, *(f"{one}_FILE" for one in names)}
-        if required and not found[key] and not told & related:
+        if required and key != "client_secret_next" and not found[key] and not told & related:
             report.problem(
                 names[0] if alone else settable,
                 "is not set" if alone else f"is not set (upstream {entry.name})",
@@ -200,19 +239,6 @@ def _origin(prefix: str, entry: UpstreamSettings, *, report: Report) -> Origin |
             hint="Set one of the two.",
         )
     return origin
-
-
-def _check_ca_file(key: str, path: str | None, *, report: Report) -> None:
-    if path is None:
-        return
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:  # an OSError and a ValueError, so it comes first
-        report.problem(key, f"{path} holds no certificates in PEM format")
-    except OSError as error:
-        report.problem(key, f"{path} cannot be read: {error.strerror}")
-    except ValueError:  # a NUL in it
-        report.problem(key, f"{path!r} is no file name")
 
 
 def _way(
@@ -329,7 +355,9 @@ def _check_sessions(upstreams: tuple[ReadyUpstream, ...], *, report: Report) -> 
                 f"has the same origin and client_id as {client.name}, but another session_scope",
                 hint="Whether they share a session has to be said the same way in both.",
             )
-        elif two and one.client_secret != sharing.client_secret:
+        elif two and (
+            one.client_secret != sharing.client_secret or one.next_secret != sharing.next_secret
+        ):
             report.problem(
                 f"upstream {one.name}",
                 f"shares the session of {sharing.name}, but has another client_secret",

@@ -10,17 +10,60 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from proxy.core.session import Held
+from proxy.core.session import Held, Trouble
 from proxy.tokens.seal import Identity, Seal, Unreadable
 from proxy.tokens.store import StoreFailed
 
 _COUNT = 8  # bytes
 _TURN = 0.01  # seconds between two tries to get the lock
 _LARGEST = 256 * 1024  # bytes of a value
+_SAME_CLOCK = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class MachineClock:
+    """The clocks of a machine, by which what lies in its files is read.
+
+    Times travel with the clocks of whoever wrote them: after a restart of the machine the clock
+    that runs during sleep begins anew.
+
+    Attributes:
+        boot: names this boot, within which that clock is the same for everybody.
+        alive: that clock, in seconds.
+        wall: epoch seconds.
+    """
+
+    boot: str
+    alive: Callable[[], float]
+    wall: Callable[[], float]
+
+    def stamp(self) -> Mapping[str, object]:
+        """The clocks now."""
+        return {"boot": self.boot, "alive": self.alive(), "wall": self.wall()}
+
+    def translated(self, held: Held, stamp: Mapping[str, Any]) -> Held:
+        """What was written with a stamp, by our own clock that runs during sleep."""
+        now, wall = self.alive(), self.wall()
+        if self.boot and stamp["boot"] == self.boot and now >= stamp["alive"]:
+            return held
+        passed = wall - stamp["wall"]
+        if passed < -_SAME_CLOCK:  # nobody knows how long ago it was written
+            return replace(
+                held,
+                token=None,
+                trouble=Trouble(),
+                gap_until=0.0,
+                forced=(),
+                deaths=(),
+                rejected=(),
+            )
+        return held.moved(now - max(0.0, passed) - stamp["alive"])
 
 
 class FileStore:
@@ -30,6 +73,7 @@ class FileStore:
         folder: on a file system of this machine; made if it is not there.
         identity: of the session.
         seal: encrypts it.
+        clock: of this machine.
         warn: told, in words, of a value that is ignored.
 
     Raises:
@@ -37,14 +81,22 @@ class FileStore:
     """
 
     def __init__(
-        self, folder: Path, *, identity: Identity, seal: Seal, warn: Callable[[str], object]
+        self,
+        folder: Path,
+        *,
+        identity: Identity,
+        seal: Seal,
+        clock: MachineClock,
+        warn: Callable[[str], object],
     ) -> None:
         self._path = folder / f"session-{identity.digest()}"
         self._lock_path = folder / f"session-{identity.digest()}.lock"
         self._seal = seal
+        self._clock = clock
         self._warn = warn
         self._warned: object = None
         self._foreign = False  # whether what lies there is another one's
+        self.problem = ""
         self._count = b""
         self._mine = asyncio.Lock()  # the file's is of a process, not of a task
         try:
@@ -64,23 +116,26 @@ class FileStore:
         return self._read()
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Held]:
-        """As `Store`."""
+    async def lease(
+        self, moot: Callable[[], bool] = bool, *, insist: bool = False
+    ) -> AsyncIterator[Held | None]:
+        """As `Store`; what cannot be read is ignored, whoever asks."""
+        del insist
         async with self._mine:
             try:
                 await self._acquire()
             except OSError as error:
                 raise _failed(error, self._lock_path) from None
             try:
-                yield self._read() or Held()
+                yield None if moot() else self._read() or Held()
             finally:
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    async def save(self, held: Held) -> None:
+    async def save(self, held: Held) -> Held:
         """As `Store`."""
         if self._foreign and held.token is None:
-            return  # it may be of use to whoever wrote it, until there is something better
+            return held  # it may be of use to whoever wrote it, until there is something better
         if not self._is_the_lock():
             raise StoreFailed(f"{self._lock_path} was removed while it was held")
         fresh = self._path.with_name(f".{self._path.name}")  # nobody but the holder writes
@@ -90,7 +145,7 @@ class FileStore:
             )
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o600)
-                file.write(self._seal.close(held))
+                file.write(self._seal.close(held, self._clock.stamp(), now=self._clock.alive()))
             self._tell()  # a process that is killed before it has told has told
             fresh.replace(self._path)
             self._tell()
@@ -99,6 +154,13 @@ class FileStore:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise _failed(error, self._path) from None
+        return held
+
+    def listen(self, told: Callable[[], object]) -> None:
+        """Nobody says so: who wants news has to look."""
+
+    def remember(self, held: Held) -> None:
+        """It is kept when it is next saved."""
 
     def _tell(self) -> None:
         count = int.from_bytes(os.pread(self._lock, _COUNT, 0)) + 1
@@ -156,7 +218,7 @@ class FileStore:
             return None
         self._foreign = False
         try:
-            return self._seal.open(data)
+            return self._clock.translated(*self._seal.open(data))
         except Unreadable as error:
             self._foreign = True
             text = f"{self._path} is ignored: {error}"

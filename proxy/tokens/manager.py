@@ -18,12 +18,14 @@ from typing import Literal
 
 from proxy.core.exchange import Emit, Event
 from proxy.core.lifetime import Lifetime
+from proxy.core.secret import Secret
 from proxy.core.session import (
     Asked,
     Decision,
     Held,
     Limits,
     Pair,
+    Phase,
     Refusals,
     Token,
     Trouble,
@@ -36,9 +38,13 @@ from proxy.core.session import (
     granted,
     held_off,
     newer,
+    phase,
+    rejected,
+    try_again_at,
     why_not,
 )
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.keyring import Keyring
 from proxy.tokens.nomba import Grant, IssuerError, NombaAuth
 from proxy.tokens.store import Store, StoreFailed
 
@@ -51,6 +57,18 @@ _MIN_GAP = 0.5
 _LAST_WAIT = 2.0
 _SKEWED = 60.0  # seconds
 _SERVED = 4096  # (caller, path) pairs
+# Troubles of this process alone, of which others know nothing: with the store; and those that others
+# can end.
+_STORES = frozenset({"store", "sealed"})
+_OTHERS = frozenset({"sealed", "secret"})
+_NEEDY = frozenset({Phase.NOW, Phase.EMPTY})
+_OTHERS_LOG_IN = (
+    "Others log in with another client secret: give this process the same one (client_secret, or "
+    "client_secret_next), or log in with the one it has: nomba-proxy token renew"
+)
+_NOT_IN_FORCE = (
+    "the client secret in force is another one than those of this process, which does not log in"
+)
 
 State = Literal["empty", "living", "stopped"]
 
@@ -85,6 +103,9 @@ class Status:
         last_error: why the last one failed, or "".
         retry_in: seconds until the next try after failures.
         skew: seconds that the issuer's clock is ahead of ours; None if that is not known.
+        store: why the store cannot be used, or "".
+        secret: digest of the client secret in force, or "".
+        secret_pending: whether another one is set here, and was not accepted so far.
     """
 
     state: State
@@ -97,6 +118,9 @@ class Status:
     last_error: str
     retry_in: float
     skew: float | None
+    store: str = ""
+    secret: str = ""
+    secret_pending: bool = False
 
 
 class Session:
@@ -105,6 +129,7 @@ class Session:
     Args:
         name: the upstream's name, for events.
         auth: the wire calls.
+        keyring: the client secrets.
         store: keeps it, for this process and those that share it.
         limits: what it may do.
         clocks: time and randomness.
@@ -116,6 +141,7 @@ class Session:
         name: str,
         *,
         auth: NombaAuth,
+        keyring: Keyring,
         store: Store,
         limits: Limits,
         clocks: Clocks,
@@ -123,12 +149,13 @@ class Session:
     ) -> None:
         self.name = name
         self._auth = auth
+        self._keyring = keyring
         self._store = store
         self._limits = limits
         self._clocks = clocks
         self._emit = emit
         self._held = Held()
-        self._refused = 0  # tokens up to this generation are not lent here any more
+        self._refused: Token | None = None  # it and older ones are not lent here any more
         self._share = ""  # whose part of the budget it is on
         self._died = 0  # the last generation that is known to have died early
         self._served: dict[Pair, int] = {}  # with which generation
@@ -138,10 +165,15 @@ class Session:
         self._keeper: asyncio.Task[None] | None = None
         self._noting: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._changed = asyncio.get_running_loop().create_future()  # done when there is news
         self._leased = False  # whether the flight has come to its turn
+        self._alone = False  # whether it goes without the store
+        self._pending = len(keyring.given) > 1  # whether another secret is to be put in force
+        self._again = False  # whether one is to be tried though it was refused a moment ago
         self._closed = False
         self._had_token = False
         self._started_at = -math.inf
+        store.listen(self._heard)
 
     # -- what requests need ------------------------------------------------------------
 
@@ -174,16 +206,16 @@ class Session:
         left = (token.lifetime.dies_at - self._clocks.alive()) / 2
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(self._limits.wait_limit, left)):
-                await self._settled(flight)
+                await self._either(flight)
 
-    async def renew(self, *, after: int, by: Pair) -> Token:
-        """A token newer than generation `after`, which was refused.
+    async def renew(self, *, after: Token, by: Pair) -> Token:
+        """A token newer than `after`, which was refused.
 
         Joins a renewal under way, reuses a newer token that is there already, and
         skips every freshness check: the refused token is not lent again.
 
         Args:
-            after: the generation.
+            after: the refused one.
             by: who was refused, and what for: the (caller, path).
 
         Raises:
@@ -191,12 +223,12 @@ class Session:
             TokenUnavailable: no newer token within the wait limit.
         """
         self._refuse(after, by)
-        return await self._wait(after=after)
+        return await self._wait(after=after.generation, but=after)
 
-    def refused(self, generation: int, *, by: Pair) -> None:
+    def refused(self, token: Token, *, by: Pair) -> None:
         """Note a refusal whose request is not replayed; renews without waiting."""
         with contextlib.suppress(RenewalNotAllowed):
-            self._refuse(generation, by)
+            self._refuse(token, by)
 
     def refused_again(self, generation: int, *, by: Pair) -> bool:
         """Note that a replay was refused too; whether that is remembered from now on.
@@ -208,14 +240,15 @@ class Session:
         memory = math.inf if known else self._limits.gap
         return self._refusals.note(by, generation, now=self._clocks.alive(), memory=memory)
 
-    def _refuse(self, generation: int, by: Pair) -> None:
+    def _refuse(self, refused: Token, by: Pair) -> None:
         self._listen()
-        now = self._clocks.alive()
+        now, generation = self._clocks.alive(), refused.generation
         remembered = self._refusals.remembered(by, now=now)
         token = self._held.token
-        if generation == self._held.generation:  # a late one says nothing of the present token
+        late = generation != self._held.generation or not (token is None or token.same(refused))
+        if not late:  # a late one says nothing of the present token
             self._refusals.note(by, generation, now=now)
-        if token is None or token.generation != generation:
+        if token is None or late:
             return
         if remembered:
             raise RenewalNotAllowed(
@@ -228,8 +261,8 @@ class Session:
             if problem := why_not(self._held, self._share, now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
             self._renewal(Asked.REFUSED, reason="refused")
-        self._refused = generation
-        self._held = self._held.without(generation)
+        self._refused = refused
+        self._held = self._held.without(refused)
         self._emit(Event("token_refused", "warning", self.name, {"generation": generation}))
 
     def accepted(self, generation: int, *, by: Pair) -> None:
@@ -256,7 +289,9 @@ class Session:
             refused: the generation that was refused before for the same, or 0.
         """
         with contextlib.suppress(StoreFailed):
-            async with self._store.lease() as stored:
+            async with self._store.lease(lambda: self._held.generation > generation) as stored:
+                if stored is None:
+                    return
                 self._adopt(stored)
                 known, deaths = accepted(stored, generation), 0
                 if 0 < refused < generation:
@@ -290,7 +325,25 @@ class Session:
             last_error=trouble.text,
             retry_in=max(0.0, trouble.retry_at - now) if trouble.failures else 0.0,
             skew=held.skew,
+            store=self._store.problem,
+            secret=held.secret,
+            secret_pending=self._pending,
         )
+
+    def given(self, current: Secret, following: Secret | None, *, again: bool = False) -> None:
+        """Take over the client secrets that are set now; a new one is tried at once.
+
+        It is in force once the issuer has accepted it. Until then, and if it is refused, the one
+        before it stays so.
+
+        Args:
+            current: the client secret.
+            following: the one that is to replace it, if there is one already.
+            again: try it also if it was refused a moment ago.
+        """
+        self._pending = self._keyring.change(current, following) or self._pending
+        self._again = again or self._again
+        self._wake.set()
 
     async def renew_now(self) -> Token:
         """Renew on an operator's word: ends a stop, ignores back-off and gap.
@@ -302,6 +355,9 @@ class Session:
         before, self._problem = self._held.generation, ""
         while self._flight is not None:
             await self._settled(self._flight)
+        if self._pending:
+            self._again = True
+            await self._settled(self._switching())
         if self._held.generation == before:
             await self._settled(self._renewal(Asked.OPERATOR, reason="operator"))
         return await self._wait(after=before)
@@ -336,10 +392,11 @@ class Session:
             level = "warning" if problem else "info"
             self._emit(Event("token_revoked", level, self.name, told))
             if not stopping:
-                await self._obtain(held, issue=True, reason="revoke")
+                secrets = self._keyring.order(held.secret) or self._keyring.given
+                await self._obtain(held, issue=True, secrets=secrets, reason="revoke")
 
-        self._refused = max(self._refused, before)
-        self._held = self._held.without(before)
+        self._refused = self._held.token or self._refused
+        self._held = self._held.without(self._refused)
         await self._settled(self._start(revoke_and_issue, reason="revoke"))
         if not stopping:
             try:
@@ -383,7 +440,8 @@ class Session:
         if revoke and (token := self._living()) is not None:
             with contextlib.suppress(StoreFailed):
                 async with self._store.lease() as stored:
-                    await self._store.save(stored.without(token.generation))
+                    if stored is not None:
+                        await self._store.save(stored.without(token))
             await self._revoke(token)
         self._held = replace(self._held, token=None)
         self._store.close()
@@ -393,7 +451,10 @@ class Session:
             self._listen()
             delay = self._next_look()
             if delay <= 0:
-                self._renewal(Asked.LOOK, reason="due")
+                if self._switch_in() <= 0:
+                    self._switching()
+                else:
+                    self._renewal(Asked.LOOK, reason="due")
                 delay = _LOOK_EVERY
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -411,7 +472,17 @@ class Session:
         gap = self._started_at + _MIN_GAP - now
         if held.token is None or held.calling:
             return gap
-        return max(gap, held.token.lifetime.due_in(now=now, wall=wall))
+        due = held.token.lifetime.due_in(now=now, wall=wall)
+        return max(gap, min(due, self._switch_in()))
+
+    def _switch_in(self) -> float:
+        """Seconds until another client secret is to be tried."""
+        held = self._held
+        if not self._pending or not held.secret:
+            return math.inf
+        if self._again:
+            return 0.0
+        return try_again_at(held, self._keyring.newest.digest()) - self._clocks.alive()
 
     # -- what is known -----------------------------------------------------------------
 
@@ -420,10 +491,24 @@ class Session:
         if (news := self._store.news()) is not None:
             self._adopt(news)
 
+    def _heard(self) -> None:
+        """The store says that there is news."""
+        self._listen()
+        self._store_works()
+        self._wake.set()
+        self._stir()
+
+    def _stir(self) -> None:
+        """Let those look who wait for a token."""
+        self._changed.set_result(None)
+        self._changed = asyncio.get_running_loop().create_future()
+
     def _adopt(self, stored: Held) -> None:
         before = self._held.generation
         was_stopped = self._held.stopped
-        self._held = held = newer(self._held, stored).without(self._refused)
+        self._held = held = newer(self._mine(), stored).without(self._refused)
+        if self._pending and held.secret == self._keyring.newest.digest():
+            self._pending = self._again = False
         if held.stopped and not was_stopped:
             hint = "Requests get 503 until somebody says: nomba-proxy token renew"
             self._emit(Event("session_stopped", "warning", self.name, {"hint": hint}))
@@ -432,10 +517,27 @@ class Session:
             told: dict[str, object] = {"generation": held.generation}
             self._emit(Event("token_adopted", "debug", self.name, told))
 
-    async def _save(self, held: Held) -> None:
-        """Know something new, and let the others know."""
+    def _mine(self) -> Held:
+        """What is known here; a store that has just answered may be tried again."""
+        if (trouble := self._held.trouble).reason in _STORES:
+            return replace(self._held, trouble=replace(trouble, retry_at=0.0))
+        return self._held
+
+    def _store_works(self) -> None:
+        if self._held.trouble.reason in _STORES:
+            self._held = replace(self._held, trouble=Trouble())
+
+    async def _save(self, held: Held) -> Held:
+        """Know something new, and let the others know; what is known then."""
         self._held = held.without(self._refused)
-        await self._store.save(held)
+        if self._alone:
+            self._store.remember(held)
+        else:
+            held = await self._store.save(held)
+            self._held = held.without(self._refused)
+        if not held.calling:
+            self._stir()
+        return held
 
     def _decide(self, asked: Asked) -> Decision:
         return decide(self._held, asked, now=self._clocks.alive(), wall=self._clocks.wall())
@@ -448,75 +550,123 @@ class Session:
 
     # -- one renewal at a time ---------------------------------------------------------
 
-    def _start(self, work: Callable[[Held], Awaitable[None]], *, reason: str) -> asyncio.Task[None]:
+    def _start(
+        self,
+        work: Callable[[Held], Awaitable[None]],
+        *,
+        reason: str,
+        moot: Callable[[], bool] = bool,
+        insist: bool = False,
+    ) -> asyncio.Task[None]:
         """Begin what needs the lease; the caller has seen that nothing of it is under way.
 
         Args:
             work: is given what is stored.
             reason: for events.
+            moot: as `Store.lease`.
+            insist: the same.
         """
 
         async def fly() -> None:
             try:
-                async with self._store.lease() as stored:
-                    self._leased = True
-                    held = newer(self._held, stored)
-                    self._adopt(held)
-                    await work(held)
+                try:
+                    async with self._store.lease(moot, insist=insist) as stored:
+                        if stored is None:
+                            return
+                        self._leased = True
+                        held = newer(self._mine(), stored)
+                        self._adopt(held)
+                        await work(held)
+                        self._store_works()
+                except StoreFailed:
+                    if not self._goes_alone():
+                        raise
+                    self._alone = True
+                    await work(self._mine())
             except StoreFailed as error:
-                self._held = self._failing(
-                    self._held, IssuerError(str(error), reason="store"), reason=reason
-                )
+                failure = IssuerError(str(error), reason=error.reason)
+                self._held = self._failing(self._held, failure, reason=reason)
+            except IssuerError as error:
+                self._held = self._failing(self._held, error, reason=reason)
             except Exception as fault:  # noqa: BLE001 - a fault of ours must back off too
                 self._held = self._failing(self._held, _internal(fault), reason=reason)
             finally:
-                self._flight, self._leased = None, False
+                self._flight, self._leased, self._alone = None, False, False
                 self._wake.set()
 
         self._started_at = self._clocks.alive()
         self._flight = asyncio.create_task(fly(), name=f"renew token of {self.name}")
         return self._flight
 
+    def _goes_alone(self) -> bool:
+        """Whether to do without the store, which has failed."""
+        now, wall = self._clocks.alive(), self._clocks.wall()
+        if not self._limits.alone or phase(self._held, now=now, wall=wall) not in _NEEDY:
+            return False
+        hint = "Whoever else renews without the store ends this session, and this ends theirs."
+        self._emit(Event("renewing_alone", "warning", self.name, {"hint": hint}))
+        return True
+
     def _renewal(self, asked: Asked, *, reason: str) -> asyncio.Task[None]:
         """Begin a renewal of what is known now."""
-        after = self._held.generation
+        after, operator = self._held.generation, asked is Asked.OPERATOR
 
         async def renew(held: Held) -> None:
             await self._renew(held, asked, after=after, reason=reason)
 
-        return self._start(renew, reason=reason)
+        def moot() -> bool:
+            token = None if operator else self._living()
+            return token is not None and _follows(token, after, but=self._refused)
+
+        return self._start(renew, reason=reason, moot=moot, insist=operator)
 
     async def _renew(self, held: Held, asked: Asked, *, after: int, reason: str) -> None:
         """Renew, unless another process has, or what is stored says that it must not be."""
         now, wall, token = self._clocks.alive(), self._clocks.wall(), held.token
-        if token is not None and token.generation > after and not token.lifetime.dead(now=now):
-            return
-        if token is not None and token.generation <= self._refused:
-            asked = Asked.REFUSED
+        if token is not None and not token.lifetime.dead(now=now):
+            if _follows(token, after, but=self._refused):
+                return
+            if held.without(self._refused).token is None:
+                asked = Asked.REFUSED
         decision = decide(held, asked, now=now, wall=wall)
         issue = by_issue(held, decision, now=now)
         if decision is Decision.FORCE:
             self._problem = why_not(held, self._share, now=now, limits=self._limits)
             if self._problem:
-                self._refused = held.generation - 1
+                self._refused = None
                 self._held = held
                 return
             held = force(held, self._share, now=now, limits=self._limits)
         elif decision not in {Decision.TRY, Decision.WAIT, Decision.RENEW}:
             return
+        secrets = self._keyring.order(held.secret)
         if asked is Asked.OPERATOR:
             held = replace(held, stopped=False, gap_until=0.0, trouble=Trouble())
-        await self._obtain(held, issue=issue, reason=reason)
+            issue, secrets = issue or not secrets, secrets or self._keyring.given
+        await self._obtain(held, issue=issue, secrets=secrets, reason=reason)
 
-    async def _obtain(self, held: Held, *, issue: bool, reason: str) -> None:
-        """Call the issuer, and keep what it says."""
-        held = replace(held, calling=True)
-        await self._save(held)
+    async def _obtain(
+        self, held: Held, *, issue: bool, secrets: tuple[Secret, ...], reason: str
+    ) -> None:
+        """Call the issuer, and keep what it says.
+
+        Args:
+            held: what is known.
+            issue: whether not to try a refresh first.
+            secrets: to log in with, as `Keyring.order`.
+            reason: for events.
+        """
         token = None if issue else held.token
+        if token is None and not secrets:
+            raise IssuerError(_NOT_IN_FORCE, reason="secret")
+        held = replace(held, calling=True)
+        if await self._save(held) is not held:  # others have come first
+            return
         try:
             if token is not None:
+                call = self._auth.refresh(access_token=token.access, refresh_token=token.refresh)
                 try:
-                    held = await self._ask(held, token=token, reason=reason)
+                    held = await self._ask(held, call, secret="", reason=reason)
                 except IssuerError as error:
                     told: dict[str, object] = {"reason": str(error)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
@@ -524,24 +674,29 @@ class Session:
                     # the old token is dead: only an issue is sure to bring a living one.
                     token = None
             if token is None:
-                held = await self._ask(held, token=None, reason=reason)
+                held = await self._issued(held, secrets=secrets, reason=reason)
         except IssuerError as error:
             held = self._failing(held, error, reason=reason)
+            if error.reason == "secret":  # it stays marked, so that who may log in does
+                self._held = held
+                return
         await self._save(held)
 
-    async def _ask(self, held: Held, *, token: Token | None, reason: str) -> Held:
-        """A newer token by refresh of `token`, or by issue.
+    async def _ask(self, held: Held, call: Awaitable[Grant], *, secret: str, reason: str) -> Held:
+        """A newer token.
+
+        Args:
+            held: what is known.
+            call: to the issuer.
+            secret: digest of the client secret it is issued for; "" for a refresh.
+            reason: for events.
 
         Raises:
             IssuerError: none.
         """
-        auth = self._auth
         sent, sent_wall = self._clocks.alive(), self._clocks.wall()
         try:
-            if token is None:
-                grant = await auth.issue()
-            else:
-                grant = await auth.refresh(access_token=token.access, refresh_token=token.refresh)
+            grant = await call
         except IssuerError:
             raise
         except Exception as fault:  # whatever it was, there is no token
@@ -559,16 +714,19 @@ class Session:
             jitter=self._clocks.random(),
         )
         skew = _skew(grant, before=sent_wall, after=self._clocks.wall())
+        before = held.secret
         held = granted(
             held,
             access=grant.access_token,
             refresh=grant.refresh_token,
             lifetime=lifetime,
             skew=skew,
+            secret=secret or before,
+            now=sent,
         )
         self._had_token = True
         told: dict[str, object] = {
-            "grant": "issue" if token is None else "refresh",
+            "grant": "issue" if secret else "refresh",
             "for": reason,
             "generation": held.generation,
             "life_seconds": round(grant.life, 3),
@@ -581,10 +739,62 @@ class Session:
             hint = "Set this machine's clock (NTP); what expires is judged without it."
             told = {"skew_seconds": skew, "hint": hint}
             self._emit(Event("clock_skewed", "warning", self.name, told))
-        mine = auth.credentials.account_id
+        mine = self._auth.credentials.account_id
         if grant.account_id and grant.account_id.lower() != mine.lower():
             self._emit(Event("token_account_differs", "warning", self.name))
+        if before and held.secret != before:
+            told = {"secret": held.secret, "before": before}
+            self._emit(Event("secret_switched", "info", self.name, told))
         return held
+
+    async def _issued(self, held: Held, *, secrets: tuple[Secret, ...], reason: str) -> Held:
+        """A new token by client credentials, with the first of the secrets that is accepted.
+
+        Raises:
+            IssuerError: none.
+        """
+        for secret in secrets:
+            call = self._auth.issue(secret)
+            try:
+                return await self._ask(held, call, secret=secret.digest(), reason=reason)
+            except IssuerError as error:
+                if error.reason != "credentials" or secret is secrets[-1]:
+                    raise
+        raise IssuerError(_NOT_IN_FORCE, reason="secret")
+
+    def _switching(self) -> asyncio.Task[None]:
+        """Begin to put the newest client secret in force; the one before it is, until it is accepted."""
+        newest = self._keyring.newest
+        digest, self._again = newest.digest(), False
+
+        async def switch(held: Held) -> None:
+            old = held.token
+            held = replace(held, calling=True)
+            if held.stopped or await self._save(held) is not held:
+                return
+            call = self._auth.issue(newest)
+            try:
+                held = await self._ask(held, call, secret=digest, reason="rotation")
+            except IssuerError as error:
+                if error.reason == "credentials":
+                    self._emit(_secret_refused(self.name, digest, str(error)))
+                    held = rejected(held, digest, now=self._clocks.alive())
+                else:
+                    held = self._failing(held, error, reason="rotation")
+                await self._save(held)
+                return
+            kept = await self._save(held)
+            self._pending = kept.secret != digest and self._pending
+            if self._limits.revoke_old and old is not None:
+                problem = await self._revoke(old)
+                told: dict[str, object] = {"generation": old.generation, "confirmed": not problem}
+                level = "warning" if problem else "info"
+                self._emit(Event("old_token_revoked", level, self.name, told))
+
+        def moot() -> bool:
+            return self._held.secret == digest or self._held.stopped
+
+        return self._start(switch, reason="rotation", moot=moot)
 
     def _failing(self, held: Held, error: IssuerError, *, reason: str) -> Held:
         now = self._clocks.alive()
@@ -601,22 +811,24 @@ class Session:
         self._emit(Event("token_renewal_failed", "error", self.name, told))
         return held
 
-    async def _wait(self, *, after: int) -> Token:
-        """A token newer than generation `after`, which is lent no more."""
+    async def _wait(self, *, after: int, but: Token | None = None) -> Token:
+        """A token newer than generation `after`, or of that but another one than `but`."""
         try:
             async with asyncio.timeout(self._limits.wait_limit):
                 while True:
                     token = self._living()
-                    if token is not None and token.generation > after:
+                    if token is not None and _follows(token, after, but=but):
                         return token
                     if self._closed:
                         raise TokenUnavailable("The proxy is shutting down.", retry_after=1)
                     if token is not None and self._problem:  # lent again, and not renewed
                         raise RenewalNotAllowed(self._problem)
                     if token is not None or self._decide(Asked.WANTED) is Decision.FAIL:
-                        raise self._unavailable()
-                    flight = self._flight or self._renewal(Asked.WANTED, reason="wanted")
-                    await self._settled(flight)
+                        if token is not None or self._held.trouble.reason not in _OTHERS:
+                            raise self._unavailable()
+                        await asyncio.wait((self._changed,))
+                        continue
+                    await self._either(self._flight or self._renewal(Asked.WANTED, reason="wanted"))
                     self._listen()
         except TimeoutError:
             raise self._unavailable() from None
@@ -632,13 +844,15 @@ class Session:
         trouble = held.trouble
         text = trouble.text
         if self._flight is not None and not self._leased:
-            text = "another process holds the session's lock and does not let go of it"
+            text = "another process holds the right to renew and does not let go of it"
         what = "There is no living token for" if self._living() is None else "No newer token for"
         hints = {
             "credentials": "Nomba refused our credentials: check client id, secret, parent account "
             "and environment, then: nomba-proxy token renew",
-            "store": "The session could not be shared, so nobody logs in: mend the folder that "
-            "`store` names (nomba-proxy check --show), or its file system.",
+            "store": "The session could not be shared, so nobody logs in: mend what `store` names "
+            "(nomba-proxy check --show).",
+            "secret": _OTHERS_LOG_IN,
+            "sealed": _OTHERS_LOG_IN,
         }
         return TokenUnavailable(
             f"{what} {self.name}{f' ({text})' if text else ''}.",
@@ -649,10 +863,31 @@ class Session:
             retry_after=max(1, math.ceil(trouble.retry_at - now) if trouble.failures else 1),
         )
 
+    async def _either(self, task: asyncio.Task[None]) -> None:
+        """Wait for a task to end, or for news."""
+        await asyncio.wait((task, self._changed), return_when=asyncio.FIRST_COMPLETED)
+
     @staticmethod
     async def _settled(task: asyncio.Task[None]) -> None:
         """Wait for a task to end, however it ends; being cancelled cancels only the wait."""
         await asyncio.wait((task,))
+
+
+def _follows(token: Token, after: int, *, but: Token | None) -> bool:
+    """Whether a token is newer than a generation, or of that but another one than `but`."""
+    if token.generation != after or but is None:
+        return token.generation > after
+    return but.generation == after and not token.same(but)
+
+
+def _secret_refused(name: str, digest: str, reason: str) -> Event:
+    told: dict[str, object] = {
+        "secret": digest,
+        "reason": reason,
+        "hint": "The one before it stays in force. Check it at Nomba; it is tried again in ten minutes, "
+        "when it changes, at SIGHUP, or with: nomba-proxy token renew",
+    }
+    return Event("secret_refused", "error", name, told)
 
 
 def _internal(fault: Exception) -> IssuerError:

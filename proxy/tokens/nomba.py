@@ -17,8 +17,8 @@ class IssuerError(Exception):
     """A token could not be had. The text is fit for people: no secrets, no bodies.
 
     Attributes:
-        reason: `unreachable`, `credentials` (the issuer refused what we are), or `reply`
-            (it answered something else than a token).
+        reason: `unreachable`, `credentials` (the issuer refused what we are), `reply` (it answered
+            something else than a token), or `secret` (it was not asked: ours is not in force).
     """
 
     def __init__(self, text: str, *, reason: str) -> None:
@@ -33,13 +33,11 @@ class Credentials:
     Attributes:
         origin: the origin that issues and takes the tokens.
         client_id: Nomba's public id of the client.
-        client_secret: pinned to `origin`.
         account_id: the parent account.
     """
 
     origin: str
     client_id: str
-    client_secret: Secret
     account_id: str
 
 
@@ -75,8 +73,11 @@ class NombaAuth:
         self._call = call
         self._timeout = timeout
 
-    async def issue(self) -> Grant:
+    async def issue(self, secret: Secret) -> Grant:
         """A new token by client credentials; it may end every older session.
+
+        Args:
+            secret: of the client, pinned to the issuer's origin.
 
         Raises:
             IssuerError: no token.
@@ -85,7 +86,7 @@ class NombaAuth:
         body = {
             "grant_type": "client_credentials",
             "client_id": mine.client_id,
-            "client_secret": mine.client_secret.reveal(to=mine.origin),
+            "client_secret": secret.reveal(to=mine.origin),
         }
         reply = await self._post("issue", body)
         return self._grant(reply, call="issue")

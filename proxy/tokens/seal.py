@@ -1,13 +1,14 @@
-"""What a store keeps, encrypted: only who has the client secret can read or write it.
+"""What a store keeps, encrypted: only who has a client secret of the session can read or write it.
 
-AES-256-GCM under a key derived from the client secret (HKDF-SHA256). Its header stands in
-clear and is authenticated: a format, and a digest of the secret, so that what another secret
-wrote can be told from what is corrupt.
+AES-256-GCM under a random key, which lies beside it wrapped for each client secret that is in use
+(HKDF-SHA256, AES-256-GCM): while a secret is being replaced, who has the old one and who has the
+new one can both read. The head stands in clear and is authenticated: a format, and a line for
+each secret with its digest, so that what another secret wrote can be told from what is corrupt.
 """
 
+import base64
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -20,16 +21,24 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
-from proxy.core.session import Held, Token, Trouble
-from proxy.tokens.nomba import Credentials
+from proxy.core.session import Held, Token, Trouble, switch_is_over
+from proxy.tokens.keyring import Keyring
 
-_FORMAT = b"nomba-proxy session 1"
+_FORMAT = b"nomba-proxy session 2"
 _NONCE = 12  # bytes (NIST SP 800-38D section 8.2)
-_SAME_CLOCK = 5.0  # seconds
+_KEY = 32  # bytes
 
 
 class Unreadable(Exception):
-    """A value that is none of ours; the text says what is wrong with it."""
+    """A value that is none of ours; the text says what is wrong with it.
+
+    Attributes:
+        foreign: whether it was sealed with other secrets than ours.
+    """
+
+    def __init__(self, text: str, *, foreign: bool = False) -> None:
+        super().__init__(text)
+        self.foreign = foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,48 +63,38 @@ class Identity:
 class Seal:
     """Turns what is known of a session into bytes for a store, and back.
 
-    Times travel with the clocks of whoever wrote them, and are read by the reader's own:
-    after a restart of the machine the clock that runs during sleep begins anew.
-
     Args:
         identity: of the session.
-        credentials: whose secret is the key, and whose account is recorded.
-        boot: names this machine's boot, within which that clock is the same for everybody.
-        alive: that clock, in seconds.
-        wall: epoch seconds.
+        keyring: has the secrets.
     """
 
-    def __init__(
-        self,
-        identity: Identity,
-        *,
-        credentials: Credentials,
-        boot: str,
-        alive: Callable[[], float],
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        origin = identity.origin
-        secret = credentials.client_secret
-        derive = HKDF(algorithm=SHA256(), length=32, salt=identity.digest().encode(), info=_FORMAT)
-        self._origin = origin
-        self._account = credentials.account_id
-        self._cipher = AESGCM(derive.derive(secret.reveal(to=origin).encode()))
-        self._digest = secret.digest().encode()
+    def __init__(self, identity: Identity, *, keyring: Keyring) -> None:
+        self._origin = identity.origin
         self._identity = identity.digest().encode()
-        self._boot = boot
-        self._alive = alive
-        self._wall = wall
+        self._keyring = keyring
+        self._ciphers: dict[str, AESGCM] = {}  # by digest of the client secret
+        self._key = b""
+        self._wraps: dict[str, bytes] = {}  # the key, by digest of the client secret
 
-    def close(self, held: Held) -> bytes:
-        """The value, sealed."""
+    def close(self, held: Held, stamp: Mapping[str, Any], *, now: float) -> bytes:
+        """The value, sealed for every secret that is set here or in force.
+
+        Until a new secret has had the time to get everywhere, also for those that others have
+        sealed it for.
+
+        Args:
+            held: the value.
+            stamp: whatever else is to be known of it, fit for JSON.
+            now: the time.
+        """
+        in_force = self._keyring.find(held.secret)
+        if not self._key or (in_force is not None and switch_is_over(held, now=now)):
+            self._key, self._wraps = os.urandom(_KEY), {}
+        for secret in (*self._keyring.given, *([in_force] if in_force else ())):
+            if secret.digest() not in self._wraps:
+                self._wraps[secret.digest()] = self._encrypted(self._cipher(secret), self._key)
         token = held.token
-        value: dict[str, Any] = {
-            "boot": self._boot,
-            "alive": self._alive(),
-            "wall": self._wall(),
-            "account": self._account,
-            "held": asdict(replace(held, token=None)),
-        }
+        value: dict[str, Any] = {"stamp": stamp, "held": asdict(replace(held, token=None))}
         if token is not None:
             value["token"] = {
                 "access": token.access.reveal(to=self._origin),
@@ -103,37 +102,56 @@ class Seal:
                 "generation": token.generation,
                 "lifetime": asdict(token.lifetime),
             }
-        head = b"%b\n%b\n" % (_FORMAT, self._digest)
-        nonce = os.urandom(_NONCE)
-        return (
-            head + nonce + self._cipher.encrypt(nonce, orjson.dumps(value), head + self._identity)
-        )
+        lines = [f"{name} {base64.b64encode(self._wraps[name]).decode()}" for name in self._wraps]
+        head = b"%b\n%b\n\n" % (_FORMAT, "\n".join(lines).encode())
+        return head + self._encrypted(AESGCM(self._key), orjson.dumps(value), about=head)
 
-    def open(self, data: bytes) -> Held:
-        """What was sealed.
+    def open(self, data: bytes) -> tuple[Held, Mapping[str, Any]]:
+        """What was sealed, and its stamp.
 
         Raises:
-            Unreadable: it was not sealed by us, or with another secret.
+            Unreadable: it was not sealed by us, or with other secrets.
         """
-        kind, _, rest = data.partition(b"\n")
-        digest, _, sealed = rest.partition(b"\n")
+        head, end, sealed = data.partition(b"\n\n")
+        kind, _, lines = head.partition(b"\n")
         if kind != _FORMAT:
             raise Unreadable("it is no session of this version of the proxy")
-        if digest != self._digest:
-            raise Unreadable("it was written with another client secret")
-        head = data[: len(data) - len(sealed)]
-        nonce, body = sealed[:_NONCE], sealed[_NONCE:]
         try:
-            value = orjson.loads(self._cipher.decrypt(nonce, body, head + self._identity))
-            return self._restored(value)
+            wraps = {
+                name: base64.b64decode(wrapped, validate=True)
+                for name, wrapped in (line.split(" ") for line in lines.decode("ascii").split("\n"))
+            }
+            mine = next((one for one in self._keyring.known if one.digest() in wraps), None)
+            if mine is None:
+                raise Unreadable("it was written with another client secret", foreign=True)
+            key = self._decrypted(self._cipher(mine), wraps[mine.digest()])
+            value = orjson.loads(self._decrypted(AESGCM(key), sealed, about=head + end))
+            held = self._restored(value)
+            stamp: Mapping[str, Any] = value["stamp"]
         except (InvalidTag, ValueError):
             raise Unreadable("it is corrupt, or of another session") from None
         except (KeyError, TypeError):
             raise Unreadable("it was written by another version of the proxy") from None
+        self._key, self._wraps = key, wraps
+        return held, stamp
+
+    def _cipher(self, secret: Secret) -> AESGCM:
+        digest = secret.digest()
+        if digest not in self._ciphers:
+            derive = HKDF(algorithm=SHA256(), length=_KEY, salt=self._identity, info=_FORMAT)
+            self._ciphers[digest] = AESGCM(derive.derive(secret.reveal(to=self._origin).encode()))
+        return self._ciphers[digest]
+
+    def _encrypted(self, cipher: AESGCM, data: bytes, *, about: bytes = b"") -> bytes:
+        nonce = os.urandom(_NONCE)
+        return nonce + cipher.encrypt(nonce, data, about + self._identity)
+
+    def _decrypted(self, cipher: AESGCM, data: bytes, *, about: bytes = b"") -> bytes:
+        return cipher.decrypt(data[:_NONCE], data[_NONCE:], about + self._identity)
 
     def _restored(self, value: Mapping[str, Any]) -> Held:
         kept = dict(value["held"])
-        for name in ("forced", "deaths"):
+        for name in ("forced", "deaths", "rejected"):
             kept[name] = tuple((one, other) for one, other in kept[name])
         kept["seen"] = tuple(kept["seen"])
         held = Held(**kept | {"trouble": Trouble(**kept["trouble"])})
@@ -143,23 +161,4 @@ class Seal:
             )
             token = Token(access, refresh, told["generation"], Lifetime(**told["lifetime"]))
             held = replace(held, token=token)
-        return self._of_this_clock(held, value)
-
-    def _of_this_clock(self, held: Held, value: Mapping[str, Any]) -> Held:
-        """The same by our own clock that runs during sleep."""
-        now, wall = self._alive(), self._wall()
-        if self._boot and value["boot"] == self._boot and now >= value["alive"]:
-            return held
-        passed = wall - value["wall"]
-        if passed < -_SAME_CLOCK:  # nobody knows how long ago it was written
-            return replace(held, token=None, trouble=Trouble(), gap_until=0.0, forced=(), deaths=())
-        by = now - max(0.0, passed) - value["alive"]
-        token, trouble = held.token, held.trouble
-        return replace(
-            held,
-            token=token and replace(token, lifetime=token.lifetime.moved(by)),
-            gap_until=held.gap_until + by,
-            forced=tuple((at + by, who) for at, who in held.forced),
-            deaths=tuple((number, at + by) for number, at in held.deaths),
-            trouble=replace(trouble, retry_at=trouble.retry_at + by),
-        )
+        return held

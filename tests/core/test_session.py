@@ -35,7 +35,9 @@ WALL = 1_780_000_000.0
 def grant(held, text="token", *, now=0.0, life=1000.0, refresh="refresh"):
     lifetime = Lifetime.begin(life, now=now, wall=WALL + now, early=300, urgent=30, jitter=0)
     access, refresh = Secret(text, origin=ORIGIN), Secret(refresh, origin=ORIGIN)
-    return granted(held, access=access, refresh=refresh, lifetime=lifetime)
+    return granted(
+        held, access=access, refresh=refresh, lifetime=lifetime, secret="digest", now=0.0
+    )
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_a_refresh_needs_a_living_token_of_its_own(held):
     assert not by_issue(held, Decision.RENEW, now=0)
     assert by_issue(held, Decision.FORCE, now=0)
     assert by_issue(held, Decision.RENEW, now=1000)
-    assert by_issue(held.without(1), Decision.RENEW, now=0)
+    assert by_issue(held.without(held.token), Decision.RENEW, now=0)
     assert by_issue(replace(held, calling=True), Decision.RENEW, now=0)
     assert by_issue(grant(Held(), refresh=""), Decision.RENEW, now=0)
 
@@ -201,7 +203,7 @@ def test_the_store_is_believed_unless_it_has_lost_something(held):
     assert newer(older, second) is second
     assert newer(second, older) is second
     assert newer(second, Held()) is second
-    refused_elsewhere = second.without(2)
+    refused_elsewhere = second.without(second.token)
     assert newer(second, refused_elsewhere) is refused_elsewhere
     assert newer(accepted(second, 2), second).accepted
     failing = failed(second, reason="store", text="no", now=5, jitter=0)

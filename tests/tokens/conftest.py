@@ -10,7 +10,8 @@ import pytest
 from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.settings import parse_origin
-from proxy.tokens.file_store import FileStore
+from proxy.tokens.file_store import FileStore, MachineClock
+from proxy.tokens.keyring import Keyring
 from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError, NombaAuth
 from proxy.tokens.seal import Identity, Seal
@@ -18,6 +19,7 @@ from proxy.tokens.store import MemoryStore
 from proxy.upstream.dialler import Dialler, Timeouts
 
 ORIGIN = "https://issuer.test"
+SECRET = "the-client-secret"
 
 
 async def settle():
@@ -67,7 +69,8 @@ class Issuer:
     """Stands in for NombaAuth: every call is counted, can be held, and can fail.
 
     `failing` maps a call's name to the exception it raises; `takes` is how long a call
-    lasts; `token` overrides the access token brought.
+    lasts; `token` overrides the access token brought. `takes_secret` are the client secrets that it
+    takes, if not all; `secrets` are those it was given.
     """
 
     time: FrozenTime
@@ -80,11 +83,12 @@ class Issuer:
     failing: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, float]] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
+    takes_secret: set[str] = field(default_factory=set)
+    secrets: list[str] = field(default_factory=list)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
 
     def __post_init__(self):
-        secret = Secret("the-client-secret", origin=ORIGIN)
-        self.credentials = Credentials(ORIGIN, "client", secret, "account")
+        self.credentials = Credentials(ORIGIN, "client", "account")
 
     def count(self, *names):
         return sum(name in names for name, _ in self.calls)
@@ -102,7 +106,11 @@ class Issuer:
         """Keep calls of that name unanswered until the event is set."""
         return self.gates.setdefault(name, asyncio.Event())
 
-    async def issue(self):
+    async def issue(self, secret):
+        self.secrets.append(secret.reveal(to=ORIGIN))
+        if self.takes_secret and self.secrets[-1] not in self.takes_secret:
+            await self._work("issue")
+            raise WRONG_SECRET
         return await self._grant("issue")
 
     async def refresh(self, *, access_token, refresh_token):
@@ -133,6 +141,27 @@ class Issuer:
         )
 
 
+class Counted(Session):
+    """A session whose tokens tests call by their generation."""
+
+    def __init__(self, *args, **options):
+        self.tokens = {}
+        super().__init__(*args, **options)
+
+    def __setattr__(self, name, value):
+        if name == "_held" and value.token is not None:
+            self.tokens[value.token.generation] = value.token
+        super().__setattr__(name, value)
+
+    async def renew(self, *, after, by):
+        self._listen()
+        return await super().renew(after=self.tokens[after], by=by)
+
+    def refused(self, generation, *, by):
+        self._listen()
+        super().refused(self.tokens[generation], by=by)
+
+
 DOWN = IssuerError("issue: no connection", reason="unreachable")
 WRONG_SECRET = IssuerError("issue: HTTP 401, envelope code 401", reason="credentials")
 
@@ -157,6 +186,11 @@ async def time():
 
 
 @pytest.fixture
+def counted():
+    return Counted
+
+
+@pytest.fixture
 def issuer(time):
     return Issuer(time)
 
@@ -171,12 +205,13 @@ def events():
 def file_store(tmp_path, time, issuer):
     """Make a store as another process would, of the session in a folder of this test."""
 
-    def make(*, warn=None, boot="boot", clocks=time.clocks, credentials=issuer.credentials):
+    def make(*, warn=None, boot="boot", clocks=time.clocks, secret=SECRET):
         identity = Identity(ORIGIN, "client")
-        seal = Seal(
-            identity, credentials=credentials, boot=boot, alive=clocks.alive, wall=clocks.wall
+        seal = Seal(identity, keyring=Keyring(Secret(secret, origin=ORIGIN)))
+        clock = MachineClock(boot, alive=clocks.alive, wall=clocks.wall)
+        return FileStore(
+            tmp_path, identity=identity, seal=seal, clock=clock, warn=warn or pytest.fail
         )
-        return FileStore(tmp_path, identity=identity, seal=seal, warn=warn or pytest.fail)
 
     return make
 
@@ -193,9 +228,10 @@ async def begin(time, issuer, events, store):
     begun = []
 
     async def start(**settings):
-        session = Session(
+        session = Counted(
             "nomba",
             auth=issuer,
+            keyring=Keyring(Secret(SECRET, origin=ORIGIN)),
             store=store(),
             limits=Limits(**settings),
             clocks=time.clocks,
@@ -224,7 +260,6 @@ def credentials(simulator):
     return Credentials(
         simulator.origin,
         switches.client_id,
-        Secret(switches.client_secret, origin=simulator.origin),
         switches.account_id,
     )
 

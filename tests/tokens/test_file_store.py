@@ -12,11 +12,12 @@ from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
 from proxy.core.session import Held, Limits, Trouble, granted
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
-from proxy.tokens.manager import Clocks, Session
-from proxy.tokens.nomba import Credentials
+from proxy.tokens.keyring import Keyring
+from proxy.tokens.manager import Clocks
 from proxy.tokens.store import StoreFailed
 
 ORIGIN = "https://issuer.test"
+SECRET = "the-client-secret"
 PAIR = ("shop", "/v1/x")
 
 
@@ -32,22 +33,30 @@ def named(events, name):
 def some(text="token", *, generation=0, life=1000.0):
     lifetime = Lifetime.begin(life, now=1000, wall=0, early=300, urgent=30, jitter=0)
     access, refresh = Secret(text, origin=ORIGIN), Secret("refresh-" + text, origin=ORIGIN)
-    held = granted(Held(generation=generation), access=access, refresh=refresh, lifetime=lifetime)
+    held = granted(
+        Held(generation=generation),
+        access=access,
+        refresh=refresh,
+        lifetime=lifetime,
+        secret=Secret(SECRET, origin=ORIGIN).digest(),
+        now=1000,
+    )
     return replace(
         held, forced=((1.0, "shop"),), deaths=((1, 2.0),), trouble=Trouble(1, 5.0, "reply", "no")
     )
 
 
 @pytest.fixture
-async def join(issuer, time, events, file_store):
+async def join(issuer, time, events, file_store, counted):
     """Another process that shares the session: joins as one that has just been started."""
     joined = []
 
-    async def start(*, warn=None, auth=issuer, **limits):
-        session = Session(
+    async def start(*, warn=None, auth=issuer, secret=SECRET, **limits):
+        session = counted(
             "nomba",
             auth=auth,
-            store=file_store(warn=warn, credentials=auth.credentials),
+            keyring=Keyring(Secret(secret, origin=ORIGIN)),
+            store=file_store(warn=warn, secret=secret),
             limits=Limits(**limits),
             clocks=time.clocks,
             emit=events.append,
@@ -286,15 +295,15 @@ import asyncio, sys
 from pathlib import Path
 from proxy.core.secret import Secret
 from proxy.core.session import Held
-from proxy.tokens.file_store import FileStore
-from proxy.tokens.nomba import Credentials
+from proxy.tokens.file_store import FileStore, MachineClock
+from proxy.tokens.keyring import Keyring
 from proxy.tokens.seal import Identity, Seal
 
 async def main():
     origin, identity = sys.argv[2], Identity(sys.argv[2], "client")
-    me = Credentials(origin, "client", Secret("the-client-secret", origin=origin), "account")
-    seal = Seal(identity, credentials=me, boot="boot", alive=lambda: 1000.0)
-    store = FileStore(Path(sys.argv[1]), identity=identity, seal=seal, warn=print)
+    seal = Seal(identity, keyring=Keyring(Secret("the-client-secret", origin=origin)))
+    clock = MachineClock("boot", alive=lambda: 1000.0, wall=lambda: 0.0)
+    store = FileStore(Path(sys.argv[1]), identity=identity, seal=seal, clock=clock, warn=print)
     async with store.lease():
         print("held", flush=True)
         await asyncio.sleep(60)
@@ -329,7 +338,7 @@ async def test_the_lease_of_a_killed_process_is_free(tmp_path, file_store):
 
 async def test_everything_that_is_known_comes_back(file_store):
     one, other = file_store(), file_store()
-    for held in (some(), some().without(1), Held(stopped=True)):
+    for held in (some(), replace(some(), token=None), Held(stopped=True)):
         async with one.lease():
             await one.save(held)
         assert other.news() == held
@@ -361,7 +370,7 @@ DAMAGE = {
     "one bit of the value": lambda data: flipped(data, len(data) // 2),
     "one bit of the nonce": lambda data: flipped(data, data.index(b"\n", 30) + 1),
     "one bit of the secret's digest": lambda data: flipped(data, 25),
-    "another format": lambda data: data.replace(b"session 1", b"session 9"),
+    "another format": lambda data: data.replace(b"session 2", b"session 9"),
     "something else": lambda data: b'{"access_token": "evil"}',
     "large": lambda data: data + bytes(10_000_000),
 }
@@ -421,10 +430,7 @@ async def test_after_that_there_is_still_one_holder_at_a_time(file_store, time, 
 async def test_what_another_secret_wrote_is_ignored_and_said_to_be(join, issuer, time):
     warnings = []
     await join(warn=warnings.append)
-    issuer.credentials = Credentials(
-        ORIGIN, "client", Secret("a-new-client-secret", origin=ORIGIN), "account"
-    )
-    session = await join(warn=warnings.append)
+    session = await join(warn=warnings.append, secret="a-new-client-secret")
     assert session.lend() is not None
     assert issuer.names == ["issue", "issue"]
     assert "another client secret" in warnings[0]
@@ -502,13 +508,11 @@ async def test_who_has_another_secret_leaves_the_session_alone_until_it_has_a_to
 ):
     first = await join()
     await first.close(revoke=False)
-    mine, theirs = issuer.credentials, Secret("a-mistyped-secret", origin=ORIGIN)
-    issuer.credentials = replace(mine, client_secret=theirs)
     issuer.failing = wrong_secret
-    mistaken = await join(warn=lambda _: None)
+    mistaken = await join(warn=lambda _: None, secret="a-mistyped-secret")
     await time.advance(100)
     assert mistaken.status().failures == 3
-    issuer.credentials, issuer.failing = mine, {}
+    issuer.failing = {}
     again = await join()
     assert (await again.borrow()).generation == 1
     assert issuer.names == ["issue"] * 4
@@ -542,11 +546,13 @@ async def test_a_pipe_in_the_place_of_the_session_is_ignored(join, issuer, tmp_p
 
 
 async def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path, issuer, time):
-    from proxy.tokens.file_store import FileStore
+    from proxy.tokens.file_store import FileStore, MachineClock
     from proxy.tokens.seal import Identity, Seal
 
     (tmp_path / "file").write_text("")
     identity = Identity(ORIGIN, "client")
-    seal = Seal(identity, credentials=issuer.credentials, boot="", alive=lambda: 0.0)
+    seal = Seal(identity, keyring=Keyring(Secret(SECRET, origin=ORIGIN)))
+    clock = MachineClock("", alive=lambda: 0.0, wall=lambda: 0.0)
+    folder = tmp_path / "file" / "x"
     with pytest.raises(StoreFailed, match="file"):
-        FileStore(tmp_path / "file" / "x", identity=identity, seal=seal, warn=pytest.fail)
+        FileStore(folder, identity=identity, seal=seal, clock=clock, warn=pytest.fail)

@@ -7,8 +7,10 @@ import random
 
 import pytest
 
+from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.keyring import Keyring
 from proxy.tokens.manager import Clocks, Session
 from proxy.tokens.nomba import IssuerError
 from proxy.tokens.store import MemoryStore
@@ -995,6 +997,7 @@ async def test_close_right_after_start_leaves_no_task(issuer, time):
     session = Session(
         "nomba",
         auth=issuer,
+        keyring=Keyring(Secret("the-client-secret", origin="https://issuer.test")),
         store=MemoryStore(),
         limits=Limits(),
         clocks=time.clocks,
@@ -1096,7 +1099,7 @@ def sleep():
 
 
 @pytest.fixture
-async def wired(auth, sleep):
+async def wired(auth, sleep, simulator):
     """A session whose issuer is the simulator."""
     loop = asyncio.get_running_loop()
     clocks = Clocks(
@@ -1107,6 +1110,7 @@ async def wired(auth, sleep):
     session = Session(
         "nomba",
         auth=auth,
+        keyring=Keyring(Secret(simulator.switches.client_secret, origin=simulator.origin)),
         store=MemoryStore(),
         limits=Limits(),
         clocks=clocks,
@@ -1124,9 +1128,9 @@ async def test_two_hundred_first_requests_cost_one_issue_on_the_wire(wired, simu
 
 
 async def test_two_hundred_refusals_cost_one_issue_on_the_wire(wired, simulator):
-    await wired.borrow()
+    first = await wired.borrow()
     simulator.revoke()
-    tokens = await asyncio.gather(*(wired.renew(after=1, by=PAIR) for _ in range(200)))
+    tokens = await asyncio.gather(*(wired.renew(after=first, by=PAIR) for _ in range(200)))
     assert {token.generation for token in tokens} == {2}
     assert [request.path for request in simulator.received] == [ISSUE, ISSUE]
 

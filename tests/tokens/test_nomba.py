@@ -45,6 +45,10 @@ def grant(**changes):
     return {"code": "00", "description": "Success", "data": kept}
 
 
+def secret_of(simulator):
+    return Secret(simulator.switches.client_secret, origin=simulator.origin)
+
+
 def reveal(secret, simulator):
     return secret.reveal(to=simulator.origin)
 
@@ -70,7 +74,7 @@ def head(simulator, call, body, *extra):
 
 
 async def test_issue_sends_exactly_the_documented_call(auth, simulator):
-    await auth.issue()
+    await auth.issue(secret_of(simulator))
     [sent] = simulator.received
     assert sent.raw_head == head(simulator, "issue", sent.body)
     assert json.loads(sent.body) == {
@@ -81,7 +85,7 @@ async def test_issue_sends_exactly_the_documented_call(auth, simulator):
 
 
 async def test_refresh_sends_exactly_the_documented_call_with_the_current_token(auth, simulator):
-    first = await auth.issue()
+    first = await auth.issue(secret_of(simulator))
     await auth.refresh(access_token=first.access_token, refresh_token=first.refresh_token)
     [sent] = simulator.calls(REFRESH)
     bearer = f"Authorization: Bearer {reveal(first.access_token, simulator)}"
@@ -93,7 +97,7 @@ async def test_refresh_sends_exactly_the_documented_call_with_the_current_token(
 
 
 async def test_revoke_sends_exactly_the_documented_call_without_a_bearer(auth, simulator):
-    first = await auth.issue()
+    first = await auth.issue(secret_of(simulator))
     await auth.revoke(first.access_token)
     [sent] = simulator.calls(REVOKE)
     assert sent.raw_head == head(simulator, "revoke", sent.body)
@@ -104,12 +108,11 @@ async def test_revoke_sends_exactly_the_documented_call_without_a_bearer(auth, s
     assert sent.status == 200
 
 
-async def test_what_is_needed_in_json_is_escaped_and_not_cut(simulator, credentials, call):
+async def test_what_is_needed_in_json_is_escaped_and_not_cut(auth, simulator):
     odd = 'a"b\\c\u00e9 \u20ac'
     simulator.switches.client_secret = odd
     secret = Secret(odd, origin=simulator.origin)
-    mine = NombaAuth(replace(credentials, client_secret=secret), call=call, timeout=20)
-    await mine.issue()
+    await auth.issue(secret)
     assert json.loads(simulator.received[0].body)["client_secret"] == odd
 
 
@@ -118,14 +121,14 @@ async def test_what_is_needed_in_json_is_escaped_and_not_cut(simulator, credenti
 
 async def test_a_grant_holds_what_the_reply_held(auth, simulator):
     simulator.fail(ISSUE, body=grant())
-    got = await auth.issue()
+    got = await auth.issue(secret_of(simulator))
     assert reveal(got.access_token, simulator) == "access"
     assert reveal(got.refresh_token, simulator) == "refresh"
     assert (got.life, got.account_id) == (1234, "account")
 
 
 async def test_granted_tokens_are_pinned_to_the_issuer_and_do_not_print(auth, simulator):
-    got = await auth.issue()
+    got = await auth.issue(secret_of(simulator))
     for secret in (got.access_token, got.refresh_token):
         assert reveal(secret, simulator) not in repr(got)
         with pytest.raises(SecretMisuse):
@@ -133,7 +136,7 @@ async def test_granted_tokens_are_pinned_to_the_issuer_and_do_not_print(auth, si
 
 
 async def test_a_secret_pinned_elsewhere_is_not_sent(auth, simulator):
-    await auth.issue()
+    await auth.issue(secret_of(simulator))
     alien = Secret(MARK, origin="https://api.nomba.com")
     with pytest.raises(SecretMisuse):
         await auth.revoke(alien)
@@ -143,7 +146,7 @@ async def test_a_secret_pinned_elsewhere_is_not_sent(auth, simulator):
 @pytest.mark.parametrize("refresh", [None, "", 7, ["x"], {}])
 async def test_a_missing_or_odd_refresh_token_is_none_and_no_failure(auth, simulator, refresh):
     simulator.fail(ISSUE, body=grant(refresh_token=refresh))
-    got = await auth.issue()
+    got = await auth.issue(secret_of(simulator))
     assert not got.refresh_token
     assert reveal(got.access_token, simulator) == "access"
 
@@ -151,12 +154,12 @@ async def test_a_missing_or_odd_refresh_token_is_none_and_no_failure(auth, simul
 @pytest.mark.parametrize("business", [None, 7, [], {}])
 async def test_a_missing_or_odd_business_id_is_none_and_no_failure(auth, simulator, business):
     simulator.fail(ISSUE, body=grant(businessId=business))
-    assert (await auth.issue()).account_id == ""
+    assert (await auth.issue(secret_of(simulator))).account_id == ""
 
 
 async def test_status_false_on_a_success_means_nothing(auth, simulator):
     simulator.fail(ISSUE, body=grant() | {"status": False})
-    assert (await auth.issue()).life == 1234
+    assert (await auth.issue(secret_of(simulator))).life == 1234
 
 
 # -- life -------------------------------------------------------------------------------
@@ -178,9 +181,9 @@ async def test_every_form_of_expiry_gives_the_real_life_whatever_the_issuers_clo
     frozen_simulator.switches.clock_skew = skew
     origin = parse_origin(frozen_simulator.origin)
     secret = Secret(frozen_simulator.switches.client_secret, origin=origin.text)
-    mine = replace(credentials, origin=origin.text, client_secret=secret)
+    mine = replace(credentials, origin=origin.text)
     dialler = Dialler(origin, timeouts=Timeouts())
-    got = await NombaAuth(mine, call=dialler.call, timeout=20).issue()
+    got = await NombaAuth(mine, call=dialler.call, timeout=20).issue(secret)
     assert 1234 <= got.life < 1235  # `Date` has no fractions
 
 
@@ -211,7 +214,7 @@ async def test_an_expiry_that_cannot_be_used_falls_through_to_the_next(
     auth, simulator, fields, life
 ):
     simulator.fail(ISSUE, body=grant(**fields))
-    assert (await auth.issue()).life == life
+    assert (await auth.issue(secret_of(simulator))).life == life
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ async def test_an_expiry_that_cannot_be_used_falls_through_to_the_next(
 async def test_an_odd_date_of_the_reply_costs_no_token(auth, simulator, date):
     expires = grant(expiresAt="2026-07-07T23:10:48Z")
     simulator.fail(ISSUE, body=expires, headers=(("Date", date),))
-    assert (await auth.issue()).life == 1234
+    assert (await auth.issue(secret_of(simulator))).life == 1234
 
 
 # -- failures ---------------------------------------------------------------------------
@@ -298,7 +301,7 @@ def _calls(auth, simulator):
     origin = simulator.origin
     access, refresh = Secret("access-" + MARK, origin=origin), Secret("r-" + MARK, origin=origin)
     return {
-        ISSUE: auth.issue,
+        ISSUE: lambda: auth.issue(secret_of(simulator)),
         REFRESH: lambda: auth.refresh(access_token=access, refresh_token=refresh),
         REVOKE: lambda: auth.revoke(access),
     }
@@ -331,25 +334,25 @@ async def test_a_success_without_a_usable_token_is_a_failure(auth, simulator, pa
 @pytest.mark.parametrize("form", ["401", "200"])
 async def test_a_wrong_secret_is_told_apart_in_both_forms(auth, simulator, form):
     simulator.switches.wrong_secret = form
-    simulator.switches.client_secret = "another"
+    wrong = Secret("another", origin=simulator.origin)
     with pytest.raises(IssuerError) as caught:
-        await auth.issue()
+        await auth.issue(wrong)
     assert caught.value.reason == "credentials"
 
 
 async def test_an_edge_page_hints_at_the_allowlist(auth, simulator):
     simulator.fail(ISSUE, status=403, body=b"<html>Unknown Source</html>")
     with pytest.raises(IssuerError, match="allowlist"):
-        await auth.issue()
+        await auth.issue(secret_of(simulator))
 
 
 async def test_an_expired_bearer_and_a_used_refresh_token_are_replies(auth, simulator):
-    first = await auth.issue()
+    first = await auth.issue(secret_of(simulator))
     pair = {"access_token": first.access_token, "refresh_token": first.refresh_token}
     simulator.expire()
     with pytest.raises(IssuerError, match="HTTP 400") as expired:
         await auth.refresh(**pair)
-    second = await auth.issue()
+    second = await auth.issue(secret_of(simulator))
     with pytest.raises(IssuerError, match="HTTP 404") as used:
         await auth.refresh(access_token=second.access_token, refresh_token=first.refresh_token)
     assert (expired.value.reason, used.value.reason) == ("reply", "reply")
@@ -359,7 +362,7 @@ async def test_an_expired_bearer_and_a_used_refresh_token_are_replies(auth, simu
 async def test_no_answer_within_the_timeout_is_unreachable(simulator, credentials, call, before):
     impatient = NombaAuth(credentials, call=call, timeout=0.05)
     with simulator.hold(ISSUE, before=before), pytest.raises(IssuerError) as caught:
-        await impatient.issue()
+        await impatient.issue(secret_of(simulator))
     assert caught.value.reason == "unreachable"
     assert simulator.count(ISSUE) == 1
 
@@ -369,20 +372,20 @@ async def test_nobody_listening_is_unreachable(credentials):
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         origin = parse_origin(f"http://127.0.0.1:{taken.getsockname()[1]}")
         secret = Secret(MARK, origin=origin.text)
-        mine = replace(credentials, origin=origin.text, client_secret=secret)
+        mine = replace(credentials, origin=origin.text)
         call = Dialler(origin, timeouts=Timeouts()).call
         with pytest.raises(IssuerError) as caught:
-            await NombaAuth(mine, call=call, timeout=20).issue()
+            await NombaAuth(mine, call=call, timeout=20).issue(secret)
     assert caught.value.reason == "unreachable"
     assert MARK not in everything_told(caught.value)
 
 
 async def test_a_cancelled_call_lets_go_of_its_connection(auth, simulator):
     with simulator.hold(ISSUE) as hold:
-        call = asyncio.create_task(auth.issue())
+        call = asyncio.create_task(auth.issue(secret_of(simulator)))
         await hold.caught()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    await auth.issue()
+    await auth.issue(secret_of(simulator))
     assert simulator.count(ISSUE) == 2

@@ -1,0 +1,348 @@
+"""A session kept on a Valkey or Redis server, for all replicas that reach it.
+
+Three keys, which a script changes together: the sealed value with its generation, a count of the
+writes and the fence of the last writer; the lease, which ends by itself; the fence, which counts
+leases. A lease is a time, and a process may be stopped for longer: so a write names the lease and
+what it is based on, and is refused if anybody has come in between. What the issuer did in the
+meantime no fence can undo: at most one renewal is made too often for each holder that was killed
+or stopped.
+
+The server may lose everything. Whoever remembers a newer generation than it has writes that back,
+and a process that knows nothing and finds nothing waits for that before it logs in.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from proxy.core.session import Held, Token
+from proxy.tokens.seal import Identity, Seal, Unreadable
+from proxy.tokens.store import StoreFailed
+from proxy.valkey import Unreachable, Valkey
+
+_TURN = 0.25  # seconds between two tries to get the lease, should no message come
+_REMEMBERED = 1.0  # seconds that others have to write back what the server has lost
+_SOONER = 0.1  # of the margin, by which replicas renew at different times
+_WROTE, _FREE = b"w", b"f"  # messages: there is a new value; the lease is free
+
+_VALUE = """
+local function value()
+  local found = redis.call('HMGET', KEYS[1], 'value', 'generation', 'count', 'fence')
+  return {found[1] or '', tonumber(found[2] or 0), tonumber(found[3] or 0), tonumber(found[4] or 0)}
+end
+local function write(generation, fence, sealed)
+  local count = redis.call('HINCRBY', KEYS[1], 'count', 1)
+  redis.call('HSET', KEYS[1], 'value', sealed, 'generation', generation, 'fence', fence)
+  redis.call('PUBLISH', KEYS[4], 'w')
+  return count
+end
+local now = redis.call('TIME')
+"""
+# -> time, value; without it if count and generation are those known
+_READ = (
+    _VALUE
+    + """
+local stored = value()
+if stored[3] == tonumber(ARGV[1]) and stored[2] == tonumber(ARGV[2]) then stored = false end
+return {now, stored}
+"""
+)
+# -> time, milliseconds that another's lease lasts or 0, fence, value
+_ACQUIRE = (
+    _VALUE
+    + """
+local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] then return {now, math.max(redis.call('PTTL', KEYS[2]), 1)} end
+local fence = math.max(tonumber(redis.call('GET', KEYS[3]) or 0), value()[4], tonumber(ARGV[3])) + 1
+redis.call('SET', KEYS[3], fence)
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return {now, 0, fence, value()}
+"""
+)
+# -> time, whether it was still there
+_EXTEND = """
+local mine = redis.call('GET', KEYS[2]) == ARGV[1]
+if mine then redis.call('PEXPIRE', KEYS[2], ARGV[2]) end
+return {redis.call('TIME'), mine and 1 or 0}
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[2]) == ARGV[1] then
+  redis.call('DEL', KEYS[2])
+  redis.call('PUBLISH', KEYS[4], 'f')
+end
+return {redis.call('TIME')}
+"""
+# -> time, count of this write; or 0 and the value that others wrote; or -1 and that, if they have
+# only written back what was lost
+_SAVE = (
+    _VALUE
+    + """
+local holder, stored = redis.call('GET', KEYS[2]), value()
+local fence, count, generation = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local same, mine = stored[3] == count, holder == ARGV[1]
+if stored[4] <= fence and ((mine or not holder) and same
+    or not holder and stored[2] < generation) then
+  return {now, write(generation, fence, ARGV[5])}
+end
+return {now, (mine and stored[4] <= fence) and -1 or 0, stored}
+"""
+)
+# -> time, count of this write; or 0 and the value
+_REFILL = (
+    _VALUE
+    + """
+local stored = value()
+if stored[2] < tonumber(ARGV[1]) then
+  redis.call('HSET', KEYS[1], 'count', math.max(stored[3], tonumber(ARGV[3])))
+  return {now, write(ARGV[1], stored[4], ARGV[2])}
+end
+return {now, 0, stored}
+"""
+)
+
+
+class ValkeyStore:
+    """Keeps one session on a server.
+
+    Args:
+        valkey: the server.
+        identity: of the session.
+        seal: encrypts it.
+        lease: seconds that a lease lasts without being extended.
+        alive: seconds, on a clock that runs during sleep.
+        wall: epoch seconds.
+        random: 0 <= x < 1.
+        warn: told, in words, of a value that cannot be read, and of a lease that was lost.
+    """
+
+    def __init__(
+        self,
+        valkey: Valkey,
+        *,
+        identity: Identity,
+        seal: Seal,
+        lease: float,
+        alive: Callable[[], float],
+        wall: Callable[[], float],
+        random: Callable[[], float],
+        warn: Callable[[str], object],
+    ) -> None:
+        name = f"nomba-proxy:{{{identity.digest()}}}"
+        self._keys = (f"{name}:session", f"{name}:lease", f"{name}:fence", f"{name}:news")
+        self._valkey = valkey
+        self._seal = seal
+        self._life = int(lease * 1000)
+        self._alive = alive
+        self._wall = wall
+        self._sooner = _SOONER * random()
+        self._warn = warn
+        self._known = Held()  # the newest there is, as far as this process knows
+        self._times = self._known  # the same by the server's clock, as it was written or read
+        self._count, self._generation, self._fence = 0, 0, 0  # of what is stored
+        self._base = (0, 0)  # count and generation of what the lease's holder has seen
+        self._news: Held | None = None
+        self._unread = ""  # why what is stored cannot be read
+        self._holder = b""
+        self._down = False  # whether somebody was told that the store cannot be used
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._told: Callable[[], object] = bool
+        self._mine = asyncio.Lock()  # the lease is of a process, not of a task
+        self._stirred = asyncio.Event()
+        valkey.follow(self._keys[3], self._look)
+
+    def listen(self, told: Callable[[], object]) -> None:
+        """As `Store`."""
+        self._told = told
+
+    def news(self) -> Held | None:
+        """As `Store`."""
+        news, self._news = self._news, None
+        return news
+
+    # -- the lease ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lease(
+        self, moot: Callable[[], bool] = bool, *, insist: bool = False
+    ) -> AsyncIterator[Held | None]:
+        """As `Store`."""
+        async with self._mine:
+            self._holder = os.urandom(12).hex().encode()
+            extending: asyncio.Task[None] | None = None
+            try:
+                while not moot():
+                    if not await self._acquire():
+                        continue
+                    extending = asyncio.create_task(self._extend(), name="extend the lease")
+                    held = await self._settled(insist=insist)
+                    self._base = self._count, held.generation
+                    yield None if moot() else held
+                    return
+                yield None
+            except Unreachable as error:
+                self._down = True
+                raise StoreFailed(str(error)) from None
+            finally:
+                if extending is not None:
+                    extending.cancel()
+                # It may have been acquired though nobody has heard of it.
+                self._leaving.add(leaving := asyncio.create_task(self._release()))
+                leaving.add_done_callback(self._leaving.discard)
+                await asyncio.shield(leaving)
+
+    async def _acquire(self) -> bool:
+        self._stirred.clear()
+        left, *rest = await self._run(_ACQUIRE, self._holder, self._life, self._fence)
+        if not rest:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left / 1000, _TURN)):
+                    await self._stirred.wait()
+            return False
+        self._fence, stored = rest
+        self._take(stored)
+        return True
+
+    async def _settled(self, *, insist: bool) -> Held:
+        """What there is, once the others had the time to write back what the server has lost."""
+        until = self._alive() + _REMEMBERED
+        while not self._known.generation and not self._unread and self._alive() < until:
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until - self._alive()):
+                    await self._stirred.wait()
+            await self._read()
+        if not self._unread:
+            return self._known
+        if not insist:
+            raise StoreFailed(self._unread, reason="sealed")
+        generation = max(self._generation, self._known.generation)
+        return replace(self._known, token=None, calling=True, generation=generation)
+
+    async def _extend(self) -> None:
+        mine = True
+        while mine:
+            await asyncio.sleep(self._life / 3000)
+            with contextlib.suppress(Unreachable):
+                [mine] = await self._run(_EXTEND, self._holder, self._life)
+
+    async def _release(self) -> None:
+        with contextlib.suppress(Unreachable):
+            await self._run(_RELEASE, self._holder)
+
+    # -- the value ----------------------------------------------------------------------------
+
+    async def save(self, held: Held) -> Held:
+        """As `Store`."""
+        granted = held.generation > self._base[1]
+        while True:
+            self.remember(held)
+            sealed = self._sealed(held)
+            try:
+                count, *rest = await self._run(
+                    _SAVE, self._holder, self._fence, self._base[0], held.generation, sealed
+                )
+            except Unreachable as error:
+                self._down = True
+                raise StoreFailed(str(error)) from None
+            if count > 0:
+                self._count, self._generation, self._unread = count, held.generation, ""
+                self._base = count, held.generation
+                return held
+            if count == 0:
+                self._warn("the session's lease was lost, and others have taken it meanwhile")
+            self._known = Held()  # whatever it was, theirs is the session now
+            self._take(rest[0])
+            self._base = self._count, self._generation
+            if count == 0 or not granted:
+                return self._known
+            # They have written back what was lost: ours is newer than that.
+            held = held.renumbered(self._generation + 1)
+
+    def remember(self, held: Held) -> None:
+        """As `Store`."""
+        if held.generation >= self._known.generation:
+            self._known = held
+
+    async def _look(self, message: bytes) -> None:
+        """See whether there is something new."""
+        if message == _FREE:
+            self._stirred.set()
+            return
+        await self._read()
+
+    async def _read(self) -> None:
+        [stored] = await self._run(_READ, self._count, self._generation)
+        if stored is not None:
+            self._take(stored)
+        elif not self._down:
+            return
+        self._down = False
+        if self._generation < self._known.generation:
+            await self._refill()
+        self._news = self._known
+        self._stirred.set()
+        self._told()
+
+    async def _refill(self) -> None:
+        """Write back what the server has lost."""
+        known = self._known
+        count, *rest = await self._run(_REFILL, known.generation, self._sealed(known), self._count)
+        if count:
+            self._count, self._generation = count, known.generation
+        else:
+            self._take(rest[0])
+
+    def _take(self, stored: list[Any]) -> None:
+        """Know what is stored, unless more is known."""
+        sealed, generation, count, fence = stored
+        self._count, self._generation, self._fence = count, generation, max(fence, self._fence)
+        self._unread = ""
+        if not sealed or generation < self._known.generation:
+            return
+        try:
+            times, _ = self._seal.open(sealed)
+        except Unreadable as error:
+            self._unread = f"the session in the store cannot be used: {error}"
+            self._warn(f"{self._unread}; it is left to those who can read it")
+            return
+        self._times = times
+        self._known = self._here(times)
+
+    # -- the clocks ---------------------------------------------------------------------------
+
+    def _sealed(self, held: Held) -> bytes:
+        """A value by the server's clock, sealed. A token that came from there keeps its times."""
+        there = held.moved(self._valkey.clock.there)
+        token, before = there.token, self._times.token
+        if token is not None and before is not None and token.same(before):
+            there = replace(there, token=replace(token, lifetime=before.lifetime))
+        self._times = there
+        return self._seal.close(there, {}, now=self._alive() + self._valkey.clock.there)
+
+    def _here(self, times: Held) -> Held:
+        """A value by our own clocks."""
+        held = times.moved(self._valkey.clock.here)
+        token = held.token
+        return held if token is None else replace(held, token=self._ours(token))
+
+    def _ours(self, token: Token) -> Token:
+        """A token of the store's, to be renewed a little sooner, and by each replica at another time."""
+        life = token.lifetime
+        renew_at = life.renew_at - self._sooner * (life.dies_at - life.renew_at)
+        wall = self._wall() + renew_at - self._alive()
+        return replace(token, lifetime=replace(life, renew_at=renew_at, renew_wall=wall))
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        return await self._valkey.run(script, keys=self._keys, args=args)
+
+    @property
+    def problem(self) -> str:
+        """As `Store`."""
+        return self._valkey.problem or self._unread
+
+    def close(self) -> None:
+        """There is nothing to let go of: the server is closed by whoever opened it."""

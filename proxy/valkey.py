@@ -1,0 +1,220 @@
+"""A Valkey or Redis server that replicas share: the only module that speaks to one.
+
+What replicas agree on is changed by scripts, which the server runs one at a time, and told of on a
+channel. Nobody trusts that a message arrives: who follows a channel looks after every connect
+and every two seconds as well.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from proxy.core.exchange import Emit, Event
+from proxy.core.lifetime import Backoff
+from proxy.core.secret import STORE, Secret
+
+_CALL = 2.0  # seconds that a call may take, connecting included
+_LOOK_EVERY = 2.0
+# A server that was restarted is met again within half a second: whoever comes to an empty one first
+# waits longer than that for what the others remember.
+_RETRY = Backoff(first=0.05, cap=0.4)
+_SAME_CLOCK = 60.0
+
+Look = Callable[[bytes], Awaitable[None]]
+
+
+class Unreachable(Exception):
+    """The server cannot be used. The text is fit for people."""
+
+
+class StoreClock:
+    """The server's clock, as far as it can be told from here.
+
+    Its time is ours plus an offset that lies between two bounds, which every call narrows. Times
+    are written by the lower and read by the higher one: what dies there dies no later here.
+    """
+
+    def __init__(self) -> None:
+        self._low = self._high = math.nan
+        self._since = -math.inf
+
+    def heard(self, told: float, *, asked: float, now: float) -> None:
+        """Note an answer.
+
+        Args:
+            told: the server's time.
+            asked: ours before the call.
+            now: ours after it.
+        """
+        low, high = told - now, told - asked
+        if now - self._since < _SAME_CLOCK and self._low <= high and low <= self._high:
+            self._low, self._high = max(low, self._low), min(high, self._high)
+        else:  # clocks drift, and are set
+            self._low, self._high, self._since = low, high, now
+
+    @property
+    def there(self) -> float:
+        """What to add to a time of ours."""
+        return self._low
+
+    @property
+    def here(self) -> float:
+        """What to add to a time of the server's; NaN before it was ever reached, as `there`."""
+        return -self._high
+
+
+class Valkey:
+    """The server.
+
+    Args:
+        host, port: of it.
+        tls: whether to speak TLS.
+        ca_file: certificates that its own is checked with, instead of the system's.
+        user: of its access control list, or "".
+        password: pinned to `core.secret.STORE`.
+        database: its number.
+        shown: how it is called in messages.
+        alive: seconds, on a clock that runs during sleep.
+        random: 0 <= x < 1.
+        emit: takes events.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        port: int,
+        tls: bool,
+        ca_file: str | None,
+        user: str,
+        password: Secret | None,
+        database: int,
+        shown: str,
+        alive: Callable[[], float],
+        random: Callable[[], float],
+        emit: Emit,
+    ) -> None:
+        self.clock = StoreClock()
+        self.problem = ""  # why it cannot be reached
+        self._shown = shown
+        self._alive = alive
+        self._random = random
+        self._emit = emit
+        self._told: bool | None = None  # whether it was said to be there
+        self._looks: dict[str, list[Look]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._client = Redis(
+            host=host,
+            port=port,
+            db=database,
+            username=user or None,
+            password=None if password is None else password.reveal(to=STORE),
+            ssl=tls,
+            ssl_ca_certs=ca_file,
+            socket_timeout=_CALL,
+            socket_connect_timeout=_CALL,
+            retry=Retry(NoBackoff(), 0),  # whether to repeat a call is for us to say
+            protocol=2,
+            driver_info=None,
+        )
+
+    async def run(self, script: str, *, keys: tuple[str, ...], args: tuple[Any, ...] = ()) -> Any:
+        """What a script brings, whose answer begins with the server's time, as `TIME` tells it.
+
+        Args:
+            script: in Lua.
+            keys: that it works on, all in one hash slot.
+            args: bytes, texts and whole numbers.
+
+        Raises:
+            Unreachable: it is not known whether it was run.
+        """
+        asked = self._alive()
+        try:
+            async with asyncio.timeout(_CALL):
+                found = await self._client.eval(script, len(keys), *keys, *args)
+        except (RedisError, OSError, TimeoutError) as error:
+            # Another server may have taken its place: that one answers over new connections.
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+            raise self._lost(error) from None
+        (seconds, micros), *rest = found
+        told = int(seconds) + int(micros) / 1e6
+        self.clock.heard(told, asked=asked, now=self._alive())
+        self._back()
+        return rest
+
+    def follow(self, channel: str, look: Look) -> None:
+        """Have `look` called with each message, and with b"" after connecting and now and then.
+
+        What it raises as `Unreachable` is passed over: it is called again.
+        """
+        self._looks.setdefault(channel, []).append(look)
+
+    def start(self) -> None:
+        """Connect, now and whenever the connection is lost."""
+        self._task = asyncio.create_task(self._keep(), name="follow the store")
+
+    async def close(self) -> None:
+        """Let go of it."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        with contextlib.suppress(RedisError, OSError):
+            await self._client.aclose()
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with self._client.pubsub(ignore_subscribe_messages=True) as channels:
+                    async with asyncio.timeout(_CALL):
+                        await channels.subscribe(*self._looks)
+                    await self._look_everywhere()
+                    while True:
+                        message = await channels.get_message(timeout=_LOOK_EVERY)
+                        if message is not None:
+                            for look in self._looks[message["channel"].decode()]:
+                                await self._look(look, message["data"])
+                        else:
+                            await self._look_everywhere()
+                        failures = 0
+            except (RedisError, OSError, TimeoutError) as error:
+                failures += 1
+                self._lost(error)
+                await asyncio.sleep(_RETRY.delay(failures, jitter=self._random()))
+
+    async def _look_everywhere(self) -> None:
+        for looks in self._looks.values():
+            for look in looks:
+                await self._look(look, b"")
+
+    @staticmethod
+    async def _look(look: Look, message: bytes) -> None:
+        with contextlib.suppress(Unreachable):
+            await look(message)
+
+    def _lost(self, error: Exception) -> Unreachable:
+        text = str(error).strip() or "no answer within two seconds"
+        self.problem = f"{self._shown}: {text}"
+        if self._told is not False:
+            self._told = False
+            told: dict[str, object] = {
+                "reason": self.problem,
+                "hint": "The token in hand is used until it dies; nobody logs in meanwhile.",
+            }
+            self._emit(Event("store_lost", "error", fields=told))
+        return Unreachable(self.problem)
+
+    def _back(self) -> None:
+        self.problem = ""
+        if self._told is not True:
+            self._told = True
+            self._emit(Event("store_reached", fields={"store": self._shown}))
