@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from harness import Log, Proxy, ScriptedUpstream, spawned
 from processes import Workers
+from valkeys import ValkeyServer
 from watching import Inspector
 
 from proxy.app import Place, start
@@ -75,6 +76,17 @@ async def start_proxy(simulator, tmp_path):
 @pytest.fixture
 async def proxy(start_proxy):
     return await start_proxy()
+
+
+@pytest.fixture
+async def valkey(tmp_path):
+    """A running server that keeps nothing."""
+    folder = tmp_path / "valkey"
+    folder.mkdir()
+    server = ValkeyServer(folder)
+    await server.start()
+    yield server
+    await server.kill()
 
 
 @pytest.fixture
