@@ -79,6 +79,8 @@ def build_admin(
                 f"{'ok ' if state else 'no '} token of {', '.join(_names(name, sessions))}\n"
                 for name, state in states.items()
             )
+            problems = {str(one.status().get("store") or "") for one in sessions.values()}
+            text += "".join(f"no  store: {one}\n" for one in sorted(problems) if one)
         return web.Response(text=text, status=200 if good else 503)
 
     async def show_metrics(_: web.BaseRequest) -> web.Response:

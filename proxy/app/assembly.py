@@ -12,6 +12,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from proxy.admin import SessionControls
 from proxy.app.callers import end_task, make_callers, signing_key, watch_callers
 from proxy.app.listeners import CannotStart
+from proxy.app.secret_files import SecretFiles, Told
 from proxy.app.sessions import (
     controls_of,
     make_dialler,
@@ -19,14 +20,15 @@ from proxy.app.sessions import (
     make_valkey,
     share,
     to_each,
-    watch_secrets,
     wire,
 )
 from proxy.body import Bodies, BodyLimits
+from proxy.callers.registry import Registry
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit
 from proxy.core.limits import Tally
 from proxy.core.origin import host_name
+from proxy.core.secret import Secret
 from proxy.handler import Callers, Handler, Headers, Limits
 from proxy.settings import (
     ReadyUpstream,
@@ -50,6 +52,7 @@ class Assembly:
         callers: who may call.
         authorities: what this proxy is called; to be completed once that is known.
         key: that phantom tokens are signed with.
+        reread: reads the client secrets again, and tries them.
     """
 
     sessions: Mapping[str, Session]
@@ -59,6 +62,7 @@ class Assembly:
     callers: Callers
     authorities: set[str]
     key: bytes
+    reread: Callable[[], None]
 
 
 def assemble(
@@ -124,9 +128,14 @@ def assemble(
     callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit, tally=tally)
     if valkey is not None:
         valkey.start()
+    told = {
+        name: _telling(session, callers.registry, sharing[name])
+        for name, session in sessions.items()
+    }
+    secrets = SecretFiles(upstreams, told=told, emit=emit)
     for watch_it in (
         watch_callers(settings, registry=callers.registry, emit=telemetry.emit),
-        watch_secrets(upstreams, sessions=sessions, emit=emit),
+        secrets.watch(),
     ):
         stack.push_async_callback(end_task, asyncio.create_task(watch_it))
     authorities: set[str] = set()
@@ -156,7 +165,18 @@ def assemble(
         emit=telemetry.emit,
         watch=watch,
     )
-    return Assembly(sessions, controls, lenders, handler, callers, authorities, key)
+    return Assembly(sessions, controls, lenders, handler, callers, authorities, key, secrets.ask)
+
+
+def _telling(session: Session, registry: Registry, upstreams: tuple[str, ...]) -> Told:
+    """What is told of the client secrets: a session, and who knows those that log in with them."""
+
+    def told(current: Secret, following: Secret | None, *, again: bool) -> None:
+        session.given(current, following, again=again)
+        for name in upstreams:
+            registry.given(name, tuple(filter(None, (following, current))))
+
+    return told
 
 
 def _part(budget: int, one: int, workers: int) -> int:

@@ -59,7 +59,9 @@ def make_callers(
             one.anonymous,
             explicit=options.anonymous is True,
             client_id=one.client_id,
-            client_secret=one.client_secret if accepted else None,
+            client_secrets=tuple(filter(None, (one.next_secret, one.client_secret)))
+            if accepted
+            else (),
             # The simulator has another port whenever it starts.
             realm="simulator" if settings.simulate else one.origin.text,
         )

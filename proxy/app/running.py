@@ -23,6 +23,7 @@ class Running:
         drain: begins the end: once it returns nothing more is accepted. The rest happens
             when the stack is left.
         inspector: the address of the inspector with its key, or "".
+        reread: reads the client secrets again, and tries them.
     """
 
     listen: Address
@@ -31,6 +32,7 @@ class Running:
     faults: str
     drain: Callable[[], Awaitable[None]]
     inspector: str = ""
+    reread: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

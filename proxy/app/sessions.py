@@ -1,9 +1,8 @@
 """Sessions with the upstreams, and the way there."""
 
-import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +18,6 @@ from proxy.handler import Upstream
 from proxy.settings import (
     ReadyUpstream,
     Settings,
-    SettingsError,
     SharedStore,
 )
 from proxy.tokens.file_store import FileStore, MachineClock
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from proxy.valkey import Valkey
 
 _Result = TypeVar("_Result")
-_LOOK_EVERY = 1.0  # seconds between two looks at the client secrets
 
 
 def alive_clock() -> Callable[[], float]:
@@ -204,36 +201,6 @@ def _on_server(
         random=random.random,
         warn=warn,
     )
-
-
-async def watch_secrets(
-    upstreams: Iterable[ReadyUpstream], *, sessions: Mapping[str, Session], emit: Emit
-) -> None:
-    """Take over the client secrets whenever they change, by their content.
-
-    What is new has to be there at two looks in a row: it may have been half written at the first.
-    """
-    watched = [one for one in upstreams if one.name in sessions and one.read_secrets is not None]
-    seen = {one.name: (one.client_secret, one.next_secret) for one in watched}
-    taken, problems = dict(seen), dict.fromkeys(seen, "")
-    while watched:
-        for one in watched:
-            assert one.read_secrets is not None  # noqa: S101 - it is why it is watched
-            try:
-                found = await asyncio.to_thread(one.read_secrets)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is read again
-                first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
-                if first != problems[one.name]:
-                    problems[one.name] = first
-                    emit(Event("secret_not_reloaded", "error", one.name, {"reason": first}))
-                continue
-            problems[one.name] = ""
-            if found == seen[one.name] != taken[one.name]:
-                taken[one.name] = found
-                emit(Event("secret_changed", "info", one.name))
-                sessions[one.name].given(*found)
-            seen[one.name] = found
-        await asyncio.sleep(_LOOK_EVERY)
 
 
 def _boot() -> str:

@@ -124,11 +124,13 @@ async def start(
     # session of the one that is running already.
     for session in made.sessions.values():
         session.start()
-    return Running(listen, admin_listen, upstreams, faults, drain.begin, inspector)
+    return Running(listen, admin_listen, upstreams, faults, drain.begin, inspector, made.reread)
 
 
 async def serve(settings: Settings) -> None:
     """Run until SIGINT or SIGTERM; a second signal cuts what is under way.
+
+    SIGHUP reads the client secrets again.
 
     Raises:
         CannotStart: as `start`.
@@ -140,6 +142,7 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reread)
         await stopping.wait()
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 

@@ -36,15 +36,15 @@ class Door:
     Attributes:
         anonymous: whether the settings let in callers nobody knows.
         explicit: whether they say so themselves, so that adding callers changes nothing.
-        client_id, client_secret: the upstream's own credentials, which log in the built-in
-            caller `owner`; None where they do not.
+        client_id, client_secrets: the upstream's own credentials, which log in the built-in
+            caller `owner`; no secrets where they do not.
         realm: where those credentials are good; what was issued for another is not good here.
     """
 
     anonymous: bool
     explicit: bool = False
     client_id: str = ""
-    client_secret: Secret | None = None
+    client_secrets: tuple[Secret, ...] = ()
     realm: str = ""
 
 
@@ -108,17 +108,31 @@ class Registry:
         self._revoked = revoked
         self._wall = wall
         self._monotonic = monotonic
-        # What owners' tokens were issued for: another secret, client or realm ends them.
+        # What owners log in with, and what their tokens were issued for: another secret, client or
+        # realm ends them.
         self._owners = {
-            name: door.client_secret.fingerprint(
-                partial(phantoms.fingerprint, door.realm, door.client_id)
-            )
+            name: tuple(self._named(one, door) for one in door.client_secrets)
             for name, door in doors.items()
-            if door.client_secret is not None
         }
         self._limiters: dict[str, Limiter] = {}
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
+
+    def _named(self, secret: Secret, door: Door) -> tuple[Secret, str]:
+        name = partial(self._phantoms.fingerprint, door.realm, door.client_id)
+        return secret, secret.fingerprint(name)
+
+    def given(self, upstream: str, secrets: tuple[Secret, ...]) -> None:
+        """Take over the upstream's own client secrets, the newest first.
+
+        Where owners may log in they may with the one before those too: their apps change later.
+        """
+        before = self._owners[upstream]
+        if not before:
+            return
+        fresh = tuple(self._named(one, self._doors[upstream]) for one in secrets)
+        rest = [one for one in before if one not in fresh]
+        self._owners[upstream] = (*fresh, *rest[:1])
 
     def replace(self, roster: Roster) -> None:
         """Take over another roster; what is under way goes on.
@@ -232,7 +246,8 @@ class Registry:
 
     def _with_secret(self, name: str, secret: str, upstream: str) -> Caller | None:
         if name == OWNER:
-            return _OWNER if self._owners.get(upstream) == secret else None
+            owners = self._owners.get(upstream, ())
+            return _OWNER if any(secret == one for _, one in owners) else None
         caller = self._callers.get(name)
         if caller is None or all(one.id != secret for one in caller.secrets):
             return None
@@ -251,13 +266,15 @@ class Registry:
             CallerUnknown: to nobody.
         """
         door = self._doors[upstream]
-        if door.client_secret is not None and client_id == door.client_id:
-            if door.client_secret.holds(secret):
-                return _OWNER, self._owners[upstream]
+        owners = self._owners[upstream]
+        if owners and client_id == door.client_id:
+            for own, name in owners:
+                if own.holds(secret):
+                    return _OWNER, name
         elif (caller := self._callers.get(client_id)) and (digest := caller.find(secret)):
             self._check_living(caller)
             return caller, digest.id
-        hint = _WHO_LOGS_IN + ("." if door.client_secret is None else _OWNERS_TOO)
+        hint = _WHO_LOGS_IN + (_OWNERS_TOO if owners else ".")
         raise CallerUnknown("The client id or secret is wrong.", hint=hint)
 
     def of_refresh(self, refresh: Refresh) -> tuple[Caller, str] | None:
@@ -265,9 +282,9 @@ class Registry:
         if self._wall() >= refresh.expires or refresh.token_id in self._revoked:
             return None
         upstream = refresh.upstream
-        own = self._owners.get(upstream)
-        if own is not None and self._phantoms.is_for(refresh, caller=OWNER, secret=own):
-            return _OWNER, own
+        for _, own in self._owners.get(upstream, ()):
+            if self._phantoms.is_for(refresh, caller=OWNER, secret=own):
+                return _OWNER, own
         for caller in self._roster.callers:
             for one in caller.secrets:
                 if self._phantoms.is_for(refresh, caller=caller.name, secret=one.id):
@@ -278,7 +295,7 @@ class Registry:
     def secret_of(self, name: str, *, upstream: str) -> str | None:
         """The id of a secret that a caller could log in with now; None if it has none."""
         if name == OWNER:
-            return self._owners.get(upstream)
+            return next((own for _, own in self._owners.get(upstream, ())), None)
         caller = self._callers.get(name)
         return caller.secrets[0].id if caller is not None and caller.secrets else None
 

@@ -1,0 +1,88 @@
+"""Client secrets that change while the proxy runs."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from proxy.core.exchange import Emit, Event
+from proxy.core.secret import Secret
+from proxy.settings import ReadyUpstream, SettingsError
+
+_LOOK_EVERY = 1.0  # seconds
+
+_Pair = tuple[Secret, Secret | None]
+
+
+class Told(Protocol):
+    """Takes the secrets that are set."""
+
+    def __call__(self, current: Secret, following: Secret | None, *, again: bool) -> None:
+        """Take them.
+
+        Args:
+            current: the client secret.
+            following: the one that is to replace it, if there is one already.
+            again: whether to try it though it was refused a moment ago.
+        """
+
+
+class SecretFiles:
+    """Looks at the files that client secrets are in, by their content.
+
+    What is new has to be there at two looks in a row: it may have been half written at the first.
+
+    Args:
+        upstreams: all of them.
+        told: by the name that a session goes by.
+        emit: takes events.
+    """
+
+    def __init__(
+        self, upstreams: Iterable[ReadyUpstream], *, told: Mapping[str, Told], emit: Emit
+    ) -> None:
+        self._watched = [one for one in upstreams if one.name in told]
+        self._every = _LOOK_EVERY if any(one.read_secrets for one in self._watched) else None
+        self._told = told
+        self._emit = emit
+        self._seen: dict[str, _Pair] = {
+            one.name: (one.client_secret, one.next_secret) for one in self._watched
+        }
+        self._taken = dict(self._seen)
+        self._problems = dict.fromkeys(self._seen, "")
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Somebody says that they have changed, and are whole: look at once."""
+        self._asked.set()
+
+    async def watch(self) -> None:
+        """Look now and then; never ends."""
+        while True:
+            asked = self._asked.is_set()
+            self._asked.clear()
+            for one in self._watched:
+                await self._look(one, asked=asked)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._asked.wait()
+
+    async def _look(self, one: ReadyUpstream, *, asked: bool) -> None:
+        name, found = one.name, self._taken[one.name]
+        try:
+            if one.read_secrets is not None:
+                found = await asyncio.to_thread(one.read_secrets)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is read again
+            first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
+            if asked or first != self._problems[name]:
+                self._problems[name] = first
+                self._emit(Event("secret_not_reloaded", "error", name, {"reason": first}))
+            return
+        self._problems[name] = ""
+        changed = found != self._taken[name]
+        if asked or (changed and found == self._seen[name]):
+            self._taken[name] = found
+            if changed:
+                self._emit(Event("secret_changed", "info", name))
+            self._told[name](*found, again=asked)
+        self._seen[name] = found
