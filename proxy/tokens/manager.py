@@ -343,6 +343,7 @@ class Session:
         """
         self._pending = self._keyring.change(current, following) or self._pending
         self._again = again or self._again
+        self._look_at_secret()
         self._wake.set()
 
     async def renew_now(self) -> Token:
@@ -507,8 +508,7 @@ class Session:
         before = self._held.generation
         was_stopped = self._held.stopped
         self._held = held = newer(self._mine(), stored).without(self._refused)
-        if self._pending and held.secret == self._keyring.newest.digest():
-            self._pending = self._again = False
+        self._look_at_secret()
         if held.stopped and not was_stopped:
             hint = "Requests get 503 until somebody says: nomba-proxy token renew"
             self._emit(Event("session_stopped", "warning", self.name, {"hint": hint}))
@@ -535,9 +535,15 @@ class Session:
         else:
             held = await self._store.save(held)
             self._held = held.without(self._refused)
+        self._look_at_secret()
         if not held.calling:
             self._stir()
         return held
+
+    def _look_at_secret(self) -> None:
+        """Whether the newest is in force: if others switch back later, that is not undone here."""
+        if self._pending and self._held.secret == self._keyring.newest.digest():
+            self._pending = self._again = False
 
     def _decide(self, asked: Asked) -> Decision:
         return decide(self._held, asked, now=self._clocks.alive(), wall=self._clocks.wall())
@@ -623,13 +629,14 @@ class Session:
     async def _renew(self, held: Held, asked: Asked, *, after: int, reason: str) -> None:
         """Renew, unless another process has, or what is stored says that it must not be."""
         now, wall, token = self._clocks.alive(), self._clocks.wall(), held.token
-        if token is not None and not token.lifetime.dead(now=now):
-            if _follows(token, after, but=self._refused):
-                return
-            if held.without(self._refused).token is None:
-                asked = Asked.REFUSED
+        living = token is not None and not token.lifetime.dead(now=now)
+        if living and token is not None and _follows(token, after, but=self._refused):
+            return
+        refused = token is not None and held.without(self._refused).token is None
+        if refused and asked is not Asked.OPERATOR:
+            asked = Asked.REFUSED
         decision = decide(held, asked, now=now, wall=wall)
-        issue = by_issue(held, decision, now=now)
+        issue = refused or by_issue(held, decision, now=now)
         if decision is Decision.FORCE:
             self._problem = why_not(held, self._share, now=now, limits=self._limits)
             if self._problem:
@@ -754,12 +761,15 @@ class Session:
             IssuerError: none.
         """
         for secret in secrets:
-            call = self._auth.issue(secret)
+            call, digest = self._auth.issue(secret), secret.digest()
             try:
-                return await self._ask(held, call, secret=secret.digest(), reason=reason)
+                return await self._ask(held, call, secret=digest, reason=reason)
             except IssuerError as error:
                 if error.reason != "credentials" or secret is secrets[-1]:
                     raise
+                if digest != held.secret:
+                    self._emit(_secret_refused(self.name, digest, str(error)))
+                    held = rejected(held, digest, now=self._clocks.alive())
         raise IssuerError(_NOT_IN_FORCE, reason="secret")
 
     def _switching(self) -> asyncio.Task[None]:
@@ -783,8 +793,7 @@ class Session:
                     held = self._failing(held, error, reason="rotation")
                 await self._save(held)
                 return
-            kept = await self._save(held)
-            self._pending = kept.secret != digest and self._pending
+            await self._save(held)
             if self._limits.revoke_old and old is not None:
                 problem = await self._revoke(old)
                 told: dict[str, object] = {"generation": old.generation, "confirmed": not problem}

@@ -655,7 +655,7 @@ class Lender:
         return Token(secret, secret, self._generation, Lifetime(1e9, 1e9, 1e18))
 
     async def renew(self, *, after, by):
-        self._generation = max(self._generation, after + 1)
+        self._generation = max(self._generation, after.generation + 1)
         return self.lend()
 
     def accepted(self, generation, *, by):
