@@ -239,16 +239,18 @@ class ValkeyStore:
         """As `Store`."""
         granted = held.generation > self._base[1]
         while True:
-            self.remember(held)
             sealed = self._sealed(held)
             try:
                 count, *rest = await self._run(
                     _SAVE, self._holder, self._fence, self._base[0], held.generation, sealed
                 )
             except Unreachable as error:
+                self.remember(held)
                 self._down = True
                 raise StoreFailed(str(error)) from None
             if count > 0:
+                # Not before: whoever reads meanwhile would take it for lost, and write it back.
+                self.remember(held)
                 self._count, self._generation, self._unread = count, held.generation, ""
                 self._base = count, held.generation
                 return held
