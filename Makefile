@@ -9,7 +9,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench screenshots torture chaos lock build clean
+.PHONY: help run test check format bench fleet screenshots torture chaos lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
+
+fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
+	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)
 
 screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs Chromium)
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/pages -k read_everywhere --no-cov $(ARGS)
