@@ -163,10 +163,10 @@ class Valkey:
 
     async def close(self) -> None:
         """Let go of it."""
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # Once is not enough: the library takes a cancellation for its own timeout now and then.
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait((self._task,), timeout=0.1)
         with contextlib.suppress(RedisError, OSError):
             await self._client.aclose()
 

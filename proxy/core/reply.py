@@ -1,6 +1,6 @@
 """A whole reply of the upstream, as the token calls see it."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +20,22 @@ class CallUpstream(Protocol):
     """Send one request over the upstream's dialler and read the whole reply."""
 
     def __call__(
-        self, target: bytes, *, headers: Headers, body: bytes, within: float
+        self,
+        target: bytes,
+        *,
+        headers: Headers,
+        body: bytes,
+        within: float,
+        sending: Callable[[], object] = ...,
     ) -> Awaitable[WholeReply]:
         """POST `body` to `target` at the origin this callable belongs to.
+
+        Args:
+            target: in origin form.
+            headers: beside those that say who and how much.
+            body: whole.
+            within: seconds for all of it.
+            sending: called right before the first byte is written; if it raises, none is.
 
         Raises:
             UpstreamError: no complete reply within `within` seconds.

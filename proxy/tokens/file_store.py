@@ -159,6 +159,10 @@ class FileStore:
     def listen(self, told: Callable[[], object]) -> None:
         """Nobody says so: who wants news has to look."""
 
+    def sure(self) -> bool:
+        """Nobody can take it away."""
+        return True
+
     def remember(self, held: Held) -> None:
         """It is kept when it is next saved."""
 

@@ -671,7 +671,9 @@ class Session:
             return
         try:
             if token is not None:
-                call = self._auth.refresh(access_token=token.access, refresh_token=token.refresh)
+                call = self._auth.refresh(
+                    access_token=token.access, refresh_token=token.refresh, sending=self._ensure
+                )
                 try:
                     held = await self._ask(held, call, secret="", reason=reason)
                 except IssuerError as error:
@@ -684,7 +686,7 @@ class Session:
                 held = await self._issued(held, secrets=secrets, reason=reason)
         except IssuerError as error:
             held = self._failing(held, error, reason=reason)
-            if error.reason == "secret":  # it stays marked, so that who may log in does
+            if error.reason in {"secret", "store"}:  # it stays marked: others log in
                 self._held = held
                 return
         await self._save(held)
@@ -761,7 +763,7 @@ class Session:
             IssuerError: none.
         """
         for secret in secrets:
-            call, digest = self._auth.issue(secret), secret.digest()
+            call, digest = self._auth.issue(secret, sending=self._ensure), secret.digest()
             try:
                 return await self._ask(held, call, secret=digest, reason=reason)
             except IssuerError as error:
@@ -771,6 +773,15 @@ class Session:
                     self._emit(_secret_refused(self.name, digest, str(error)))
                     held = rejected(held, digest, now=self._clocks.alive())
         raise IssuerError(_NOT_IN_FORCE, reason="secret")
+
+    def _ensure(self) -> None:
+        """Be sure that nobody else is renewing.
+
+        Raises:
+            IssuerError: it is not sure.
+        """
+        if not self._alone and not self._store.sure():
+            raise IssuerError("the right to renew ended before it was used", reason="store")
 
     def _switching(self) -> asyncio.Task[None]:
         """Begin to put the newest client secret in force; the one before it is, until it is accepted."""
@@ -782,7 +793,7 @@ class Session:
             held = replace(held, calling=True)
             if held.stopped or await self._save(held) is not held:
                 return
-            call = self._auth.issue(newest)
+            call = self._auth.issue(newest, sending=self._ensure)
             try:
                 held = await self._ask(held, call, secret=digest, reason="rotation")
             except IssuerError as error:
@@ -791,7 +802,8 @@ class Session:
                     held = rejected(held, digest, now=self._clocks.alive())
                 else:
                     held = self._failing(held, error, reason="rotation")
-                await self._save(held)
+                if error.reason != "store":
+                    await self._save(held)
                 return
             await self._save(held)
             if self._limits.revoke_old and old is not None:

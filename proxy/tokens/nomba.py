@@ -1,6 +1,6 @@
 """The three auth calls on the wire (facts, section 1), every reply checked field by field."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -73,11 +73,12 @@ class NombaAuth:
         self._call = call
         self._timeout = timeout
 
-    async def issue(self, secret: Secret) -> Grant:
+    async def issue(self, secret: Secret, *, sending: Callable[[], object] = bool) -> Grant:
         """A new token by client credentials; it may end every older session.
 
         Args:
             secret: of the client, pinned to the issuer's origin.
+            sending: called right before the first byte is written; if it raises, none is.
 
         Raises:
             IssuerError: no token.
@@ -88,11 +89,22 @@ class NombaAuth:
             "client_id": mine.client_id,
             "client_secret": secret.reveal(to=mine.origin),
         }
-        reply = await self._post("issue", body)
+        reply = await self._post("issue", body, sending=sending)
         return self._grant(reply, call="issue")
 
-    async def refresh(self, *, access_token: Secret, refresh_token: Secret) -> Grant:
+    async def refresh(
+        self,
+        *,
+        access_token: Secret,
+        refresh_token: Secret,
+        sending: Callable[[], object] = bool,
+    ) -> Grant:
         """A new token by refresh token; needs a living access token.
+
+        Args:
+            access_token: the present one.
+            refresh_token: that came with it.
+            sending: as `issue`.
 
         Raises:
             IssuerError: no token; an issue may still bring one.
@@ -103,7 +115,9 @@ class NombaAuth:
             "grant_type": "refresh_token",
             "refresh_token": refresh_token.reveal(to=origin),
         }
-        reply = await self._post("refresh", body, (b"Authorization", bearer))
+        reply = await self._post(
+            "refresh", body, extra=((b"Authorization", bearer),), sending=sending
+        )
         return self._grant(reply, call="refresh")
 
     async def revoke(self, access_token: Secret) -> None:
@@ -121,7 +135,12 @@ class NombaAuth:
         _data(reply, call="revoke")
 
     async def _post(
-        self, call: str, body: Mapping[str, str], *extra: tuple[bytes, bytes]
+        self,
+        call: str,
+        body: Mapping[str, str],
+        *,
+        extra: Headers = (),
+        sending: Callable[[], object] = bool,
     ) -> WholeReply:
         headers: Headers = (
             (b"Content-Type", b"application/json"),
@@ -134,6 +153,7 @@ class NombaAuth:
                 headers=headers,
                 body=orjson.dumps(body),
                 within=self._timeout,
+                sending=sending,
             )
         except UpstreamError as error:
             raise IssuerError(f"{call}: {error.description}", reason="unreachable") from error

@@ -60,6 +60,9 @@ class Store(Protocol):
             StoreFailed: it is not kept.
         """
 
+    def sure(self) -> bool:
+        """Whether the lease is held still, as far as that can be told without asking."""
+
     def remember(self, held: Held) -> None:
         """Keep this as soon as it can be kept: it was made without the lease."""
 
@@ -95,6 +98,10 @@ class MemoryStore:
         """As `Store`."""
         self._held = held
         return held
+
+    def sure(self) -> bool:
+        """Nobody can take it away."""
+        return True
 
     def remember(self, held: Held) -> None:
         """As `Store`."""

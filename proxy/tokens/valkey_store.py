@@ -5,7 +5,7 @@ writes and the fence of the last writer; the lease, which ends by itself; the fe
 leases. A lease is a time, and a process may be stopped for longer: so a write names the lease and
 what it is based on, and is refused if anybody has come in between. What the issuer did in the
 meantime no fence can undo: at most one renewal is made too often for each holder that was killed
-or stopped.
+or stopped. One that was stopped looks at its own clock before it calls the issuer.
 
 The server may lose everything. Whoever remembers a newer generation than it has writes that back,
 and a process that knows nothing and finds nothing waits for that before it logs in.
@@ -144,6 +144,7 @@ class ValkeyStore:
         self._times = self._known  # the same by the server's clock, as it was written or read
         self._count, self._generation, self._fence = 0, 0, 0  # of what is stored
         self._base = (0, 0)  # count and generation of what the lease's holder has seen
+        self._mark, self._until = 0, 0.0  # the lease's own fence, and when it ends unless extended
         self._news: Held | None = None
         self._unread = ""  # why what is stored cannot be read
         self._holder = b""
@@ -196,13 +197,15 @@ class ValkeyStore:
 
     async def _acquire(self) -> bool:
         self._stirred.clear()
+        asked = self._alive()
         left, *rest = await self._run(_ACQUIRE, self._holder, self._life, self._fence)
         if not rest:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left / 1000, _TURN)):
                     await self._stirred.wait()
             return False
-        self._fence, stored = rest
+        self._mark, stored = rest
+        self._fence, self._until = self._mark, asked + self._life / 1000
         self._take(stored)
         return True
 
@@ -226,8 +229,10 @@ class ValkeyStore:
         mine = True
         while mine:
             await asyncio.sleep(self._life / 3000)
+            asked = self._alive()
             with contextlib.suppress(Unreachable):
                 [mine] = await self._run(_EXTEND, self._holder, self._life)
+                self._until = asked + self._life / 1000 if mine else 0.0
 
     async def _release(self) -> None:
         with contextlib.suppress(Unreachable):
@@ -242,7 +247,7 @@ class ValkeyStore:
             sealed = self._sealed(held)
             try:
                 count, *rest = await self._run(
-                    _SAVE, self._holder, self._fence, self._base[0], held.generation, sealed
+                    _SAVE, self._holder, self._mark, self._base[0], held.generation, sealed
                 )
             except Unreachable as error:
                 self.remember(held)
@@ -264,6 +269,10 @@ class ValkeyStore:
             # They have written back what was lost: ours is newer than that.
             held = held.renumbered(self._generation + 1)
 
+    def sure(self) -> bool:
+        """As `Store`: a process that was stopped has slept through the end of its lease."""
+        return self._alive() < self._until
+
     def remember(self, held: Held) -> None:
         """As `Store`."""
         if held.generation >= self._known.generation:
@@ -280,7 +289,7 @@ class ValkeyStore:
         [stored] = await self._run(_READ, self._count, self._generation)
         if stored is not None:
             self._take(stored)
-        elif not self._down:
+        elif not self._down and self._generation >= self._known.generation:
             return
         self._down = False
         if self._generation < self._known.generation:
@@ -308,6 +317,9 @@ class ValkeyStore:
         try:
             times, _ = self._seal.open(sealed)
         except Unreadable as error:
+            if not error.foreign and generation == self._known.generation:
+                self._warn(f"the session in the store is written anew: {error}")
+                return
             self._unread = f"the session in the store cannot be used: {error}"
             self._warn(f"{self._unread}; it is left to those who can read it")
             return

@@ -188,7 +188,13 @@ class Dialler:
             raise _no_time() from None
 
     async def call(
-        self, target: bytes, *, headers: Headers, body: bytes, within: float
+        self,
+        target: bytes,
+        *,
+        headers: Headers,
+        body: bytes,
+        within: float,
+        sending: Callable[[], object] = bool,
     ) -> WholeReply:
         """POST a body of our own and read the whole reply (`core.reply.CallUpstream`)."""
         lines = [b"POST ", target, b" HTTP/1.1\r\nHost: ", self.origin.authority.encode(), b"\r\n"]
@@ -200,7 +206,12 @@ class Dialler:
         try:
             async with asyncio.timeout(within):
                 reply = await self.send(
-                    b"".join(lines), body=(body,), head_only=False, fresh=True, own=True
+                    b"".join(lines),
+                    body=(body,),
+                    head_only=False,
+                    fresh=True,
+                    own=True,
+                    sending=lambda _: sending(),
                 )
                 try:
                     data, complete = await reply.peek(_MAX_WHOLE)

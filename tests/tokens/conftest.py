@@ -106,14 +106,14 @@ class Issuer:
         """Keep calls of that name unanswered until the event is set."""
         return self.gates.setdefault(name, asyncio.Event())
 
-    async def issue(self, secret):
+    async def issue(self, secret, *, sending=bool):
         self.secrets.append(secret.reveal(to=ORIGIN))
         if self.takes_secret and self.secrets[-1] not in self.takes_secret:
             await self._work("issue")
             raise WRONG_SECRET
         return await self._grant("issue")
 
-    async def refresh(self, *, access_token, refresh_token):
+    async def refresh(self, *, access_token, refresh_token, sending=bool):
         return await self._grant("refresh")
 
     async def revoke(self, access_token):

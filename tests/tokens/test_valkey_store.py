@@ -1,0 +1,645 @@
+"""A session kept on a real Valkey server: what several replicas and crashes make of it."""
+
+import asyncio
+import random
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from proxy.core.lifetime import Lifetime
+from proxy.core.secret import Secret
+from proxy.core.session import Held, Limits, Trouble, granted
+from proxy.errors import TokenUnavailable
+from proxy.tokens.keyring import Keyring
+from proxy.tokens.manager import Clocks
+from proxy.tokens.nomba import Credentials, Grant
+from proxy.tokens.seal import Identity, Seal
+from proxy.tokens.store import StoreFailed
+from proxy.tokens.valkey_store import ValkeyStore
+from proxy.valkey import StoreClock, Valkey
+
+ORIGIN = "https://issuer.test"
+PAIR = ("shop", "/v1/x")
+
+
+def secret(text="secret"):
+    return Secret(text, origin=ORIGIN)
+
+
+async def until(condition, *, seconds=15):
+    for _ in range(int(seconds / 0.01)):
+        if found := condition():
+            return found
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
+class Issuer:
+    """Counts, takes its time, and notes when two call at once."""
+
+    def __init__(self):
+        self.credentials = Credentials(ORIGIN, "client", "account")
+        self.calls, self.life, self.takes = [], 1000.0, 0.0
+        self.now = self.most = 0
+        self.connected = asyncio.Event()
+        self.connected.set()
+
+    async def issue(self, _, *, sending):
+        return await self._grant("issue", sending)
+
+    async def refresh(self, *, access_token, refresh_token, sending):
+        return await self._grant("refresh", sending)
+
+    async def _grant(self, name, sending):
+        await self.connected.wait()
+        sending()
+        self.calls.append(name)
+        number = len(self.calls)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(self.takes)
+        finally:
+            self.now -= 1
+        access, refresh = secret(f"token-{number}"), secret("refresh")
+        return Grant(access, refresh, self.life, "account", None)
+
+
+@pytest.fixture
+def issuer():
+    return Issuer()
+
+
+@pytest.fixture
+def said():
+    """What stores and servers said: warnings and the names of events."""
+    return []
+
+
+@pytest.fixture
+async def connect(valkey, said):
+    """A replica's store; its clocks are off by so many seconds."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(*, secrets=("secret",), off=0.0, lease=3.0, start=True):
+            def alive():
+                return time.monotonic() + off
+
+            def wall():
+                return time.time() + off
+
+            link = Valkey(
+                "127.0.0.1",
+                port=valkey.port,
+                tls=False,
+                ca_file=None,
+                user="",
+                password=None,
+                database=0,
+                shown=valkey.url,
+                alive=alive,
+                random=random.random,
+                emit=lambda event: said.append(event.name),
+            )
+            stack.push_async_callback(link.close)
+            keyring = Keyring(*map(secret, secrets))
+            identity = Identity(ORIGIN, "client")
+            store = ValkeyStore(
+                link,
+                identity=identity,
+                seal=Seal(identity, keyring=keyring),
+                lease=lease,
+                alive=alive,
+                wall=wall,
+                random=lambda: 0.0,
+                warn=said.append,
+            )
+            store.clocks, store.link, store.keyring = (
+                Clocks(alive, wall, random.random),
+                link,
+                keyring,
+            )
+            if start:
+                link.start()
+            return store
+
+        yield begin
+
+
+@pytest.fixture
+async def join(connect, issuer, said, counted):
+    """A replica's session."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(*, auth=issuer, limits=None, **options):
+            store = await connect(**options)
+            session = counted(
+                "nomba",
+                auth=auth,
+                keyring=store.keyring,
+                store=store,
+                limits=limits or Limits(),
+                clocks=store.clocks,
+                emit=lambda event: said.append(event.name),
+            )
+            stack.push_async_callback(session.close, revoke=False)
+            session.start()
+            return session
+
+        yield begin
+
+
+def some(clocks, text="token", *, generation=0, life=1000.0):
+    now = clocks.alive()
+    lifetime = Lifetime.begin(life, now=now, wall=clocks.wall(), early=300, urgent=30, jitter=0)
+    return granted(
+        Held(generation=generation),
+        access=secret(text),
+        refresh=secret(f"refresh-{text}"),
+        lifetime=lifetime,
+        secret=secret().digest(),
+        now=now,
+    )
+
+
+@asynccontextmanager
+async def held_by(store, **options):
+    async with store.lease(**options) as held:
+        yield held
+
+
+async def put(store, held):
+    async with store.lease():
+        return await store.save(held)
+
+
+async def got(store):
+    async with store.lease() as held:
+        return held
+
+
+# -- one session -----------------------------------------------------------------------------
+
+
+async def test_replicas_share_one_login(join, issuer):
+    several = [await join() for _ in range(5)]
+    tokens = [await session.borrow() for session in several]
+    assert {token.access.reveal(to=ORIGIN) for token in tokens} == {"token-1"}
+    assert issuer.calls == ["issue"]
+
+
+async def test_a_new_token_is_there_without_being_asked_for(join, issuer):
+    one, other = await join(), await join()
+    await one.borrow(), await other.borrow()
+    await one.renew(after=1, by=PAIR)
+    await until(lambda: other._held.generation == 2)
+    assert issuer.calls == ["issue", "issue"]
+
+
+async def test_refusals_everywhere_cost_one_renewal(join, issuer):
+    issuer.takes = 0.2
+    several = [await join() for _ in range(5)]
+    for session in several:
+        await session.borrow()
+    tokens = await asyncio.gather(
+        *(session.renew(after=1, by=("c", f"/{at}")) for session in several for at in range(10))
+    )
+    assert {token.generation for token in tokens} == {2}
+    assert issuer.calls == ["issue", "issue"]
+
+
+async def test_many_lifetimes_are_renewed_once_each_by_one_at_a_time(join, issuer):
+    issuer.life, issuer.takes = 2.0, 0.02
+    several = [await join() for _ in range(4)]
+    await until(lambda: all(session._held.generation >= 5 for session in several))
+    assert issuer.most == 1
+    assert len(issuer.calls) <= 1 + max(session._held.generation for session in several)
+
+
+async def test_an_acceptance_is_known_to_all(join):
+    one, other = await join(), await join()
+    await one.borrow(), await other.borrow()
+    one.accepted(1, by=PAIR)
+    await until(lambda: other._listen() or other._held.accepted)
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+async def test_everything_that_is_known_comes_back_to_another_replica(connect):
+    one, other = await connect(), await connect(off=5000.0)
+    now = one.clocks.alive()
+    before = replace(
+        some(one.clocks),
+        forced=((now - 1, "shop"),),
+        deaths=((1, now - 2),),
+        rejected=(("digest", now - 3),),
+        gap_until=now + 4,
+        trouble=Trouble(2, now + 5, "reply", "no"),
+        stopped=True,
+        unaccepted=1,
+        skew=1.5,
+    )
+    await put(one, before)
+    after = (await got(other)).moved(-5000.0)
+
+    def about(held):
+        return [
+            *(held.forced[0][0], held.deaths[0][1], held.rejected[0][1], held.gap_until),
+            *(held.trouble.retry_at, held.switched, held.token.lifetime.dies_at),
+        ]
+
+    assert about(after) == pytest.approx(about(before), abs=1.0)
+    assert after.token.lifetime.dies_at <= before.token.lifetime.dies_at
+    assert after.token.same(before.token)
+    plain = {"stopped": True, "unaccepted": 1, "skew": 1.5, "secret": before.secret}
+    assert {name: getattr(after, name) for name in plain} == plain
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+async def test_replicas_with_wrong_clocks_agree(join, issuer, off):
+    right, wrong = await join(), await join(off=off)
+    await right.borrow(), await wrong.borrow()
+    left = [session.status() for session in (right, wrong)]
+    assert left[0].expires_in == pytest.approx(left[1].expires_in, abs=1.0)
+    assert left[0].renews_in == pytest.approx(left[1].renews_in, abs=1.0)
+    await wrong.renew(after=1, by=PAIR)
+    await until(lambda: right._held.generation == 2)
+    assert right.status().expires_in == pytest.approx(1000, abs=2)
+    assert issuer.calls == ["issue", "issue"]
+
+
+async def test_times_do_not_wander_when_many_write_the_same_token(connect):
+    several = [await connect(off=100.0 * at) for at in range(3)]
+    await put(several[0], some(several[0].clocks))
+    died = [(await got(several[0])).token.lifetime.dies_at]
+    for store in several * 20:
+        await put(store, replace(await got(store), accepted=True))
+    died.append((await got(await connect())).token.lifetime.dies_at)
+    assert died[1] == pytest.approx(died[0], abs=0.05)
+
+
+async def test_nobody_who_looks_at_the_server_sees_a_token(connect, valkey):
+    await put(await connect(), some((await connect()).clocks, "MARKED-TOKEN"))
+    client = valkey.client()
+    found = b"".join(
+        b"".join(client.hgetall(key).values())
+        for key in client.keys("*")
+        if client.type(key) == b"hash"
+    )
+    assert b"nomba-proxy session 2" in found
+    assert b"MARKED-TOKEN" not in found
+    assert b"secret" not in found.replace(b"nomba-proxy session 2", b"")
+
+
+# -- the lease -------------------------------------------------------------------------------
+
+
+async def test_one_holds_the_lease_at_a_time(connect):
+    one, other = await connect(), await connect()
+    order = []
+
+    async def hold(store, name):
+        async with store.lease():
+            order.append(f"{name} has it")
+            await asyncio.sleep(0.2)
+            order.append(f"{name} lets go")
+
+    await asyncio.gather(hold(one, "a"), hold(other, "b"))
+    assert order in (
+        ["a has it", "a lets go", "b has it", "b lets go"],
+        ["b has it", "b lets go", "a has it", "a lets go"],
+    )
+
+
+async def test_it_is_extended_for_as_long_as_it_is_held(connect):
+    one, other = await connect(lease=0.6), await connect(lease=0.6)
+    await put(one, some(one.clocks))
+    async with one.lease():
+        taking = asyncio.create_task(got(other))
+        await asyncio.sleep(1.8)
+        assert not taking.done()
+    assert (await taking).generation == 1
+
+
+async def test_of_a_holder_that_is_gone_it_ends_by_itself(connect):
+    one, other = await connect(lease=0.6), await connect(lease=0.6)
+    await put(other, some(other.clocks))
+    holding = one.lease()
+    await holding.__aenter__()
+    [extending] = [one for one in asyncio.all_tasks() if one.get_name() == "extend the lease"]
+    extending.cancel()  # it is gone
+    assert (await got(other)).generation == 1
+    await holding.__aexit__(None, None, None)
+
+
+async def test_a_wait_that_is_cut_off_leaves_no_lease_behind(connect, valkey):
+    one, other = await connect(), await connect()
+    await put(one, some(one.clocks))
+    async with one.lease():
+        waiting = [asyncio.create_task(got(other)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    await asyncio.sleep(0.1)
+    assert valkey.client().keys("*:lease") == []
+
+
+async def test_what_became_moot_while_it_was_waited_for_is_not_waited_for(connect):
+    one, other = await connect(), await connect()
+    await put(one, some(one.clocks))
+    moot = False
+    async with one.lease():
+
+        async def want():
+            async with other.lease(lambda: moot) as held:
+                return held
+
+        waiting = asyncio.create_task(want())
+        await asyncio.sleep(0.1)
+        moot = True
+        assert await asyncio.wait_for(waiting, 5) is None
+
+
+async def overtaken(one, other, *, generation=1):
+    """One holds the lease but was stopped, so another one took it and wrote."""
+    holding = one.lease()
+    held = await holding.__aenter__()
+    await one._valkey.run(
+        "redis.call('DEL', KEYS[1]) return {redis.call('TIME')}", keys=(one._keys[1],)
+    )
+    await put(other, some(other.clocks, "theirs", generation=generation))
+    return holding, held
+
+
+async def test_who_was_overtaken_writes_nothing_and_adopts_what_is_there(connect, said):
+    one, other = await connect(), await connect()
+    await put(one, some(one.clocks))
+    holding, held = await overtaken(one, other)
+    kept = await one.save(some(one.clocks, "late", generation=held.generation))
+    assert kept.token.access == secret("theirs")
+    assert (await got(other)).token.access == secret("theirs")
+    assert "lease was lost" in " ".join(said)
+    await holding.__aexit__(None, None, None)
+
+
+async def test_the_fence_holds_even_where_the_lease_is_free_again(connect):
+    one, other = await connect(), await connect()
+    await put(one, some(one.clocks))
+    holding, _ = await overtaken(one, other, generation=0)  # the same generation as before
+    await one.save(some(one.clocks, "late", generation=5))
+    assert (await got(other)).token.access == secret("theirs")
+    await holding.__aexit__(None, None, None)
+
+
+async def test_a_late_writer_that_nobody_has_overtaken_is_let_in(connect):
+    one, other = await connect(), await connect()
+    await put(one, some(one.clocks))
+    async with one.lease() as held:
+        await one._valkey.run(
+            "redis.call('DEL', KEYS[1]) return {redis.call('TIME')}", keys=(one._keys[1],)
+        )
+        late = some(one.clocks, "late", generation=held.generation)
+        assert await one.save(late) is late
+    assert (await got(other)).token.access == secret("late")
+
+
+async def test_who_slept_through_the_end_of_its_lease_does_not_log_in(
+    join, connect, issuer, valkey
+):
+    session = await join(lease=0.6)
+    await session.borrow()
+    issuer.connected.clear()
+    renewing = asyncio.create_task(session.renew(after=1, by=PAIR))
+    await until(lambda: session._held.calling)
+    [extending] = [one for one in asyncio.all_tasks() if one.get_name() == "extend the lease"]
+    extending.cancel()
+    await until(lambda: not session._store.sure())
+    other = await connect()
+    await put(other, some(other.clocks, "theirs", generation=1))
+    issuer.connected.set()
+    assert (await renewing).access == secret("theirs")
+    assert issuer.calls == ["issue"]
+
+
+# -- a server that loses everything ------------------------------------------------------------
+
+
+async def test_who_remembers_writes_back_what_the_server_has_lost(connect, valkey):
+    one = await connect()
+    await put(one, some(one.clocks, generation=6))
+    await valkey.kill()
+    await valkey.start()
+    fresh = await connect()
+    held = await got(fresh)
+    assert (held.generation, held.token.access) == (7, secret("token"))
+
+
+async def test_a_replica_that_starts_beside_an_empty_server_waits_for_that(join, issuer, valkey):
+    one = await join()
+    await one.borrow()
+    await valkey.kill()
+    fresh = await join()
+    await valkey.start()
+    assert (await until(fresh.lend)).generation == 1
+    assert issuer.calls == ["issue"]
+
+
+async def test_a_generation_is_never_taken_back(join, issuer, valkey):
+    one, other = await join(), await join()
+    await one.borrow(), await other.borrow()
+    await one.renew(after=1, by=PAIR)
+    await until(lambda: other._held.generation == 2)
+    valkey.client().flushall()
+    token = await other.renew(after=2, by=PAIR)
+    assert token.generation == 3
+    await until(lambda: one._held.generation == 3)
+
+
+async def test_who_logged_in_beside_what_was_written_back_meanwhile_is_newer(connect, valkey):
+    fresh = await connect()
+    async with fresh.lease() as held:  # nobody remembers anything, so far
+        assert held.generation == 0
+        late = await connect()
+        late.remember(some(late.clocks, "old", generation=8))
+        await late._look(b"")
+        kept = await fresh.save(some(fresh.clocks, "new"))
+    assert kept.generation == kept.token.generation == 10
+    await late._look(b"")
+    assert late.news().token.access == secret("new")
+
+
+async def test_a_mark_is_not_made_on_what_turns_out_to_be_older(connect):
+    fresh = await connect()
+    async with fresh.lease() as held:
+        late = await connect()
+        late.remember(some(late.clocks, "old", generation=8))
+        await late._look(b"")
+        kept = await fresh.save(replace(held, calling=True))
+    assert kept.generation == 9
+    assert not (await got(late)).calling
+
+
+# -- a server that cannot be reached -------------------------------------------------------------
+
+
+async def test_a_token_is_used_until_it_dies_while_the_server_is_down(join, issuer, valkey, said):
+    issuer.life = 3.0
+    session = await join()
+    await session.borrow()
+    await valkey.kill()
+    await until(lambda: session.status().failures)
+    assert session.lend() is not None or session._living() is not None
+    assert issuer.calls == ["issue"]
+    assert "valkey://127.0.0.1" in session.status().store
+    await until(lambda: session._living() is None)
+    with pytest.raises(TokenUnavailable) as refused:
+        await session.borrow()
+    assert "store" in refused.value.hint
+    assert issuer.calls == ["issue"]
+    assert said.count("store_lost") == 1
+    await valkey.start()
+    assert (await until(session.lend)).generation == 2
+    assert session.status().store == ""
+    assert session.status().failures == 0
+
+
+async def test_who_may_renews_alone_once_the_token_is_about_to_die(join, issuer, valkey, said):
+    issuer.life = 3.0
+    session = await join(limits=Limits(alone=True))
+    await session.borrow()
+    await valkey.kill()
+    await until(lambda: session._held.generation == 2)
+    assert "renewing_alone" in said
+    issuer.life = 1000.0
+    await until(lambda: session._held.generation == 3)
+    await valkey.start()
+    other = await join()
+    assert (await other.borrow()).generation == 3  # written back
+    assert len(issuer.calls) == 3
+
+
+async def test_a_server_that_hangs_is_one_that_cannot_be_reached(join, issuer, valkey):
+    session = await join()
+    await session.borrow()
+    valkey.pause()
+    try:
+        with pytest.raises(TokenUnavailable):
+            await session.renew(after=1, by=PAIR)
+    finally:
+        valkey.go_on()
+    assert issuer.calls == ["issue"]
+    assert (await until(session.lend)).generation == 2
+
+
+async def test_a_replica_starts_without_the_server_and_logs_in_once_it_is_there(
+    join, issuer, valkey
+):
+    await valkey.kill()
+    session = await join()
+    await until(lambda: session.status().failures)
+    assert issuer.calls == []
+    assert not session.ready
+    await valkey.start()
+    assert (await until(session.lend)).generation == 1
+
+
+async def test_a_grant_that_could_not_be_stored_is_used_and_written_back(join, issuer, valkey):
+    issuer.takes = 0.5
+    session = await join()
+    await session.borrow()
+    renewing = asyncio.create_task(session.renew(after=1, by=PAIR))
+    await until(lambda: len(issuer.calls) == 2)
+    await valkey.kill()
+    assert (await renewing).generation == 2
+    await valkey.start()
+    other = await join()
+    assert (await other.borrow()).generation == 2
+    assert issuer.calls == ["issue", "issue"]
+
+
+# -- other secrets -----------------------------------------------------------------------------
+
+
+async def test_who_cannot_open_the_session_never_logs_in(join, issuer, said):
+    await (await join()).borrow()
+    stranger = await join(secrets=("another",), limits=Limits(wait_limit=1.0))
+    with pytest.raises(TokenUnavailable) as refused:
+        await stranger.borrow()
+    assert issuer.calls == ["issue"]
+    assert "client_secret_next" in refused.value.hint
+    assert "another client secret" in " ".join(said)
+    assert "another client secret" in stranger.status().store
+
+
+async def test_it_has_the_session_once_it_is_sealed_for_it_too(join, issuer):
+    one = await join()
+    await one.borrow()
+    stranger = await join(secrets=("another",))
+    waiting = asyncio.create_task(stranger.borrow())
+    one.given(secret("another"), None)
+    await waiting  # the old token, or the new one
+    await until(lambda: stranger._held.generation == 2)
+    assert issuer.calls == ["issue", "issue"]
+    assert stranger.status().store == ""
+
+
+async def test_an_operator_can_have_it_log_in(join, issuer):
+    one = await join()
+    await one.borrow()
+    stranger = await join(secrets=("another",))
+    await until(lambda: stranger.status().failures)
+    assert (await stranger.renew_now()).generation == 2
+    assert issuer.calls == ["issue", "issue"]
+
+
+async def test_a_value_that_was_damaged_is_written_anew_by_who_remembers_it(join, valkey, issuer):
+    one = await join()
+    await one.borrow()
+    client = valkey.client()
+    [key] = client.keys("*:session")
+    client.hset(key, mapping={"value": b"nonsense", "count": 77})
+    assert (await one.renew(after=1, by=PAIR)).generation == 2
+    assert (await (await join()).borrow()).generation == 2
+
+
+async def test_who_knows_nothing_does_not_log_in_over_a_damaged_one(connect, valkey):
+    one = await connect()
+    await put(one, some(one.clocks))
+    await one.link.close()
+    client = valkey.client()
+    [key] = client.keys("*:session")
+    client.hset(key, "value", b"nonsense")
+    with pytest.raises(StoreFailed) as refused:
+        await got(await connect())
+    assert refused.value.reason == "sealed"
+
+
+# -- the server's clock -----------------------------------------------------------------------
+
+
+def test_the_clock_is_known_within_two_bounds_that_every_answer_narrows():
+    clock = StoreClock()
+    clock.heard(1000.0, asked=9.0, now=10.0)
+    assert (clock.there, clock.here) == (990.0, -991.0)
+    clock.heard(1001.0, asked=10.5, now=10.6)
+    assert (clock.there, clock.here) == (pytest.approx(990.4), pytest.approx(-990.5))
+    clock.heard(1002.0, asked=10.0, now=15.0)  # a slow answer says less
+    assert (clock.there, clock.here) == (pytest.approx(990.4), pytest.approx(-990.5))
+
+
+def test_a_clock_that_was_set_is_believed():
+    clock = StoreClock()
+    clock.heard(1000.0, asked=10.0, now=10.1)
+    clock.heard(9000.0, asked=11.0, now=11.1)
+    assert clock.there == pytest.approx(8988.9)
+
+
+def test_bounds_are_forgotten_after_a_minute():
+    clock = StoreClock()
+    clock.heard(1000.0, asked=10.0, now=10.1)
+    clock.heard(1065.0, asked=75.0, now=76.0)
+    assert (clock.there, clock.here) == (pytest.approx(989.0), pytest.approx(-990.0))
