@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from harness import Log
+from harness import Line, Log, Served, environ
 from processes import until
 from valkeys import ValkeyServer
 
@@ -174,6 +175,72 @@ async def test_workers_and_replicas_read_each_others_tokens(
 
         await met(all_refuse)
         assert await statuses(kept) == {200}
+
+
+SHIFTED = """
+import sys, time
+real = time.time
+time.time = lambda: real() + {seconds}
+from proxy.cli import main
+sys.exit(main(["serve"]))
+"""
+
+
+@asynccontextmanager
+async def shifted(seconds, **env):
+    """A proxy on a machine whose wall clock is wrong."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SHIFTED.format(seconds=seconds)),
+        env=environ(**env),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        banner = ""
+        while "curl" not in banner:
+            line = await asyncio.wait_for(process.stderr.readline(), 30)
+            assert line, banner
+            banner += line.decode()
+        yield Served(process, banner)
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.communicate(), 30)
+
+
+async def sent(proxy, method, path, *headers, body=b""):
+    head = "\r\n".join((f"{method} {path} HTTP/1.1", "Host: localhost", *headers))
+    head += f"\r\nContent-Length: {len(body)}\r\n\r\n"
+    host, _, port = proxy.address.rpartition(":")
+    line = Line((host, int(port)))
+    try:
+        return await line.ask(head.encode() + body)
+    finally:
+        line.close()
+
+
+async def test_machines_whose_clocks_are_wrong_take_each_others_tokens(
+    valkey, simulator, owner, tmp_path
+):
+    env = {
+        "NOMBA_CLIENT_ID": owner["client_id"],
+        "NOMBA_CLIENT_SECRET": owner["client_secret"],
+        "NOMBA_ACCOUNT_ID": simulator.switches.account_id,
+        "NOMBA_BASE_URL": simulator.origin,
+        "NOMBA_PROXY_LISTEN": "127.0.0.1:0",
+        "NOMBA_PROXY_ADMIN_LISTEN": "127.0.0.1:0",
+        "NOMBA_PROXY_STORE": valkey.url,
+        "NOMBA_PROXY_CALLERS_SIGNING_KEY": KEY,
+        "NOMBA_PROXY_CALLERS_ANONYMOUS": "false",
+    }
+    state = [{"NOMBA_PROXY_STATE_DIR": str(tmp_path / name)} for name in ("one", "other")]
+    async with (
+        shifted(3600, **env, **state[0]) as ahead,
+        shifted(-3600, **env, **state[1]) as behind,
+    ):
+        for one, other in ((ahead, behind), (behind, ahead)):
+            reply = await sent(one, "POST", ISSUE, body=json.dumps(owner).encode())
+            bearer = f"Authorization: Bearer {reply.json['data']['access_token']}"
+            assert (await sent(other, "GET", BALANCE, bearer)).status == 200
 
 
 async def test_a_replay_goes_by_the_clock_of_the_replicas(tmp_path):
