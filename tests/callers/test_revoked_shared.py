@@ -62,7 +62,9 @@ class Replica:
         self.phantoms = Phantoms(key, lifetime=HOUR, refresh_lifetime=24 * HOUR)
         self.registry = Registry(
             Roster((), anonymous=False),
-            doors={"nomba": Door(False, client_id="app", client_secret=Secret("s", origin="o"))},
+            doors={
+                "nomba": Door(False, client_id="app", client_secrets=(Secret("s", origin="o"),))
+            },
             phantoms=self.phantoms,
             revoked=self.revoked,
             wall=self.wall,
