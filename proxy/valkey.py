@@ -150,6 +150,21 @@ class Valkey:
         self._back()
         return rest
 
+    def wall(self, own: Callable[[], float]) -> Callable[[], float]:
+        """A clock that all replicas share: the server's, and `own` before it was ever reached.
+
+        It steps when the server's clock is set, or another server takes its place.
+
+        Args:
+            own: epoch seconds, by this machine's clock.
+        """
+
+        def now() -> float:
+            offset = self.clock.there
+            return own() if math.isnan(offset) else self._alive() + offset
+
+        return now
+
     def follow(self, channel: str, look: Look) -> None:
         """Have `look` called with each message, and with b"" after connecting and now and then.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.secret import SIGNING, Secret
 from proxy.settings import SettingsError, describe, load
 from proxy.settings.store import network_file_system
 
@@ -69,6 +70,27 @@ def test_anything_else_is_no_store(problem, text):
     assert found.key == "store"
     assert "pass-word" not in str(found)
     assert "file:DIR" in found.hint
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_replicas_have_to_share_a_signing_key(settings, problem, tmp_path, workers):
+    found = problem(NOMBA_PROXY_STORE="valkey://127.0.0.1", NOMBA_PROXY_WORKERS=workers)
+    assert found.key == "callers.signing_key"
+    assert "NOMBA_PROXY_CALLERS_SIGNING_KEY" in found.hint
+    (tmp_path / "key").write_text("k" * 40 + "\n")
+    (tmp_path / "key").chmod(0o600)
+    loaded = settings(
+        NOMBA_PROXY_STORE="valkey://127.0.0.1",
+        NOMBA_PROXY_WORKERS=workers,
+        NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE=str(tmp_path / "key"),
+    )
+    assert loaded.signing_key == Secret("k" * 40, origin=SIGNING)
+    assert loaded.shared_store is not None
+
+
+def test_a_key_in_the_state_folder_is_not_shared(problem, tmp_path):
+    (tmp_path / "signing.key").write_text("k" * 40)
+    assert problem(NOMBA_PROXY_STORE="valkey://127.0.0.1").key == "callers.signing_key"
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "65", "two", "1.5", ""])

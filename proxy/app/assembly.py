@@ -2,7 +2,8 @@
 
 import asyncio
 import hmac
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +11,7 @@ from typing import TypeVar
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from proxy.admin import SessionControls
-from proxy.app.callers import end_task, make_callers, signing_key, watch_callers
+from proxy.app.callers import end_task, make_callers, make_revoked, signing_key, watch_callers
 from proxy.app.listeners import CannotStart
 from proxy.app.secret_files import SecretFiles, Told
 from proxy.app.sessions import (
@@ -53,6 +54,8 @@ class Assembly:
         authorities: what this proxy is called; to be completed once that is known.
         key: that phantom tokens are signed with.
         reread: reads the client secrets again, and tries them.
+        wall: epoch seconds that they are measured by.
+        settled: returns once it is known which of them were revoked.
     """
 
     sessions: Mapping[str, Session]
@@ -63,6 +66,8 @@ class Assembly:
     authorities: set[str]
     key: bytes
     reread: Callable[[], None]
+    wall: Callable[[], float]
+    settled: Callable[[], Awaitable[None]]
 
 
 def assemble(
@@ -125,7 +130,19 @@ def assemble(
         wire(one, dialler=diallers[one.name], session=sessions[lenders[one.name]])
         for one in upstreams
     ]
-    callers = make_callers(settings, upstreams=upstreams, key=key, emit=telemetry.emit, tally=tally)
+    wall = time.time if valkey is None else valkey.wall(time.time)
+    revoked = make_revoked(
+        settings, key=key, valkey=valkey, wall=wall, stack=stack, emit=telemetry.emit
+    )
+    callers = make_callers(
+        settings,
+        upstreams=upstreams,
+        key=key,
+        revoked=revoked,
+        wall=wall,
+        emit=telemetry.emit,
+        tally=tally,
+    )
     if valkey is not None:
         valkey.start()
     told = {
@@ -165,7 +182,18 @@ def assemble(
         emit=telemetry.emit,
         watch=watch,
     )
-    return Assembly(sessions, controls, lenders, handler, callers, authorities, key, secrets.ask)
+    return Assembly(
+        sessions,
+        controls,
+        lenders,
+        handler,
+        callers,
+        authorities,
+        key,
+        secrets.ask,
+        wall,
+        revoked.settled,
+    )
 
 
 def _telling(session: Session, registry: Registry, upstreams: tuple[str, ...]) -> Told:

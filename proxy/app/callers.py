@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import random
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
+from proxy.app.sessions import alive_clock
 from proxy.callers.keep import signing_key as kept_signing_key
 from proxy.callers.login import Login
 from proxy.callers.registry import Door, Registry
-from proxy.callers.revoked import Revoked
+from proxy.callers.revoked import Revocations, Revoked
 from proxy.core.browser import Pages
 from proxy.core.exchange import Emit, Event
 from proxy.core.limits import Tally
@@ -21,6 +25,9 @@ from proxy.settings import (
     Settings,
     SettingsError,
 )
+
+if TYPE_CHECKING:
+    from proxy.valkey import Valkey
 
 _REFRESH = 24  # lives of an access token that its refresh token lives
 _LOOK_EVERY = 1.0  # seconds between two looks at the callers file
@@ -43,15 +50,55 @@ def signing_key(settings: Settings, *, emit: Emit) -> bytes:
         return secrets.token_bytes(32)
 
 
+def make_revoked(
+    settings: Settings,
+    *,
+    key: bytes,
+    valkey: "Valkey | None",
+    wall: Callable[[], float],
+    stack: AsyncExitStack,
+    emit: Emit,
+) -> Revocations:
+    """What remembers the phantom tokens that ended early: a file, and what replicas share."""
+    own = Revoked(settings.state_dir / "revoked", wall=wall, monotonic=time.monotonic)
+    if valkey is None:
+        return own
+    from proxy.callers.revoked_shared import SharedRevoked  # an extra, and slow to import
+
+    shared = SharedRevoked(
+        own,
+        valkey=valkey,
+        key=key,
+        wall=wall,
+        alive=alive_clock(),
+        random=random.random,
+        emit=emit,
+    )
+    stack.push_async_callback(shared.close)
+    return shared
+
+
 def make_callers(
     settings: Settings,
     *,
     upstreams: tuple[ReadyUpstream, ...],
     key: bytes,
+    revoked: Revocations,
+    wall: Callable[[], float],
     emit: Emit,
     tally: Callable[[str], Tally],
 ) -> Callers:
-    """What knows the callers, and answers those that log in."""
+    """What knows the callers, and answers those that log in.
+
+    Args:
+        settings: what the proxy is to be.
+        upstreams: what it forwards to.
+        key: that phantom tokens are signed with.
+        revoked: those that ended early.
+        wall: epoch seconds, the same for all that read each other's phantom tokens.
+        emit: takes events.
+        tally: where a caller is counted.
+    """
     options = settings.model.callers
     accepted = options.accept_upstream_credentials and settings.listen.loopback
     doors = {
@@ -70,13 +117,12 @@ def make_callers(
     phantoms = Phantoms(
         key, lifetime=options.login_lifetime, refresh_lifetime=_REFRESH * options.login_lifetime
     )
-    revoked = Revoked(settings.state_dir / "revoked", wall=time.time, monotonic=time.monotonic)
     registry = Registry(
         settings.callers,
         doors=doors,
         phantoms=phantoms,
         revoked=revoked,
-        wall=time.time,
+        wall=wall,
         monotonic=time.monotonic,
         tally=tally,
     )
@@ -84,7 +130,7 @@ def make_callers(
         registry,
         phantoms=phantoms,
         revoked=revoked,
-        wall=time.time,
+        wall=wall,
         emit=emit,
         fails_in_200=options.login_failure == "200",
     )

@@ -1,7 +1,6 @@
 """The inspector, with what it shows and the way back to the front door."""
 
 import os
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +178,7 @@ def _replay_door(
             return ""
         chance = os.urandom(56)
         pair = phantoms.issue(
-            caller, upstream=upstream, secret=secret, now=time.time(), chance=chance
+            caller, upstream=upstream, secret=secret, now=made.wall(), chance=chance
         )
         return pair.access
 

@@ -1,6 +1,7 @@
 """Bring up a process that forwards: a whole proxy, or one of its workers."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from proxy.settings import Address, Settings, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
 
 _RELAYED = 8 * 1024 * 1024  # bytes that wait for the inspector's process at most
+_SETTLING = 1.0  # seconds that nobody is accepted for lack of what a shared store knows
 
 
 async def start(
@@ -81,6 +83,9 @@ async def start(
         revoke=model.token.revoke_at_shutdown and place.alone,
         tally=place.tally,
     )
+    with contextlib.suppress(TimeoutError):  # a server that is away does not keep us from starting
+        async with asyncio.timeout(_SETTLING):
+            await made.settled()
     draining = asyncio.Event()
     admin = web.ServerRunner(
         QuietServer(

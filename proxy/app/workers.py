@@ -58,8 +58,9 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
         # Without shared metrics: they lie in files, and what fails there must not end everything.
         model = settings.model
         telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
-        key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
-        settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
+        if settings.signing_key is None:  # one that is given stays what it is for other replicas
+            key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
+            settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
         if settings.simulate and settings.model.store is None:  # nothing of it outlives it
             settings = replace(settings, store_dir=folder / "sessions")
         first = _bound("listen", settings.listen, exclusive=True, shared=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from proxy.callers.registry import Registry
-from proxy.callers.revoked import Revoked
+from proxy.callers.revoked import Revocations
 from proxy.core.account import AccountRule, told_account
 from proxy.core.caller import OWNER, Caller, check_upstream
 from proxy.core.exchange import Emit, Event
@@ -78,7 +78,7 @@ class Login:
         registry: Registry,
         *,
         phantoms: Phantoms,
-        revoked: Revoked,
+        revoked: Revocations,
         wall: Callable[[], float],
         emit: Emit,
         fails_in_200: bool = False,
@@ -101,6 +101,7 @@ class Login:
             CallerUnknown: wrong credentials or token.
             CallerForbidden, AccountMismatch: not for this upstream or account.
             RateLimited: more than the caller may.
+            TokenUnavailable: it is not known yet which tokens were revoked.
         """
         fields = _read(call.body)
         if call.call == "revoke":

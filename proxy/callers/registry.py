@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from proxy.callers.revoked import Revoked
+from proxy.callers.revoked import Revocations
 from proxy.core.caller import ANONYMOUS, KEY_PREFIX, OWNER, Caller, Roster
 from proxy.core.heads import Headers
 from proxy.core.limits import Limiter, Tally
@@ -97,7 +97,7 @@ class Registry:
         *,
         doors: Mapping[str, Door],
         phantoms: Phantoms,
-        revoked: Revoked,
+        revoked: Revocations,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
         tally: Callable[[str], Tally] = lambda _: Tally(),
@@ -163,6 +163,7 @@ class Registry:
 
         Raises:
             CallerUnknown: nobody we know, and anonymous callers are not allowed.
+            TokenUnavailable: it is not known yet which tokens were revoked.
         """
         found = _credentials(headers)
         if found.keys:
@@ -278,7 +279,11 @@ class Registry:
         raise CallerUnknown("The client id or secret is wrong.", hint=hint)
 
     def of_refresh(self, refresh: Refresh) -> tuple[Caller, str] | None:
-        """Whose living refresh token it is, and the id of the secret it was issued for."""
+        """Whose living refresh token it is, and the id of the secret it was issued for.
+
+        Raises:
+            TokenUnavailable: it is not known yet which tokens were revoked.
+        """
         if self._wall() >= refresh.expires or refresh.token_id in self._revoked:
             return None
         upstream = refresh.upstream

@@ -7,11 +7,32 @@ a revocation outlives a restart and holds in every process of this machine.
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
+
+from proxy.callers.remembered import LIMIT, Remembered
 
 _LOOK_EVERY = 1.0  # seconds
 _LONGEST = 19  # digits of a time
+_LINE = 64  # bytes that a token may take in the file on average before it is cleared; it takes 28
+
+
+class Revocations(Protocol):
+    """Knows which phantom tokens ended early."""
+
+    def __contains__(self, token_id: str) -> bool:
+        """Whether a token was revoked."""
+
+    def add(self, token_id: str, *, expires: int) -> None:
+        """Revoke a token, which need not be remembered after `expires` (epoch seconds).
+
+        Raises:
+            OSError: it holds in this process only.
+        """
+
+    async def settled(self) -> None:
+        """Wait until it is known what was revoked before."""
 
 
 class Revoked:
@@ -21,6 +42,7 @@ class Revoked:
         path: of the file; it and its folder are made when something is revoked.
         wall: epoch seconds.
         monotonic: seconds.
+        limit: how many are remembered.
     """
 
     def __init__(
@@ -29,11 +51,13 @@ class Revoked:
         *,
         wall: Callable[[], float],
         monotonic: Callable[[], float],
+        limit: int = LIMIT,
     ) -> None:
         self._path = path
         self._wall = wall
         self._monotonic = monotonic
-        self._ids: dict[str, int] = {}
+        self._limit = limit
+        self._known = Remembered(limit)
         self._unkept: set[str] = set()
         self._seen: tuple[int, int, int] | None = None
         self._looked = monotonic()
@@ -43,9 +67,16 @@ class Revoked:
 
     def __contains__(self, token_id: str) -> bool:
         """Whether a token was revoked, by this process or, a second ago, by another."""
+        return token_id in self.entries()
+
+    async def settled(self) -> None:
+        """As `Revocations`: the file was read in the beginning."""
+
+    def entries(self) -> Mapping[str, int]:
+        """What is remembered, and until when."""
         if self._monotonic() - self._looked >= _LOOK_EVERY:
             self._look()
-        return token_id in self._ids
+        return self._known.ends
 
     def add(self, token_id: str, *, expires: int) -> None:
         """Revoke a token.
@@ -57,18 +88,24 @@ class Revoked:
         Raises:
             OSError: it holds in this process only: the file cannot be written.
         """
-        if token_id in self._ids and token_id not in self._unkept:
+        if token_id in self._known.ends and token_id not in self._unkept:
             return
-        self._ids[token_id] = expires
+        self._known.learn({token_id: expires}, now=self._wall())
+        if len(self._unkept) > self._limit:
+            self._unkept.intersection_update(self._known.ends)
         self._unkept.add(token_id)
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 os.write(descriptor, f"{token_id} {expires}\n".encode())
+                size = os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
         self._unkept.discard(token_id)
+        if size > self._limit * _LINE:
+            with contextlib.suppress(OSError):
+                self._forget_what_is_over()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -95,8 +132,8 @@ class Revoked:
             return
         self._seen = seen
         now = self._wall()
-        known = self._ids | dict(_entries(lines[: lines.rfind(b"\n") + 1]))
-        self._ids = {name: end for name, end in known.items() if end >= now}
+        self._known.learn(dict(_entries(lines[: lines.rfind(b"\n") + 1])), now=now)
+        self._known.forget(now)
 
     def _forget_what_is_over(self) -> None:
         if not self._path.exists():
@@ -104,11 +141,13 @@ class Revoked:
         now = self._wall()
         with self._locked():
             entries = list(_entries(self._path.read_bytes()))
-            living = [(name, end) for name, end in entries if end >= now]
-            if len(living) == len(entries):
+            living = Remembered(self._limit)
+            living.learn(dict(entries), now=now)
+            living.forget(now)
+            if len(living.ends) == len(entries):
                 return
             fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            fresh.write_text("".join(f"{name} {end}\n" for name, end in living))
+            fresh.write_text("".join(f"{name} {end}\n" for name, end in living.ends.items()))
             fresh.chmod(0o600)
             fresh.replace(self._path)
 
