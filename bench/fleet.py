@@ -16,7 +16,7 @@ import asyncio
 import contextvars
 import math
 import selectors
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +48,6 @@ REQUEST = (0.01, 0.05)  # the same of a request
 RENEWAL = 0.4  # seconds, the longest that one takes if nothing goes wrong
 STOPPED = (LEASE + 0.5, 12.0)  # seconds
 RESTART = (2.0, 10.0)  # seconds until another replica takes the place of a killed one
-# Tokens that a holder which fails may cost: its own, if nobody hears of it; and if it was stopped before
-# it called the issuer, that of its successor, which its call ends when it goes on.
-COST = {"killed": 1, "stopped": 2}
 START = 1000.0  # of the time
 STEPS = 20  # that the picture shows of a distribution
 ROLL_OUT = 30.0  # seconds in which all replicas are started
@@ -151,16 +148,20 @@ class Auth:
         self.credentials = Credentials(ORIGIN, "client", "account")
         self._replica = replica
 
-    async def issue(self, secret: Secret) -> Grant:
-        return await self._ask(None, secret)
+    async def issue(self, _secret: Secret, *, sending: Callable[[], object]) -> Grant:
+        return await self._ask(None, sending)
 
-    async def refresh(self, *, access_token: Secret, refresh_token: Secret) -> Grant:
-        return await self._ask(access_token, refresh_token)
+    async def refresh(
+        self, *, access_token: Secret, refresh_token: Secret, sending: Callable[[], object]
+    ) -> Grant:
+        del refresh_token
+        return await self._ask(access_token, sending)
 
-    async def _ask(self, access: Secret | None, _secret: Secret) -> Grant:
+    async def _ask(self, access: Secret | None, sending: Callable[[], object]) -> Grant:
         fleet, answer = self._replica.fleet, asyncio.get_running_loop().create_future()
         await asyncio.sleep(fleet.random.uniform(*CONNECT))
         await self._replica.running.wait()
+        sending()
 
         def serve() -> None:
             good = access is None or fleet.issuer.knows(access)

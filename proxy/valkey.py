@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
+from hashlib import sha1
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from proxy.core.exchange import Emit, Event
 from proxy.core.lifetime import Backoff
@@ -26,6 +27,7 @@ _LOOK_EVERY = 2.0
 # waits longer than that for what the others remember.
 _RETRY = Backoff(first=0.05, cap=0.4)
 _SAME_CLOCK = 60.0
+_SUBSCRIBE = "subscribe"
 
 Look = Callable[[bytes], Awaitable[None]]
 
@@ -102,7 +104,8 @@ class Valkey:
         emit: Emit,
     ) -> None:
         self.clock = StoreClock()
-        self.problem = ""  # why it cannot be reached
+        self._problems: dict[str, str] = {}  # of scripts, and under "" of the connection
+        self._digests: dict[str, str] = {}  # of scripts
         self._shown = shown
         self._alive = alive
         self._random = random
@@ -125,6 +128,11 @@ class Valkey:
             driver_info=None,
         )
 
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used, in words; or ""."""
+        return next(iter(self._problems.values()), "")
+
     async def run(self, script: str, *, keys: tuple[str, ...], args: tuple[Any, ...] = ()) -> Any:
         """What a script brings, whose answer begins with the server's time, as `TIME` tells it.
 
@@ -139,16 +147,26 @@ class Valkey:
         asked = self._alive()
         try:
             async with asyncio.timeout(_CALL):
-                found = await self._client.eval(script, len(keys), *keys, *args)
+                found = await self._eval(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             # Another server may have taken its place: that one answers over new connections.
             await self._client.connection_pool.disconnect(inuse_connections=False)
-            raise self._lost(error) from None
+            raise self._lost(error, script=script) from None
         (seconds, micros), *rest = found
         told = int(seconds) + int(micros) / 1e6
         self.clock.heard(told, asked=asked, now=self._alive())
-        self._back()
+        self._back(script)
         return rest
+
+    async def _eval(self, script: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+        digest = self._digests.get(script)
+        if digest is None:
+            digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
+            self._digests[script] = digest
+        try:
+            return await self._client.evalsha(digest, len(keys), *keys, *args)
+        except NoScriptError:  # a server that was restarted knows none
+            return await self._client.eval(script, len(keys), *keys, *args)
 
     def wall(self, own: Callable[[], float]) -> Callable[[], float]:
         """A clock that all replicas share: the server's, and `own` before it was ever reached.
@@ -186,24 +204,24 @@ class Valkey:
             await self._client.aclose()
 
     async def _keep(self) -> None:
-        failures = 0
+        failures, loop = 0, asyncio.get_running_loop()
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as channels:
                     async with asyncio.timeout(_CALL):
                         await channels.subscribe(*self._looks)
-                    await self._look_everywhere()
                     while True:
-                        message = await channels.get_message(timeout=_LOOK_EVERY)
-                        if message is not None:
-                            for look in self._looks[message["channel"].decode()]:
-                                await self._look(look, message["data"])
-                        else:
-                            await self._look_everywhere()
-                        failures = 0
+                        await self._look_everywhere()
+                        failures, until = 0, loop.time() + _LOOK_EVERY
+                        while (left := until - loop.time()) > 0:
+                            message = await channels.get_message(timeout=left)
+                            self._problems.pop(_SUBSCRIBE, None)
+                            if message is not None:
+                                for look in self._looks[message["channel"].decode()]:
+                                    await self._look(look, message["data"])
             except (RedisError, OSError, TimeoutError) as error:
                 failures += 1
-                self._lost(error)
+                self._lost(error, script=_SUBSCRIBE)
                 await asyncio.sleep(_RETRY.delay(failures, jitter=self._random()))
 
     async def _look_everywhere(self) -> None:
@@ -216,20 +234,23 @@ class Valkey:
         with contextlib.suppress(Unreachable):
             await look(message)
 
-    def _lost(self, error: Exception) -> Unreachable:
-        text = str(error).strip() or "no answer within two seconds"
-        self.problem = f"{self._shown}: {text}"
+    def _lost(self, error: Exception, *, script: str = "") -> Unreachable:
+        text = str(error).strip() or f"no answer within {_CALL:g} seconds"
+        problem = f"{self._shown}: {text}"
+        # What the server itself refuses says nothing of what else is asked of it.
+        self._problems[script if isinstance(error, ResponseError) else ""] = problem
         if self._told is not False:
             self._told = False
             told: dict[str, object] = {
-                "reason": self.problem,
+                "reason": problem,
                 "hint": "The token in hand is used until it dies; nobody logs in meanwhile.",
             }
             self._emit(Event("store_lost", "error", fields=told))
-        return Unreachable(self.problem)
+        return Unreachable(problem)
 
-    def _back(self) -> None:
-        self.problem = ""
-        if self._told is not True:
+    def _back(self, script: str) -> None:
+        for name in ("", script):
+            self._problems.pop(name, None)
+        if self._told is not True and not self._problems:
             self._told = True
             self._emit(Event("store_reached", fields={"store": self._shown}))

@@ -528,12 +528,16 @@ class Session:
             self._held = replace(self._held, trouble=Trouble())
 
     async def _save(self, held: Held) -> Held:
-        """Know something new, and let the others know; what is known then."""
-        self._held = held.without(self._refused)
-        if self._alone:
-            self._store.remember(held)
-        else:
-            held = await self._store.save(held)
+        """Know something new, and let the others know; what is known then.
+
+        A token is not lent before: if others have come first, theirs has ended it.
+        """
+        try:
+            if self._alone:
+                self._store.remember(held)
+            else:
+                held = await self._store.save(held)
+        finally:
             self._held = held.without(self._refused)
         self._look_at_secret()
         if not held.calling:
