@@ -35,6 +35,8 @@ def banner(running: Running, *, settings: Settings) -> str:
         lines.append(f"  workers    {settings.model.workers}")
     if settings.store_dir is not None:
         lines.append(f"  session    kept in {settings.store_dir}")
+    if settings.shared_store is not None:
+        lines.append(f"  session    shared with all that use {settings.shared_store}")
     url = f"http://{running.listen}"
     first = running.upstreams[0]
     called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])

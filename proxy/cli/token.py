@@ -67,6 +67,10 @@ def _show(status: dict[str, Any]) -> None:
         print(f"  token       *** (sha256 {status['token']})")
         print(f"  expires in  {status['expires_in']} s")
         print(f"  renews in   {status['renews_in']} s")
+    if status["secret_pending"]:
+        print("  another client secret is set and not in force yet")
+    if status["store"]:
+        print(f"  store       {status['store']}")
     if status["renewing"]:
         print("  a renewal is under way")
     if status["failures"]:
