@@ -678,8 +678,11 @@ class Session:
                     told: dict[str, object] = {"reason": str(error)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
                     # The refresh may have been carried out and its reply lost, in which case
-                    # the old token is dead: only an issue is sure to bring a living one.
+                    # the old token is dead: only an issue is sure to bring a living one. Unless this
+                    # took so long (the process was stopped?) that others have logged in meanwhile.
                     token = None
+                    if await self._save(held) is not held:
+                        return
             if token is None:
                 held = await self._issued(held, secrets=secrets, reason=reason)
         except IssuerError as error:
