@@ -529,12 +529,13 @@ class Session:
 
     async def _save(self, held: Held) -> Held:
         """Know something new, and let the others know; what is known then."""
-        self._held = held.without(self._refused)
+        if not held.trouble.failures:  # of a failure nobody hears before it is sure that it counts
+            self._held = held.without(self._refused)
         if self._alone:
             self._store.remember(held)
         else:
             held = await self._store.save(held)
-            self._held = held.without(self._refused)
+        self._held = held.without(self._refused)
         self._look_at_secret()
         if not held.calling:
             self._stir()

@@ -1,5 +1,7 @@
 """What a process does that was stopped for so long that others have taken its lease."""
 
+import asyncio
+
 import pytest
 
 from proxy.core.lifetime import Lifetime
@@ -16,7 +18,13 @@ class Overtaken(MemoryStore):
 
     theirs = None
 
+    def __init__(self):
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+
     async def save(self, held):
+        await self.answers.wait()
         if self.theirs is not None:
             held, self.theirs = self.theirs, None
         return await super().save(held)
@@ -36,9 +44,7 @@ def store(overtaken):
 def theirs(time, overtaken):
     """The next token, as another process brought it."""
     clocks = time.clocks
-    lifetime = Lifetime.begin(
-        1000, now=clocks.alive() + 760, wall=clocks.wall() + 760, early=300, jitter=0
-    )
+    lifetime = Lifetime.begin(2000, now=clocks.alive(), wall=clocks.wall(), early=300, jitter=0)
     access, refresh = (Secret(text, origin=ORIGIN) for text in ("theirs", "refresh"))
 
     def bring(held):
@@ -60,3 +66,19 @@ async def test_who_was_overtaken_while_its_refresh_failed_does_not_log_in(
     await time.advance(1)
     assert issuer.names == ["issue", "refresh"]
     assert session.lend().access.reveal(to=ORIGIN) == "theirs"
+
+
+async def test_what_failed_for_who_was_overtaken_fails_nobody(
+    session, overtaken, theirs, down, issuer, time
+):
+    issuer.failing = down
+    issue = issuer.hold("issue")
+    await time.advance(1010)
+    overtaken.theirs = theirs(overtaken._held)
+    overtaken.answers.clear()
+    issue.set()
+    await time.advance(0)
+    borrower = asyncio.create_task(session.borrow())
+    await time.advance(0)
+    overtaken.answers.set()
+    assert (await borrower).access.reveal(to=ORIGIN) == "theirs"
