@@ -778,11 +778,13 @@ class Session:
 
     def _switching(self) -> asyncio.Task[None]:
         """Begin to put the newest client secret in force; the one before it is, until it is accepted."""
-        newest = self._keyring.newest
+        newest, again = self._keyring.newest, self._again
         digest, self._again = newest.digest(), False
 
         async def switch(held: Held) -> None:
             old = held.token
+            if not again and self._clocks.alive() < try_again_at(held, digest):
+                return  # others have tried it while we waited for the lease
             held = replace(held, calling=True)
             if held.stopped or await self._save(held) is not held:
                 return
