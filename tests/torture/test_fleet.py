@@ -337,7 +337,7 @@ async def test_client_secrets_are_replaced_under_load_and_no_caller_notices(
     fleet, valkey, size, figure, tmp_path
 ):
     """Forwards, back by a next one, and to a wrong one, replica by replica."""
-    count, delay = 3, size(0.4, 5)
+    count, delay = 3, size(0.2, 5)
     issuer = Issuer(lifetime=size(4.0, 8.0))
     switches, (first, second, wrong) = issuer.switches, ("first-secret", "second-one", "wrong-one")
     switches.client_secret = first
