@@ -9,7 +9,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench fleet screenshots torture chaos lock build clean
+.PHONY: help run test check format bench fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ torture: $(STAMP) ## the figures to hold, at full size; prints the table (half a
 
 chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n for another course
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_workers.py -k chaos --timeout 3600 $(ARGS)
+
+chaos-fleet: $(STAMP) ## kill replicas and their store at random, change secrets under load; CHAOS_SEED=n
+	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_fleet.py --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv)
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)

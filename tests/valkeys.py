@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
+from contextlib import suppress
 
 import redis
 
@@ -16,9 +18,15 @@ def binary():
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A port below those that the system gives to whoever connects.
+
+    Of those one could be lost to somebody else while its server is down, and whoever dials it then may
+    be given the very same and be connected with itself.
+    """
+    while True:
+        with socket.socket() as taken, suppress(OSError):
+            taken.bind(("127.0.0.1", random.randrange(15_000, 32_000)))
+            return taken.getsockname()[1]
 
 
 class ValkeyServer:

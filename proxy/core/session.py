@@ -400,8 +400,11 @@ def granted(
         now: the time.
     """
     generation = held.generation + 1
+    # A token that is replaced while it lives dies of that: it was not forced, so it is still here.
+    replaced = held.generation if held.token is not None else held.excused
     return replace(
         held,
+        excused=replaced,
         token=Token(access, refresh, generation, lifetime),
         generation=generation,
         accepted=False,

@@ -537,8 +537,11 @@ class Session:
                 self._store.remember(held)
             else:
                 held = await self._store.save(held)
-        finally:
-            self._held = held.without(self._refused)
+        except StoreFailed:
+            if not held.trouble.failures:  # a token that cannot be stored is used all the same
+                self._held = held.without(self._refused)
+            raise
+        self._held = held.without(self._refused)
         self._look_at_secret()
         if not held.calling:
             self._stir()
@@ -684,8 +687,11 @@ class Session:
                     told: dict[str, object] = {"reason": str(error)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
                     # The refresh may have been carried out and its reply lost, in which case
-                    # the old token is dead: only an issue is sure to bring a living one.
+                    # the old token is dead: only an issue is sure to bring a living one. Unless this
+                    # took so long (the process was stopped?) that others have logged in meanwhile.
                     token = None
+                    if await self._save(held) is not held:
+                        return
             if token is None:
                 held = await self._issued(held, secrets=secrets, reason=reason)
         except IssuerError as error:
@@ -789,11 +795,13 @@ class Session:
 
     def _switching(self) -> asyncio.Task[None]:
         """Begin to put the newest client secret in force; the one before it is, until it is accepted."""
-        newest = self._keyring.newest
+        newest, again = self._keyring.newest, self._again
         digest, self._again = newest.digest(), False
 
         async def switch(held: Held) -> None:
             old = held.token
+            if not again and self._clocks.alive() < try_again_at(held, digest):
+                return  # others have tried it while we waited for the lease
             held = replace(held, calling=True)
             if held.stopped or await self._save(held) is not held:
                 return

@@ -174,6 +174,7 @@ class ValkeyStore:
         async with self._mine:
             self._holder = os.urandom(12).hex().encode()
             extending: asyncio.Task[None] | None = None
+            down = False
             try:
                 while not moot():
                     if not await self._acquire():
@@ -185,8 +186,11 @@ class ValkeyStore:
                     return
                 yield None
             except Unreachable as error:
-                self._down = True
+                self._down = down = True
                 raise StoreFailed(str(error)) from None
+            except StoreFailed as error:
+                down = error.reason == "store"
+                raise
             finally:
                 if extending is not None:
                     extending.cancel()
@@ -194,6 +198,9 @@ class ValkeyStore:
                 self._leaving.add(leaving := asyncio.create_task(self._release()))
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
+                # Once more, now that it was awaited: that it is there again may have been seen meanwhile,
+                # by nobody who had been told that it was not.
+                self._down = self._down or down
 
     async def _acquire(self) -> bool:
         self._stirred.clear()

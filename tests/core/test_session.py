@@ -161,6 +161,13 @@ def test_a_rival_is_three_deaths_within_ten_minutes(held):
     assert held.deaths == ()
 
 
+def test_a_token_that_we_have_replaced_ourselves_does_not_die_of_a_rival(held):
+    replaced = grant(held, "next")
+    assert died(replaced, 1, now=2) == (replaced, 0)
+    forced = grant(force(held, "shop", now=1, limits=LIMITS), "next")
+    assert died(forced, 1, now=2)[0].deaths == ((1, 2),)
+
+
 def test_a_death_is_counted_once(held):
     for _ in range(5):
         held, deaths = died(held, 1, now=0)

@@ -229,6 +229,16 @@ async def test_all_processes_together_try_a_refused_secret_once(join, issuer, ta
     assert issuer.secrets == ["old", "wrong"]
 
 
+async def test_nor_do_those_try_it_that_waited_for_their_turn_meanwhile(join, issuer, takes, time):
+    several = [await join() for _ in range(4)]
+    issue = issuer.hold("issue")
+    for session in several:
+        await changed(session, time, "wrong")
+    issue.set()
+    await time.advance(100)
+    assert issuer.secrets == ["old", "wrong"]
+
+
 async def test_a_wrong_next_secret_does_not_keep_the_first_login_from_succeeding(
     join, issuer, takes, events, time
 ):
