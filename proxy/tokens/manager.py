@@ -589,7 +589,8 @@ class Session:
                         self._leased = True
                         held = newer(self._mine(), stored)
                         self._adopt(held)
-                        await work(held)
+                        if not moot():
+                            await work(held)
                         self._store_works()
                 except StoreFailed:
                     if not self._goes_alone():
@@ -622,23 +623,20 @@ class Session:
 
     def _renewal(self, asked: Asked, *, reason: str) -> asyncio.Task[None]:
         """Begin a renewal of what is known now."""
-        after, operator = self._held.generation, asked is Asked.OPERATOR
+        after = self._held.generation
 
         async def renew(held: Held) -> None:
-            await self._renew(held, asked, after=after, reason=reason)
+            await self._renew(held, asked, reason=reason)
 
         def moot() -> bool:
-            token = None if operator else self._living()
+            token = self._living()
             return token is not None and _follows(token, after, but=self._refused)
 
-        return self._start(renew, reason=reason, moot=moot, insist=operator)
+        return self._start(renew, reason=reason, moot=moot, insist=asked is Asked.OPERATOR)
 
-    async def _renew(self, held: Held, asked: Asked, *, after: int, reason: str) -> None:
-        """Renew, unless another process has, or what is stored says that it must not be."""
+    async def _renew(self, held: Held, asked: Asked, *, reason: str) -> None:
+        """Renew, unless what is stored says that it must not be."""
         now, wall, token = self._clocks.alive(), self._clocks.wall(), held.token
-        living = token is not None and not token.lifetime.dead(now=now)
-        if living and token is not None and _follows(token, after, but=self._refused):
-            return
         refused = token is not None and held.without(self._refused).token is None
         if refused and asked is not Asked.OPERATOR:
             asked = Asked.REFUSED
