@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from proxy.core.exchange import Emit, Event
@@ -123,7 +124,7 @@ class Valkey:
             ssl_ca_certs=ca_file,
             socket_timeout=_CALL,
             socket_connect_timeout=_CALL,
-            retry=Retry(NoBackoff(), 0),  # whether to repeat a call is for us to say
+            retry=Retry(NoBackoff(), 0),  # when to repeat a call is for us to say
             protocol=2,
             driver_info=None,
         )
@@ -136,6 +137,8 @@ class Valkey:
     async def run(self, script: str, *, keys: tuple[str, ...], args: tuple[Any, ...] = ()) -> Any:
         """What a script brings, whose answer begins with the server's time, as `TIME` tells it.
 
+        It is run a second time if the connection ends without an answer.
+
         Args:
             script: in Lua.
             keys: that it works on, all in one hash slot.
@@ -147,16 +150,24 @@ class Valkey:
         asked = self._alive()
         try:
             async with asyncio.timeout(_CALL):
-                found = await self._eval(script, keys, args)
+                try:
+                    found = await self._eval(script, keys, args)
+                except Disconnected:
+                    # Over one that was kept, from before the server was restarted perhaps.
+                    await self._disconnect()
+                    found = await self._eval(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             # Another server may have taken its place: that one answers over new connections.
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            await self._disconnect()
             raise self._lost(error, script=script) from None
         (seconds, micros), *rest = found
         told = int(seconds) + int(micros) / 1e6
         self.clock.heard(told, asked=asked, now=self._alive())
         self._back(script)
         return rest
+
+    async def _disconnect(self) -> None:
+        await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _eval(self, script: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
         digest = self._digests.get(script)

@@ -260,6 +260,8 @@ class ValkeyStore:
                 self.remember(held)
                 self._down = True
                 raise StoreFailed(str(error)) from None
+            if count <= 0 and rest[0][0] == sealed:  # written, and the answer lost
+                count = rest[0][2]
             if count > 0:
                 # Not before: whoever reads meanwhile would take it for lost, and write it back.
                 self.remember(held)

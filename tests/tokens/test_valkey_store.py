@@ -83,14 +83,14 @@ async def connect(valkey, said):
     """A replica's store; its clocks are off by so many seconds."""
     async with AsyncExitStack() as stack:
 
-        async def begin(*, secrets=("secret",), off=0.0, lease=3.0, start=True):
+        async def begin(*, secrets=("secret",), off=0.0, lease=3.0, start=True, kind=Valkey):
             def alive():
                 return time.monotonic() + off
 
             def wall():
                 return time.time() + off
 
-            link = Valkey(
+            link = kind(
                 "127.0.0.1",
                 port=valkey.port,
                 tls=False,
@@ -643,3 +643,33 @@ def test_bounds_are_forgotten_after_a_minute():
     clock.heard(1000.0, asked=10.0, now=10.1)
     clock.heard(1065.0, asked=75.0, now=76.0)
     assert (clock.there, clock.here) == (pytest.approx(989.0), pytest.approx(-990.0))
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_ended_in_between_is_no_failure(connect, valkey, said):
+    one = await connect()
+    await put(one, some(one.clocks))
+    valkey.client().client_kill_filter(_type="normal", skipme=True)
+    await put(one, some(one.clocks, generation=1))
+    assert "store_lost" not in said
+
+
+class AnswersAreLost(Valkey):
+    """Runs whatever writes a session twice, as if the first answer had been lost."""
+
+    async def run(self, script, **options):
+        if "ARGV[5]" in script:
+            await super().run(script, **options)
+        return await super().run(script, **options)
+
+
+async def test_a_write_whose_answer_was_lost_is_known_as_ours(connect):
+    one = await connect(kind=AnswersAreLost)
+    async with one.lease() as held:
+        fresh = some(one.clocks, "new", generation=held.generation)
+        assert await one.save(fresh) is fresh
+        again = replace(fresh, accepted=True)
+        assert await one.save(again) is again
+    assert (await got(await connect())).accepted

@@ -235,7 +235,9 @@ class Misfortune:
             await asyncio.sleep(self._rng.uniform(0, 1))
             await victim.start()
         else:
-            await asyncio.sleep(self._rng.uniform(4, 6))
+            # Longer than a lease, shorter than a connect may take: otherwise it would find, as it goes
+            # on, that its own calls have timed out.
+            await asyncio.sleep(self._rng.uniform(3.5, 4.8))
             victim.signal(signal.SIGCONT)
         self._busy.discard(victim)
 
@@ -301,7 +303,7 @@ async def test_chaos_a_fleet_whose_processes_and_store_are_killed_shows_nobody_a
     lifetimes = int(took / (life * 0.725)) + 1
     early = sum(later - sooner < life * 0.6 for sooner, later in pairwise(made))
     by_issue = sum(path == ISSUE and status == 200 for _, path, _, status in issuer.tried)
-    ours = [one.json["proxy"]["hint"] for _, one in load.odd if one.status == 503]
+    hints = Counter((one.status, one.json["proxy"]["hint"]) for _, one in load.odd)
     for name, what in (
         ("seed", chaos_seed),
         (
@@ -319,9 +321,9 @@ async def test_chaos_a_fleet_whose_processes_and_store_are_killed_shows_nobody_a
     ):
         figure("fleet", f"{name:<18} {what}")
     assert load.statuses[401] == 0
-    assert set(load.statuses) <= {200, 503}
+    assert set(load.statuses) <= {200, 503}, hints
     # There may be no token while the store is away: not so because a replica was killed.
-    assert all(hint.startswith("The session could not be shared") for hint in ours)
+    assert all(hint.startswith("The session could not be shared") for _, hint in hints), hints
     assert all(one.get("Retry-After") for _, one in load.odd)
     assert len(made) <= lifetimes + fate.hits + fate.restarts
     assert early <= fate.hits + fate.restarts
