@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.secret import SIGNING, Secret
+from proxy.core.secret import SIGNING, STORE, Secret
 from proxy.settings import SettingsError, describe, load
 from proxy.settings.store import network_file_system
 
@@ -166,3 +166,162 @@ def test_a_link_is_followed_to_where_it_leads(tmp_path):
 
 def test_where_nothing_lists_the_mounts_nothing_is_said(tmp_path):
     assert network_file_system(tmp_path, mounts=tmp_path / "none") == ""
+
+
+# -- a server ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(settings):
+    """The server that `store` names."""
+
+    def begin(text, **environ):
+        key = {"NOMBA_PROXY_CALLERS_SIGNING_KEY": "k" * 40}
+        return settings(NOMBA_PROXY_STORE=text, **{**key, **environ}).shared_store
+
+    return begin
+
+
+@pytest.fixture
+def wrong(problem):
+    """The one thing that is wrong with a store on a server."""
+
+    def begin(text, **environ):
+        key = {"NOMBA_PROXY_CALLERS_SIGNING_KEY": "k" * 40}
+        return problem(NOMBA_PROXY_STORE=text, **{**key, **environ})
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("valkey://h", "valkey://h:6379"),
+        ("redis://h:1", "valkey://h:1"),
+        ("rediss://h", "valkeys://h:6379"),
+        ("valkeys://me@h:1/3", "valkeys://me@h:1/3"),
+        ("valkey://[::1]:1", "valkey://[::1]:1"),
+        ("valkey://me:%40secret@h/", "valkey://me@h:6379"),
+        ("valkey://VALKEY_1", "valkey://valkey_1:6379"),
+    ],
+)
+def test_a_server_can_be_named(shared, text, shown):
+    assert str(shared(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("valkey:", "valkey:h", "valkey://", "valkey://h:0", "valkey://h:65536", "valkey://h:x"),
+        *("valkey://h/x", "valkey://h?db=1", "valkey://a b", "valkey://[1.2.3.4]", "valkey://[::1"),
+        *("valkeys://u:pass-word@", "valkey://u:pass-word@h:x", "valkey://h,other"),
+    ],
+)
+def test_what_is_no_address_of_a_server_is_refused_without_its_password(wrong, text):
+    found = wrong(text)
+    assert found.key == "store"
+    assert "pass-word" not in str(found)
+
+
+def test_the_password_of_a_server_is_a_secret_of_its_own(shared, settings, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("from-a-file\n")
+    file.chmod(0o600)
+    for environ in (
+        {"NOMBA_PROXY_STORE_PASSWORD_FILE": str(file)},
+        {"NOMBA_PROXY_STORE_PASSWORD": "from-a-file"},
+        {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+    ):
+        if "CREDENTIALS_DIRECTORY" in environ:
+            file.rename(tmp_path / "NOMBA_PROXY_STORE_PASSWORD")
+        found = shared("valkey://h", **environ)
+        assert found.password.reveal(to=STORE) == "from-a-file"
+        assert "from-a-file" not in repr(found)
+    assert shared("valkey://:in%2Fit@h").password.reveal(to=STORE) == "in/it"
+    assert shared("valkey://h").password is None
+
+
+def test_a_password_does_not_stand_in_a_file_or_a_flag(tmp_path):
+    environ = {
+        **CREDENTIALS,
+        "NOMBA_PROXY_STATE_DIR": str(tmp_path),
+        "NOMBA_PROXY_CALLERS_SIGNING_KEY": "k" * 40,
+    }
+    for given in ("flags", "file"):
+        text = "valkey://u:pass-word@h"
+        (tmp_path / "x.toml").write_text(f'store = "{text}"')
+        sources = (
+            {"flags": {"store": text}} if given == "flags" else {"config": tmp_path / "x.toml"}
+        )
+        with pytest.raises(SettingsError) as caught:
+            load(environ=environ, **sources)
+        assert "store_password_file" in str(caught.value)
+        assert "pass-word" not in str(caught.value)
+
+
+def test_two_passwords_that_differ_are_a_problem(wrong):
+    found = wrong("valkey://:one@h", NOMBA_PROXY_STORE_PASSWORD="another")
+    assert found.key == "store"
+    assert "another password" in found.text
+
+
+def test_what_is_for_a_server_is_of_no_use_without_one(problem, wrong, tmp_path):
+    assert problem(NOMBA_PROXY_STORE_CA_FILE="/x").key == "store_ca_file"
+    (tmp_path / "no.pem").write_text("none")
+    text = str(tmp_path / "no.pem")
+    assert "no certificates" in wrong("valkeys://h", NOMBA_PROXY_STORE_CA_FILE=text).text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"NOMBA_PROXY_TOKEN_LEASE": "10"},
+        {"NOMBA_PROXY_TOKEN_CALL_TIMEOUT": "2"},
+        {"NOMBA_PROXY_TOKEN_WAIT_LIMIT": "9"},
+    ],
+)
+def test_a_lease_is_shorter_than_a_call_and_that_than_the_wait(wrong, environ):
+    assert wrong("valkey://h", **environ).key == "token.lease"
+
+
+def test_the_simulator_is_not_shared(tmp_path):
+    environ = {"NOMBA_PROXY_STATE_DIR": str(tmp_path), "NOMBA_PROXY_STORE": "valkey://h"}
+    environ["NOMBA_PROXY_CALLERS_SIGNING_KEY"] = "k" * 40
+    with pytest.raises(SettingsError, match="nomba-proxy simulate"):
+        load(environ=environ, flags={"simulate": "true"})
+
+
+def test_check_shows_the_server_and_hides_its_password(settings):
+    loaded = settings(
+        NOMBA_PROXY_STORE="valkey://u:pass-word@h", NOMBA_PROXY_CALLERS_SIGNING_KEY="k" * 40
+    )
+    rows = {key: value for key, value, _ in describe(loaded)}
+    assert (rows["store"], rows["store_password"]) == ("valkey://u@h:6379", "***")
+    assert "pass-word" not in str(rows)
+
+
+# -- the next client secret ------------------------------------------------------------------------
+
+
+def test_a_next_secret_may_be_missing_or_empty_so_far(settings, tmp_path):
+    file = tmp_path / "next"
+    for _ in range(2):
+        [one] = settings(NOMBA_CLIENT_SECRET_NEXT_FILE=str(file)).upstreams
+        assert one.next_secret is None
+        file.write_text("")
+    file.write_text("the-next\n")
+    [one] = settings(NOMBA_CLIENT_SECRET_NEXT_FILE=str(file)).upstreams
+    assert one.next_secret.reveal(to=one.origin.text) == "the-next"
+    file.write_text("another-one\n")
+    assert one.read_secrets()[1].reveal(to=one.origin.text) == "another-one"
+
+
+def test_what_is_in_no_file_does_not_change(settings):
+    [one] = settings(NOMBA_CLIENT_SECRET_NEXT="the-next").upstreams
+    assert one.next_secret
+    assert one.read_secrets is None
+
+
+def test_a_next_secret_that_is_the_present_one_is_none(settings):
+    [one] = settings(NOMBA_CLIENT_SECRET_NEXT=CREDENTIALS["NOMBA_CLIENT_SECRET"]).upstreams
+    assert one.next_secret is None

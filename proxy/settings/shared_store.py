@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
-from ipaddress import ip_address
+from ipaddress import IPv6Address
 from urllib.parse import unquote
 
 from proxy.core.secret import STORE, Secret
@@ -39,7 +39,7 @@ def read_shared_store(
     try:
         host = parse_host_name(found["host"]) if found and found["host"] else ""
         if found and found["v6"]:
-            host = str(ip_address(found["v6"]))
+            host = str(IPv6Address(found["v6"]))
     except ValueError:
         host = ""
     port = int((found and found["port"]) or 6379)
