@@ -472,6 +472,24 @@ async def test_who_logged_in_beside_what_was_written_back_meanwhile_is_newer(con
     assert late.news().token.access == secret("new")
 
 
+async def test_a_grant_is_kept_though_the_server_has_lost_the_lease_and_all_else(connect, valkey):
+    one = await connect()
+    await put(one, some(one.clocks))
+    async with one.lease() as held:
+        valkey.client().flushall()
+        fresh = some(one.clocks, "new", generation=held.generation)
+        assert await one.save(fresh) is fresh
+    assert (await got(await connect())).token.access == secret("new")
+
+
+async def test_what_is_written_back_is_not_written_over_the_same_generation(connect):
+    one, late = await connect(), await connect(start=False)
+    late.remember(some(late.clocks, "old"))
+    await put(one, some(one.clocks, "new"))
+    await late._refill()
+    assert (await got(one)).token.access == secret("new")
+
+
 async def test_a_mark_is_not_made_on_what_turns_out_to_be_older(connect):
     fresh = await connect()
     async with fresh.lease() as held:
