@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._value = (b"", 0, 0, 0)  # sealed, generation, count, fence
+        self._value = (b"", 0, 0, 0, 0)  # sealed, generation, count, fence, issued
         self._fence = 0
         self._lease = (b"", 0.0)  # whose, until when
         self.publish: Callable[[bytes], object] = bool
@@ -36,6 +36,7 @@ class Server:
             real._RELEASE: self._release,
             real._SAVE: self._save,
             real._REFILL: self._refill,
+            real._ASK: self._ask,
         }
 
     @property
@@ -57,14 +58,13 @@ class Server:
         """Its time, and what a script brings beside it."""
         return self._now(), self._scripts[script](*args)
 
-    def _write(self, generation, fence, sealed):
-        count = self._value[2] + 1
-        self._value = (sealed, generation, count, fence)
+    def _write(self, count, generation, fence, issued, sealed):
+        self._value = (sealed, generation, count + 1, fence, issued)
         self.publish(b"w")
-        return count
+        return count + 1
 
     def _read(self, count, generation):
-        _, stored, counted, _ = self._value
+        _, stored, counted, _, _ = self._value
         return [None if (counted, stored) == (count, generation) else [*self._value]]
 
     def _acquire(self, who, life, fence):
@@ -86,19 +86,23 @@ class Server:
             self.publish(b"f")
         return []
 
-    def _save(self, who, fence, count, generation, sealed):
-        _, stored, counted, fenced = self._value
+    def _save(self, *args):
+        who, fence, count, generation, issued, sealed = args
+        _, stored, counted, fenced, _ = self._value
         mine, free, same = self.holder == who, not self.holder, counted == count
         if fenced <= fence and (((mine or free) and same) or (free and stored < generation)):
-            return [self._write(generation, fence, sealed)]
+            return [self._write(counted, generation, fence, issued, sealed)]
         return [-1 if mine and fenced <= fence else 0, [*self._value]]
 
-    def _refill(self, generation, sealed, count):
-        value, stored, counted, fence = self._value
-        if stored >= generation:
+    def _refill(self, generation, issued, count, sealed):
+        _, stored, counted, fence, before = self._value
+        if stored >= generation or before > issued:
             return [0, [*self._value]]
-        self._value = (value, stored, max(counted, count), fence)
-        return [self._write(generation, fence, sealed)]
+        return [self._write(max(counted, count), generation, fence, issued, sealed)]
+
+    def _ask(self):
+        self.publish(b"a")
+        return []
 
 
 class Link:

@@ -62,7 +62,7 @@ def replica(port: int) -> tuple[Valkey, Replica]:
         tls=False,
         ca_file=None,
         user="",
-        password=None,
+        password=lambda: None,
         database=0,
         shown="the server",
         alive=CLOCKS.alive,

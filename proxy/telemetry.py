@@ -178,7 +178,9 @@ class Metrics:
             self._generation.labels(event.upstream).set(int(str(fields["generation"])))
             if "skew_seconds" in fields:
                 self._skew.labels(event.upstream).set(float(str(fields["skew_seconds"])))
-        elif event.name == "token_renewal_failed" and fields["cause"] not in _NOT_ASKED:
+        elif event.name == "secret_refused" or (
+            event.name == "token_renewal_failed" and fields["cause"] not in _NOT_ASKED
+        ):
             self._renewals.labels(event.upstream, "issue", "failure").inc()
         elif event.name == "token_refresh_failed":
             self._renewals.labels(event.upstream, "refresh", "failure").inc()

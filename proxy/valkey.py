@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -29,6 +30,9 @@ _LOOK_EVERY = 2.0
 _RETRY = Backoff(first=0.05, cap=0.4)
 _SAME_CLOCK = 60.0
 _SUBSCRIBE = "subscribe"
+_GOODBYE = 0.2  # seconds
+_LONGEST = 300  # characters of what a server says
+_REFUSED = 10.0  # seconds that a script is taken for one that the server refuses
 
 Look = Callable[[bytes], Awaitable[None]]
 
@@ -73,6 +77,24 @@ class StoreClock:
         return -self._high
 
 
+class _Credentials(CredentialProvider):
+    """User and password as they are set when a connection is made."""
+
+    def __init__(self, user: str, password: Callable[[], Secret | None]) -> None:
+        self._user = user
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """What the library sends: the password, with the user before it if there is one."""
+        found = self._password()
+        text = "" if found is None else found.reveal(to=STORE)
+        return (self._user, text) if self._user else (text,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """The same."""
+        return self.get_credentials()
+
+
 class Valkey:
     """The server.
 
@@ -81,7 +103,7 @@ class Valkey:
         tls: whether to speak TLS.
         ca_file: certificates that its own is checked with, instead of the system's.
         user: of its access control list, or "".
-        password: pinned to `core.secret.STORE`.
+        password: pinned to `core.secret.STORE`; asked for at each connection.
         database: its number.
         shown: how it is called in messages.
         alive: seconds, on a clock that runs during sleep.
@@ -97,7 +119,7 @@ class Valkey:
         tls: bool,
         ca_file: str | None,
         user: str,
-        password: Secret | None,
+        password: Callable[[], Secret | None],
         database: int,
         shown: str,
         alive: Callable[[], float],
@@ -106,8 +128,11 @@ class Valkey:
     ) -> None:
         self.clock = StoreClock()
         self._problems: dict[str, str] = {}  # of scripts, and under "" of the connection
+        self._since = 0.0  # when the last of them was met
         self._digests: dict[str, str] = {}  # of scripts
         self._shown = shown
+        self._tls = tls
+        self._password = password
         self._alive = alive
         self._random = random
         self._emit = emit
@@ -118,8 +143,7 @@ class Valkey:
             host=host,
             port=port,
             db=database,
-            username=user or None,
-            password=None if password is None else password.reveal(to=STORE),
+            credential_provider=_Credentials(user, password) if user or password() else None,
             ssl=tls,
             ssl_ca_certs=ca_file,
             socket_timeout=_CALL,
@@ -132,7 +156,7 @@ class Valkey:
     @property
     def problem(self) -> str:
         """Why it cannot be used, in words; or ""."""
-        return next(iter(self._problems.values()), "")
+        return self._problems.get("") or next(iter(self._problems.values()), "")
 
     async def run(self, script: str, *, keys: tuple[str, ...], args: tuple[Any, ...] = ()) -> Any:
         """What a script brings, whose answer begins with the server's time, as `TIME` tells it.
@@ -156,18 +180,22 @@ class Valkey:
                     # Over one that was kept, from before the server was restarted perhaps.
                     await self._disconnect()
                     found = await self._eval(script, keys, args)
+            (seconds, micros), *rest = found
+            told = int(seconds) + int(micros) / 1e6
         except (RedisError, OSError, TimeoutError) as error:
             # Another server may have taken its place: that one answers over new connections.
             await self._disconnect()
             raise self._lost(error, script=script) from None
-        (seconds, micros), *rest = found
-        told = int(seconds) + int(micros) / 1e6
+        except (TypeError, ValueError):
+            raise self._lost(OSError("an answer that is none"), script=script) from None
         self.clock.heard(told, asked=asked, now=self._alive())
         self._back(script)
         return rest
 
     async def _disconnect(self) -> None:
-        await self._client.connection_pool.disconnect(inuse_connections=False)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _eval(self, script: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
         digest = self._digests.get(script)
@@ -221,16 +249,22 @@ class Valkey:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as channels:
                     async with asyncio.timeout(_CALL):
                         await channels.subscribe(*self._looks)
-                    while True:
+                    heard = loop.time()
+                    while loop.time() - heard < 2 * _LOOK_EVERY + _CALL:
+                        await channels.ping()
                         await self._look_everywhere()
                         failures, until = 0, loop.time() + _LOOK_EVERY
                         while (left := until - loop.time()) > 0:
                             message = await channels.get_message(timeout=left)
                             self._problems.pop(_SUBSCRIBE, None)
-                            if message is not None:
+                            if message is None:
+                                continue
+                            heard = loop.time()
+                            if message["type"] == "message":
                                 for look in self._looks[message["channel"].decode()]:
                                     await self._look(look, message["data"])
-            except (RedisError, OSError, TimeoutError) as error:
+                # Something on the way has let it go without a word: once more.
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is looked after again
                 failures += 1
                 self._lost(error, script=_SUBSCRIBE)
                 await asyncio.sleep(_RETRY.delay(failures, jitter=self._random()))
@@ -240,21 +274,31 @@ class Valkey:
             for look in looks:
                 await self._look(look, b"")
 
-    @staticmethod
-    async def _look(look: Look, message: bytes) -> None:
-        with contextlib.suppress(Unreachable):
+    async def _look(self, look: Look, message: bytes) -> None:
+        try:
             await look(message)
+        except Unreachable:
+            pass
+        except Exception as fault:  # noqa: BLE001 - of what lies there, or of ours: others go on
+            told: dict[str, object] = {"reason": f"what lies there is odd: {fault!r}"}
+            self._emit(Event("store_odd", "error", fields=told))
 
     def _lost(self, error: Exception, *, script: str = "") -> Unreachable:
-        text = str(error).strip() or f"no answer within {_CALL:g} seconds"
+        hint = " (does it speak TLS?)" if self._tls else ""
+        text = str(error).strip() or f"no answer within {_CALL:g} seconds{hint}"
+        if (password := self._password()) is not None:  # a server may repeat what it was sent
+            text = password.veil(text, "***")
+        text = text[:_LONGEST]
         problem = f"{self._shown}: {text}"
         # What the server itself refuses says nothing of what else is asked of it.
-        self._problems[script if isinstance(error, ResponseError) else ""] = problem
+        at = script if isinstance(error, ResponseError) else ""
+        self._problems[at], self._since = problem, self._alive()
         if self._told is not False:
             self._told = False
             told: dict[str, object] = {
                 "reason": problem,
-                "hint": "The token in hand is used until it dies; nobody logs in meanwhile.",
+                "hint": "Until it can be used, a token in hand is, and nobody logs in "
+                "(but with token.renew_alone).",
             }
             self._emit(Event("store_lost", "error", fields=told))
         return Unreachable(problem)
@@ -262,6 +306,8 @@ class Valkey:
     def _back(self, script: str) -> None:
         for name in ("", script):
             self._problems.pop(name, None)
+        if self._problems and self._alive() - self._since > _REFUSED:
+            self._problems.clear()  # of a script that is seldom run
         if self._told is not True and not self._problems:
             self._told = True
             self._emit(Event("store_reached", fields={"store": self._shown}))

@@ -214,7 +214,13 @@ def test_a_server_can_be_named(shared, text, shown):
     [
         *("valkey:", "valkey:h", "valkey://", "valkey://h:0", "valkey://h:65536", "valkey://h:x"),
         *("valkey://h/x", "valkey://h?db=1", "valkey://a b", "valkey://[1.2.3.4]", "valkey://[::1"),
-        *("valkeys://u:pass-word@", "valkey://u:pass-word@h:x", "valkey://h,other"),
+        *("valkey://u:p@pass-word:w/rd@h:1", "valkey:u:pass-word@h", "valkey:/u:pass-word@h"),
+        *(
+            "valkey://u:pass-word/tail@h",
+            "valkeys://u:pass-word@",
+            "valkey://u:pass-word@h:x",
+            "valkey://h,other",
+        ),
     ],
 )
 def test_what_is_no_address_of_a_server_is_refused_without_its_password(wrong, text):
@@ -257,6 +263,28 @@ def test_a_password_does_not_stand_in_a_file_or_a_flag(tmp_path):
             load(environ=environ, **sources)
         assert "store_password_file" in str(caught.value)
         assert "pass-word" not in str(caught.value)
+
+
+def test_a_password_that_is_changed_in_its_file_is_read_again(shared, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("one")
+    file.chmod(0o600)
+    found = shared("valkey://h", NOMBA_PROXY_STORE_PASSWORD_FILE=str(file))
+    file.write_text("another")
+    assert found.read_password().reveal(to=STORE) == "another"
+    file.unlink()
+    assert found.read_password().reveal(to=STORE) == "one"
+
+
+def test_what_else_is_wrong_is_told_beside_a_wrong_address(settings):
+    with pytest.raises(SettingsError) as caught:
+        settings(
+            NOMBA_PROXY_STORE="valkey://",
+            NOMBA_PROXY_TOKEN_LEASE="99",
+            NOMBA_PROXY_STORE_CA_FILE="/not/there",
+        )
+    keys = {one.key for one in caught.value.problems}
+    assert keys == {"store", "token.lease", "store_ca_file", "callers.signing_key"}
 
 
 def test_two_passwords_that_differ_are_a_problem(wrong):

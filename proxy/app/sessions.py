@@ -142,7 +142,7 @@ def make_valkey(server: SharedStore, *, emit: Emit) -> "Valkey":
         tls=server.tls,
         ca_file=server.ca_file,
         user=server.user,
-        password=server.password,
+        password=server.read_password,
         database=server.database,
         shown=str(server),
         alive=alive_clock(),

@@ -32,6 +32,8 @@ from proxy.valkey import Unreachable, Valkey
 _BATCH = 100  # that are written, and told, at once
 _PAGE = 1000  # that are read at once
 _LONGEST = 19  # digits of a time
+_LONGEST_ID = 64  # characters
+_LONGEST_LIFE = 26 * 86400.0  # seconds: of a refresh token, by the longest `login_lifetime`
 _MOMENT = 1.0  # seconds that it may take until the server has a revocation
 _AGAIN = Backoff(first=0.05, cap=1.0)
 
@@ -172,6 +174,8 @@ class SharedRevoked:
     # -- what is known ------------------------------------------------------------------------
 
     def _learn(self, ends: Mapping[str, int], *, is_written: bool) -> None:
+        latest = self._wall() + _LONGEST_LIFE  # what says more is none of ours
+        ends = {one: end for one, end in ends.items() if end <= latest and len(one) <= _LONGEST_ID}
         self._known.learn(ends, now=self._wall())
         if not is_written:
             self._unwritten |= {one: ends[one] for one in ends if one in self._known.ends}

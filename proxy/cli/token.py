@@ -68,7 +68,8 @@ def _show(status: dict[str, Any]) -> None:
         print(f"  expires in  {status['expires_in']} s")
         print(f"  renews in   {status['renews_in']} s")
     if status["secret_pending"]:
-        print("  another client secret is set and not in force yet")
+        refused = f", refused; next try in {wait} s" if (wait := status["secret_retry_in"]) else ""
+        print(f"  another client secret is set here and not in force{refused}")
     if status["store"]:
         print(f"  store       {status['store']}")
     if status["renewing"]:

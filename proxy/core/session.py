@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from proxy.core.lifetime import Backoff, Lifetime
+from proxy.core.lifetime import MAX_LIFE, Backoff, Lifetime
 from proxy.core.secret import Secret
 
 _MINUTE = 60.0
@@ -18,6 +18,7 @@ _MINUTE = 60.0
 _REMEMBERED = 64
 _RIVAL_DEATHS, _RIVAL_WINDOW = 3, 600.0
 _MOST_PAIRS = 4096
+_LONGEST_PAUSE = 750.0  # seconds: the longest back-off with its jitter
 
 _UNREACHABLE = Backoff(first=0.5, cap=30.0)
 # A refused secret does not get better by asking: slow from the start.
@@ -113,6 +114,7 @@ class Held:
             whoever made the call is gone, and the session perhaps with it.
         seen: digests of the last tokens.
         skew: seconds that the issuer's clock was ahead of ours; None if it told no time.
+        issued: when the token was asked for.
         secret: digest of the client secret it was issued for: the one in force; "" if unknown.
         switched: when that changed.
         rejected: digests of client secrets that were refused while another was in force, and when.
@@ -131,6 +133,7 @@ class Held:
     calling: bool = False
     seen: tuple[str, ...] = ()
     skew: float | None = None
+    issued: float = 0.0
     secret: str = ""
     switched: float = 0.0
     rejected: tuple[tuple[str, float], ...] = ()
@@ -154,8 +157,26 @@ class Held:
             forced=tuple((at + by, who) for at, who in self.forced),
             deaths=tuple((number, at + by) for number, at in self.deaths),
             trouble=replace(trouble, retry_at=trouble.retry_at + by),
+            issued=self.issued + by,
             switched=self.switched + by,
             rejected=tuple((digest, at + by) for digest, at in self.rejected),
+        )
+
+    def bounded(self, *, now: float) -> "Held":
+        """The same without times that no clock of ours can have meant: another one was set back."""
+        token, trouble = self.token, self.trouble
+        if token is not None and token.lifetime.dies_at > now + MAX_LIFE:
+            token = None
+        return replace(
+            self,
+            token=token,
+            gap_until=min(self.gap_until, now + _LONGEST_PAUSE),
+            forced=tuple((min(at, now), who) for at, who in self.forced),
+            deaths=tuple((number, min(at, now)) for number, at in self.deaths),
+            trouble=replace(trouble, retry_at=min(trouble.retry_at, now + _LONGEST_PAUSE)),
+            issued=min(self.issued, now),
+            switched=min(self.switched, now),
+            rejected=tuple((digest, min(at, now)) for digest, at in self.rejected),
         )
 
     def renumbered(self, generation: int) -> "Held":
@@ -412,6 +433,7 @@ def granted(
         calling=False,
         seen=(*held.seen, access.digest())[-_REMEMBERED:],
         skew=skew,
+        issued=now,
         secret=secret,
         switched=held.switched if secret == held.secret else now,
         rejected=tuple(one for one in held.rejected if one[0] != secret),

@@ -79,6 +79,8 @@ def read_own_secret(
     name = variable(key)
     rest = {other: value for other, value in environ.items() if other != f"{name}_FILE"}
     given = _one(name, rest, report=report)
+    if given is not None and file and not given[1].startswith("credential"):
+        report.problem(name, f"is set together with {key}_file", hint="Set one.", origin=given[1])
     if given is None and file:
         origin = report.origins.get(f"{key}_file", "default")
         text = read_secret_file(file, key=f"{key}_file", origin=origin, report=report)

@@ -91,6 +91,7 @@ class SharedStore:
         password: pinned to `core.secret.STORE`; None for none.
         database: its number.
         ca_file: certificates that its own is checked with, instead of the system's.
+        reread: reads the password again; None if it cannot change.
     """
 
     host: str
@@ -100,6 +101,11 @@ class SharedStore:
     password: Secret | None = None
     database: int = 0
     ca_file: str | None = None
+    reread: Callable[[], Secret | None] | None = None
+
+    def read_password(self) -> Secret | None:
+        """The password as it is now; the one that was read first, if there is none any more."""
+        return (self.reread and self.reread()) or self.password
 
     def __str__(self) -> str:
         """As `store` says it, without the password."""

@@ -15,7 +15,7 @@ from proxy.settings.credentials import any_credentials, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
 from proxy.settings.model import SettingsModel
-from proxy.settings.shared_store import check_shared_store, read_shared_store
+from proxy.settings.shared_store import check_shared_store, is_shared, read_shared_store
 from proxy.settings.sources import Report, read_sources
 from proxy.settings.store import check_store, read_store
 from proxy.settings.upstreams import (
@@ -96,7 +96,7 @@ def load(
     if callers:
         known = read_callers(callers_file, entries=model.caller, upstreams=names, report=report)
     signing_key = read_signing_key(model.callers.signing_key_file, environ=environ, report=report)
-    if shared_store is not None:
+    if is_shared(model):
         check_shared_store(model, simulate=simulate, key=signing_key, report=report)
     anonymous = model.callers.anonymous is True or (
         model.callers.anonymous == "auto" and listen.loopback

@@ -1,7 +1,7 @@
 """The server that replicas share: read and check what `store` and the keys beside it say."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from ipaddress import IPv6Address
 from urllib.parse import unquote
@@ -30,11 +30,12 @@ def read_shared_store(
         "store_password", model.store_password_file, environ=environ, report=report
     )
     kind = text.partition(":")[0]
-    if kind not in SHARED:
+    if not is_shared(model):
         for key in ("store_password_file", "store_ca_file"):
             if getattr(model, key):
                 report.problem(key, "is for a store on a server, such as store = valkey://HOST")
         return None
+    check_ca_file("store_ca_file", model.store_ca_file, report=report)
     found = _ADDRESS.fullmatch(text)
     try:
         host = parse_host_name(found["host"]) if found and found["host"] else ""
@@ -59,14 +60,15 @@ def read_shared_store(
                 hint="Name a file in store_password_file, or set NOMBA_PROXY_STORE_PASSWORD.",
             )
         elif password is not None and password != given:
-            report.problem("store", "has another password in it than store_password")
+            report.problem(
+                "store", "has another password in it than store_password", hint="Set one of them."
+            )
         password = given or None
     tls = SHARED[kind]
     if model.store_ca_file and not tls:
         report.problem(
             "store_ca_file", "is for a store that is reached by TLS", hint="store = valkeys://HOST"
         )
-    check_ca_file("store_ca_file", model.store_ca_file, report=report)
     return SharedStore(
         host,
         port,
@@ -75,7 +77,25 @@ def read_shared_store(
         password=None if password is None else Secret(password, origin=STORE),
         database=int(found["database"] or 0),
         ca_file=model.store_ca_file,
+        reread=_reader(model.store_password_file, environ=environ)
+        if report.origins.get("store_password", "").startswith(("file", "credential"))
+        else None,
     )
+
+
+def _reader(file: str | None, *, environ: Mapping[str, str]) -> Callable[[], Secret | None]:
+    """What reads the password again, from wherever it came."""
+
+    def read() -> Secret | None:
+        text = read_own_secret("store_password", file, environ=environ, report=Report())
+        return None if text is None else Secret(text, origin=STORE)
+
+    return read
+
+
+def is_shared(model: SettingsModel) -> bool:
+    """Whether `store` speaks of a server, be it wrongly."""
+    return (model.store or "").partition(":")[0] in SHARED
 
 
 def check_shared_store(
@@ -113,5 +133,5 @@ def check_shared_store(
 
 
 def masked(text: str) -> str:
-    """An address without the password in it."""
-    return re.sub(r"//[^/@]*@", "//***@", text)
+    """A text without what may be a password in it."""
+    return re.sub(r"^(\w*:?/*).*@", r"\1***@", text, flags=re.DOTALL)

@@ -64,7 +64,8 @@ _OTHERS = frozenset({"sealed", "secret"})
 _NEEDY = frozenset({Phase.NOW, Phase.EMPTY})
 _OTHERS_LOG_IN = (
     "Others log in with another client secret: give this process the same one (client_secret, or "
-    "client_secret_next), or log in with the one it has: nomba-proxy token renew"
+    "client_secret_next). Or log in with the one it has, which cuts off all that have not that one: "
+    "nomba-proxy token renew"
 )
 _NOT_IN_FORCE = (
     "the client secret in force is another one than those of this process, which does not log in"
@@ -105,7 +106,8 @@ class Status:
         skew: seconds that the issuer's clock is ahead of ours; None if that is not known.
         store: why the store cannot be used, or "".
         secret: digest of the client secret in force, or "".
-        secret_pending: whether another one is set here, and was not accepted so far.
+        secret_pending: whether another one is set here.
+        secret_retry_in: seconds until that is tried again, if it was refused; else 0.
     """
 
     state: State
@@ -121,6 +123,7 @@ class Status:
     store: str = ""
     secret: str = ""
     secret_pending: bool = False
+    secret_retry_in: float = 0.0
 
 
 class Session:
@@ -327,7 +330,8 @@ class Session:
             skew=held.skew,
             store=self._store.problem,
             secret=held.secret,
-            secret_pending=self._pending,
+            secret_pending=held.secret not in {"", (newest := self._keyring.newest.digest())},
+            secret_retry_in=max(0.0, try_again_at(held, newest) - now),
         )
 
     def given(self, current: Secret, following: Secret | None, *, again: bool = False) -> None:
@@ -386,7 +390,9 @@ class Session:
             nonlocal problem, stopping
             token, stopping = held.token, stop or held.stopped
             held = replace(held, token=None, stopped=stopping)
-            await self._save(held)
+            if await self._save(held) is not held:
+                return
+            self._refused = token or self._refused
             problem = await self._revoke(token)
             told: dict[str, object] = {"generation": held.generation, "confirmed": not problem}
             told["stopped"] = stopping
@@ -396,8 +402,6 @@ class Session:
                 secrets = self._keyring.order(held.secret) or self._keyring.given
                 await self._obtain(held, issue=True, secrets=secrets, reason="revoke")
 
-        self._refused = self._held.token or self._refused
-        self._held = self._held.without(self._refused)
         await self._settled(self._start(revoke_and_issue, reason="revoke"))
         if not stopping:
             try:
@@ -538,7 +542,7 @@ class Session:
             else:
                 held = await self._store.save(held)
         except StoreFailed:
-            if not held.trouble.failures:  # a token that cannot be stored is used all the same
+            if held.generation > self._held.generation:  # a new token is used all the same
                 self._held = held.without(self._refused)
             raise
         self._held = held.without(self._refused)
@@ -819,6 +823,8 @@ class Session:
             if self._limits.revoke_old and old is not None:
                 problem = await self._revoke(old)
                 told: dict[str, object] = {"generation": old.generation, "confirmed": not problem}
+                if problem:
+                    told |= {"reason": problem, "hint": "The switch may have ended it already."}
                 level = "warning" if problem else "info"
                 self._emit(Event("old_token_revoked", level, self.name, told))
 
@@ -854,7 +860,9 @@ class Session:
                         raise TokenUnavailable("The proxy is shutting down.", retry_after=1)
                     if token is not None and self._problem:  # lent again, and not renewed
                         raise RenewalNotAllowed(self._problem)
-                    if token is not None or self._decide(Asked.WANTED) is Decision.FAIL:
+                    waits = self._flight is not None and not self._held.stopped
+                    failed = self._decide(Asked.WANTED) is Decision.FAIL and not waits
+                    if token is not None or failed:
                         if token is not None or self._held.trouble.reason not in _OTHERS:
                             raise self._unavailable()
                         await asyncio.wait((self._changed,))
@@ -873,8 +881,9 @@ class Session:
                 retry_after=30,
             )
         trouble = held.trouble
-        text = trouble.text
-        if self._flight is not None and not self._leased:
+        # Where the store is, is for operators: it is in the log, and `token show` tells it.
+        text = "its store cannot be used" if trouble.reason in _STORES else trouble.text
+        if self._flight is not None and not self._leased and not self._store.problem:
             text = "another process holds the right to renew and does not let go of it"
         what = "There is no living token for" if self._living() is None else "No newer token for"
         hints = {

@@ -33,7 +33,7 @@ class Unreadable(Exception):
     """A value that is none of ours; the text says what is wrong with it.
 
     Attributes:
-        foreign: whether it was sealed with other secrets than ours.
+        foreign: whether others may be able to read it: with other secrets, or as another version.
     """
 
     def __init__(self, text: str, *, foreign: bool = False) -> None:
@@ -115,7 +115,7 @@ class Seal:
         head, end, sealed = data.partition(b"\n\n")
         kind, _, lines = head.partition(b"\n")
         if kind != _FORMAT:
-            raise Unreadable("it is no session of this version of the proxy")
+            raise Unreadable("it is no session of this version of the proxy", foreign=True)
         try:
             wraps = {
                 name: base64.b64decode(wrapped, validate=True)

@@ -24,21 +24,26 @@ from proxy.tokens.seal import Identity, Seal, Unreadable
 from proxy.tokens.store import StoreFailed
 from proxy.valkey import Unreachable, Valkey
 
-_TURN = 0.25  # seconds between two tries to get the lease, should no message come
+_TURN, _LEAST = 0.25, 0.02  # seconds between two tries to get the lease, should no message come
 _REMEMBERED = 1.0  # seconds that others have to write back what the server has lost
 _SOONER = 0.1  # of the margin, by which replicas renew at different times
 _WROTE, _FREE = b"w", b"f"  # messages: there is a new value; the lease is free
 
 _VALUE = """
-local function value()
-  local found = redis.call('HMGET', KEYS[1], 'value', 'generation', 'count', 'fence')
-  return {found[1] or '', tonumber(found[2] or 0), tonumber(found[3] or 0), tonumber(found[4] or 0)}
+local function number(text)
+  local found = tonumber(text)
+  if found and found >= 0 and found < 2^53 and found == math.floor(found) then return found end
+  return 0
 end
-local function write(generation, fence, sealed)
-  local count = redis.call('HINCRBY', KEYS[1], 'count', 1)
-  redis.call('HSET', KEYS[1], 'value', sealed, 'generation', generation, 'fence', fence)
+local function value()
+  local found = redis.call('HMGET', KEYS[1], 'value', 'generation', 'count', 'fence', 'issued')
+  return {found[1] or '', number(found[2]), number(found[3]), number(found[4]), number(found[5])}
+end
+local function write(count, generation, fence, issued, sealed)
+  redis.call('HSET', KEYS[1], 'value', sealed, 'count', count + 1,
+    'generation', generation, 'fence', fence, 'issued', issued)
   redis.call('PUBLISH', KEYS[4], 'w')
-  return count
+  return count + 1
 end
 local now = redis.call('TIME')
 """
@@ -56,8 +61,9 @@ _ACQUIRE = (
     _VALUE
     + """
 local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] then return {now, math.max(redis.call('PTTL', KEYS[2]), 1)} end
-local fence = math.max(tonumber(redis.call('GET', KEYS[3]) or 0), value()[4], tonumber(ARGV[3])) + 1
+local left = redis.call('PTTL', KEYS[2])
+if holder and holder ~= ARGV[1] and left >= 0 then return {now, math.max(left, 1)} end
+local fence = math.max(number(redis.call('GET', KEYS[3])), value()[4], tonumber(ARGV[3])) + 1
 redis.call('SET', KEYS[3], fence)
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return {now, 0, fence, value()}
@@ -86,23 +92,28 @@ local fence, count, generation = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(
 local same, mine = stored[3] == count, holder == ARGV[1]
 if stored[4] <= fence and ((mine or not holder) and same
     or not holder and stored[2] < generation) then
-  return {now, write(generation, fence, ARGV[5])}
+  return {now, write(stored[3], generation, fence, ARGV[5], ARGV[6])}
 end
 return {now, (mine and stored[4] <= fence) and -1 or 0, stored}
 """
 )
-# -> time, count of this write; or 0 and the value
+# -> time, count of this write; or 0 and the value, unless that is older by its number and by its time
 _REFILL = (
     _VALUE
     + """
 local stored = value()
-if stored[2] < tonumber(ARGV[1]) then
-  redis.call('HSET', KEYS[1], 'count', math.max(stored[3], tonumber(ARGV[3])))
-  return {now, write(ARGV[1], stored[4], ARGV[2])}
+if stored[2] < tonumber(ARGV[1]) and stored[5] <= tonumber(ARGV[2]) then
+  local count = math.max(stored[3], tonumber(ARGV[3]))
+  return {now, write(count, ARGV[1], stored[4], ARGV[2], ARGV[4])}
 end
 return {now, 0, stored}
 """
 )
+# -> time; all are asked to look
+_ASK = """
+redis.call('PUBLISH', KEYS[4], 'a')
+return {redis.call('TIME')}
+"""
 
 
 class ValkeyStore:
@@ -208,7 +219,7 @@ class ValkeyStore:
         left, *rest = await self._run(_ACQUIRE, self._holder, self._life, self._fence)
         if not rest:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left / 1000, _TURN)):
+                async with asyncio.timeout(min(max(left / 1000, _LEAST), _TURN)):
                     await self._stirred.wait()
             return False
         self._mark, stored = rest
@@ -219,6 +230,8 @@ class ValkeyStore:
     async def _settled(self, *, insist: bool) -> Held:
         """What there is, once the others had the time to write back what the server has lost."""
         until = self._alive() + _REMEMBERED
+        if not self._known.generation and not self._unread:
+            await self._run(_ASK)
         while not self._known.generation and not self._unread and self._alive() < until:
             self._stirred.clear()
             with contextlib.suppress(TimeoutError):
@@ -254,7 +267,9 @@ class ValkeyStore:
             sealed = self._sealed(held)
             try:
                 count, *rest = await self._run(
-                    _SAVE, self._holder, self._mark, self._base[0], held.generation, sealed
+                    _SAVE,
+                    *(self._holder, self._mark, self._base[0], held.generation),
+                    *(self._issued(), sealed),
                 )
             except Unreachable as error:
                 self.remember(held)
@@ -310,7 +325,10 @@ class ValkeyStore:
     async def _refill(self) -> None:
         """Write back what the server has lost."""
         known = self._known
-        count, *rest = await self._run(_REFILL, known.generation, self._sealed(known), self._count)
+        sealed = self._sealed(known)
+        count, *rest = await self._run(
+            _REFILL, known.generation, self._issued(), self._count, sealed
+        )
         if count:
             self._count, self._generation = count, known.generation
         else:
@@ -318,22 +336,41 @@ class ValkeyStore:
 
     def _take(self, stored: list[Any]) -> None:
         """Know what is stored, unless more is known."""
-        sealed, generation, count, fence = stored
+        sealed, generation, count, fence, issued = stored
         self._count, self._generation, self._fence = count, generation, max(fence, self._fence)
         self._unread = ""
-        if not sealed or generation < self._known.generation:
+        known = self._known
+        # Who logged in beside a server that had lost all begins to count anew.
+        anew = generation < known.generation and issued > self._issued()
+        if not sealed or (generation < known.generation and not anew):
             return
         try:
-            times, _ = self._seal.open(sealed)
+            times = self._opened(sealed, generation)
         except Unreadable as error:
-            if not error.foreign and generation == self._known.generation:
+            if not error.foreign and known.generation:
                 self._warn(f"the session in the store is written anew: {error}")
+                if generation > known.generation:
+                    self._known = known.renumbered(generation + 1)
                 return
             self._unread = f"the session in the store cannot be used: {error}"
             self._warn(f"{self._unread}; it is left to those who can read it")
             return
         self._times = times
-        self._known = self._here(times)
+        self._known = self._here(times, known)
+        if anew:
+            self._known = self._known.renumbered(known.generation + 1)
+            self._times = times.renumbered(known.generation + 1)
+
+    def _opened(self, sealed: bytes, generation: int) -> Held:
+        """A value by the server's clock.
+
+        Raises:
+            Unreadable: it is none of ours; or another one than its number says.
+        """
+        times, _ = self._seal.open(sealed)
+        if times.generation != generation:
+            raise Unreadable("it is another one than its number says")
+        return times
 
     # -- the clocks ---------------------------------------------------------------------------
 
@@ -342,15 +379,27 @@ class ValkeyStore:
         there = held.moved(self._valkey.clock.there)
         token, before = there.token, self._times.token
         if token is not None and before is not None and token.same(before):
-            there = replace(there, token=replace(token, lifetime=before.lifetime))
+            token = replace(token, lifetime=before.lifetime)
+            there = replace(there, token=token, issued=self._times.issued)
         self._times = there
         return self._seal.close(there, {}, now=self._alive() + self._valkey.clock.there)
 
-    def _here(self, times: Held) -> Held:
-        """A value by our own clocks."""
-        held = times.moved(self._valkey.clock.here)
+    def _issued(self) -> int:
+        """When the newest known token was asked for, in milliseconds of the server's clock."""
+        return max(0, int(self._times.issued * 1000))
+
+    def _here(self, times: Held, known: Held) -> Held:
+        """A value by our own clocks, where a token that is known dies no later than it did."""
+        held = times.moved(self._valkey.clock.here).bounded(now=self._alive())
         token = held.token
-        return held if token is None else replace(held, token=self._ours(token))
+        if token is None:
+            return replace(held, skew=None)
+        if known.token is not None and token.same(known.token):
+            if known.token.lifetime.dies_at <= token.lifetime.dies_at:
+                token = known.token
+            return replace(held, token=token, skew=known.skew)
+        # How far a clock is off is known of whoever has compared it.
+        return replace(held, token=self._ours(token), skew=None)
 
     def _ours(self, token: Token) -> Token:
         """A token of the store's, to be renewed a little sooner, and by each replica at another time."""

@@ -99,6 +99,64 @@ async def test_a_stop_holds_in_all_replicas(replica):
     assert (await balance(other)).status == 503
 
 
+async def test_a_revocation_that_cannot_be_kept_changes_nothing(replica, valkey, simulator):
+    proxy = await replica()
+    await balance(proxy)
+    await valkey.kill()
+    for path in ("/token/revoke", "/token/revoke?stop=1"):
+        async with aiohttp.request("POST", proxy.admin + path) as reply:
+            assert reply.status == 502
+            assert "nothing was done" in await reply.text()
+    assert (await balance(proxy)).status == 200
+    assert (await status(proxy))["state"] == "living"
+    assert simulator.count("/v1/auth/token/revoke") == 0
+
+
+async def test_a_password_that_is_changed_is_read_again(replica, valkey, tmp_path, simulator):
+    file, admin = tmp_path / "password", valkey.client()
+    file.write_text("one")
+    file.chmod(0o600)
+    admin.config_set("requirepass", "one")
+    proxy = await replica(store_password_file=file)
+    assert (await balance(proxy)).status == 200
+    admin.config_set("requirepass", "another")
+    file.write_text("another")
+    admin.client_kill_filter(_type="normal", skipme=True)
+    admin.client_kill_filter(_type="pubsub")
+    simulator.revoke()
+    assert (await until_served(proxy)).status == 200
+    assert (await status(proxy))["store"] == ""
+
+
+async def until_served(proxy):
+    for _ in range(50):
+        if (reply := await balance(proxy)).status == 200:
+            break
+        await asyncio.sleep(0.1)
+    return reply
+
+
+async def test_what_the_server_refused_for_a_while_is_not_held_against_it(replica, valkey):
+    proxy = await replica()
+    await balance(proxy)
+    client = valkey.client()
+    client.config_set("maxmemory", 1)
+    async with aiohttp.request("POST", proxy.admin + "/token/renew") as reply:
+        assert reply.status == 502
+    assert "maxmemory" in (await status(proxy))["store"]
+    client.config_set("maxmemory", 0)
+
+    async def is_well():
+        return (await status(proxy))["store"] == ""
+
+    for _ in range(300):
+        if await is_well():
+            break
+        await asyncio.sleep(0.1)
+    assert await is_well()
+    assert "nomba_proxy_store_up 1.0" in (await asked(proxy, "/metrics"))[1]
+
+
 # -- TLS ----------------------------------------------------------------------------------------
 
 
@@ -136,7 +194,9 @@ async def test_a_server_that_nobody_vouches_for_is_not_used(replica, tls, simula
     proxy = await replica(store=tls[0])
     [lost] = await until(lambda: proxy.log.lines("store_lost"))
     assert "certificate" in lost["reason"].lower()
-    assert (await balance(proxy)).status == 503
+    reply = await balance(proxy)
+    assert reply.status == 503
+    assert b"valkeys" not in reply.body  # where it is, is not for callers
     assert simulator.count(ISSUE) == 0
 
 

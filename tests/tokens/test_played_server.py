@@ -21,14 +21,16 @@ WHO = (b"one", b"two")
 
 def a_call(random):
     """A script with arguments that are as often right as wrong."""
-    who, fence, count, generation = random.choice(WHO), *(random.randrange(6) for _ in range(3))
+    who = random.choice(WHO)
+    fence, count, generation, issued = (random.randrange(6) for _ in range(4))
     calls = [
         (real._READ, (count, generation)),
         (real._ACQUIRE, (who, 60_000, fence)),
         (real._EXTEND, (who, 60_000)),
         (real._RELEASE, (who,)),
-        (real._SAVE, (who, fence, count, generation, b"sealed")),
-        (real._REFILL, (generation, b"refilled", count)),
+        (real._SAVE, (who, fence, count, generation, issued, b"sealed")),
+        (real._REFILL, (generation, issued, count, b"refilled")),
+        (real._ASK, ()),
     ]
     return random.choice(calls)
 
@@ -80,7 +82,7 @@ def a_store(server):
 async def test_a_holder_that_lost_its_lease_does_not_write_back_what_was_refused():
     server = Server(lambda: 1000.0)
     (late, link, seal), (other, _, _) = a_store(server), a_store(server)
-    server.run(real._REFILL, (1, seal.close(Held(generation=1), {}, now=0.0), 0))
+    server.run(real._REFILL, (1, 0, 0, seal.close(Held(generation=1), {}, now=0.0)))
     async with late.lease() as held:
         server.lapse()
         async with other.lease() as theirs:

@@ -367,6 +367,16 @@ async def test_a_quarter_of_an_hour_later_the_old_secret_opens_nothing(join, iss
     assert "another client secret" in warnings[0]
 
 
+async def test_an_operator_does_not_have_a_refused_token_refreshed(join, issuer, takes, time):
+    session = await join()
+    issuer.failing = {"issue": DOWN}
+    session.refused(1, by=PAIR)
+    await time.advance(0.1)
+    issuer.failing = {}
+    await session.renew_now()
+    assert issuer.names == ["issue", "issue", "issue"]
+
+
 # -- the keyring ------------------------------------------------------------------------------
 
 

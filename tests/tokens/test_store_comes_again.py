@@ -26,7 +26,7 @@ async def store(valkey):
         tls=False,
         ca_file=None,
         user="",
-        password=None,
+        password=lambda: None,
         database=0,
         shown=valkey.url,
         alive=time.monotonic,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from proxy.core.lifetime import Lifetime
-from proxy.core.secret import Secret
+from proxy.core.secret import STORE, Secret
 from proxy.core.session import Held, Limits, Trouble, granted
 from proxy.errors import TokenUnavailable
 from proxy.tokens.keyring import Keyring
@@ -17,8 +17,8 @@ from proxy.tokens.manager import Clocks
 from proxy.tokens.nomba import Credentials, Grant
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import StoreFailed
-from proxy.tokens.valkey_store import ValkeyStore
-from proxy.valkey import StoreClock, Valkey
+from proxy.tokens.valkey_store import _ASK, ValkeyStore
+from proxy.valkey import StoreClock, Unreachable, Valkey
 
 ORIGIN = "https://issuer.test"
 PAIR = ("shop", "/v1/x")
@@ -96,7 +96,7 @@ async def connect(valkey, said):
                 tls=False,
                 ca_file=None,
                 user="",
-                password=None,
+                password=lambda: None,
                 database=0,
                 shown=valkey.url,
                 alive=alive,
@@ -240,7 +240,6 @@ async def test_everything_that_is_known_comes_back_to_another_replica(connect):
         trouble=Trouble(2, now + 5, "reply", "no"),
         stopped=True,
         unaccepted=1,
-        skew=1.5,
     )
     await put(one, before)
     after = (await got(other)).moved(-5000.0)
@@ -254,7 +253,7 @@ async def test_everything_that_is_known_comes_back_to_another_replica(connect):
     assert about(after) == pytest.approx(about(before), abs=1.0)
     assert after.token.lifetime.dies_at <= before.token.lifetime.dies_at
     assert after.token.same(before.token)
-    plain = {"stopped": True, "unaccepted": 1, "skew": 1.5, "secret": before.secret}
+    plain = {"stopped": True, "unaccepted": 1, "secret": before.secret}
     assert {name: getattr(after, name) for name in plain} == plain
 
 
@@ -265,6 +264,10 @@ async def test_replicas_with_wrong_clocks_agree(join, issuer, off):
     left = [session.status() for session in (right, wrong)]
     assert left[0].expires_in == pytest.approx(left[1].expires_in, abs=1.0)
     assert left[0].renews_in == pytest.approx(left[1].renews_in, abs=1.0)
+    for session in (right, wrong):
+        session._wake.set()
+    await asyncio.sleep(0.2)
+    assert issuer.calls == ["issue"]  # nobody takes it for due
     await wrong.renew(after=1, by=PAIR)
     await until(lambda: right._held.generation == 2)
     assert right.status().expires_in == pytest.approx(1000, abs=2)
@@ -486,6 +489,7 @@ async def test_what_is_written_back_is_not_written_over_the_same_generation(conn
     one, late = await connect(), await connect(start=False)
     late.remember(some(late.clocks, "old"))
     await put(one, some(one.clocks, "new"))
+    await late._run(_ASK)
     await late._refill()
     assert (await got(one)).token.access == secret("new")
 
@@ -538,6 +542,17 @@ async def test_who_may_renews_alone_once_the_token_is_about_to_die(join, issuer,
     other = await join()
     assert (await other.borrow()).generation == 3  # written back
     assert len(issuer.calls) == 3
+
+
+async def test_nobody_renews_alone_while_the_token_lives_on(join, issuer, valkey):
+    session = await join(limits=Limits(alone=True))
+    token = await session.borrow()
+    await valkey.kill()
+    due = replace(token.lifetime, renew_at=0.0)
+    session._held = replace(session._held, token=replace(token, lifetime=due))
+    session._wake.set()
+    await until(lambda: session.status().failures)
+    assert issuer.calls == ["issue"]
 
 
 async def test_a_server_that_hangs_is_one_that_cannot_be_reached(join, issuer, valkey):
@@ -614,14 +629,21 @@ async def test_an_operator_can_have_it_log_in(join, issuer):
     assert issuer.calls == ["issue", "issue"]
 
 
-async def test_a_value_that_was_damaged_is_written_anew_by_who_remembers_it(join, valkey, issuer):
+@pytest.mark.parametrize("generation", [1, 100])
+async def test_a_value_that_was_damaged_is_written_anew_by_who_remembers_it(
+    join, valkey, said, generation
+):
     one = await join()
     await one.borrow()
     client = valkey.client()
     [key] = client.keys("*:session")
-    client.hset(key, mapping={"value": b"nonsense", "count": 77})
-    assert (await one.renew(after=1, by=PAIR)).generation == 2
-    assert (await (await join()).borrow()).generation == 2
+    value = client.hget(key, "value")
+    client.hset(key, mapping={"value": value[:-1] + b"x", "count": 77, "generation": generation})
+    client.publish(key.replace(b":session", b":news"), "w")
+    await until(lambda: "written anew" in " ".join(said))
+    token = await one.renew(after=one._held.generation, by=PAIR)
+    assert token.generation > generation
+    assert (await until((await join()).lend)).generation == token.generation
 
 
 async def test_who_knows_nothing_does_not_log_in_over_a_damaged_one(connect, valkey):
@@ -678,7 +700,7 @@ class AnswersAreLost(Valkey):
     """Runs whatever writes a session twice, as if the first answer had been lost."""
 
     async def run(self, script, **options):
-        if "ARGV[5]" in script:
+        if "ARGV[6]" in script:
             await super().run(script, **options)
         return await super().run(script, **options)
 
@@ -691,3 +713,159 @@ async def test_a_write_whose_answer_was_lost_is_known_as_ours(connect):
         again = replace(fresh, accepted=True)
         assert await one.save(again) is again
     assert (await got(await connect())).accepted
+
+
+# -- clocks and values that are not what they should be -----------------------------------------------
+
+
+async def rewritten(valkey, **fields):
+    """Somebody writes to the server by hand."""
+    client = valkey.client()
+    [key] = client.keys("*:session")
+    client.hset(key, mapping=fields)
+    client.publish(key.replace(b":session", b":news"), "w")
+
+
+@pytest.mark.parametrize("field", ["generation", "count", "fence", "issued"])
+@pytest.mark.parametrize("text", ["abc", "nan", "-1", "1.5", "1e300", ""])
+async def test_a_number_that_is_none_stops_nobody(join, valkey, field, text):
+    one, other = await join(), await join()
+    await one.borrow(), await other.borrow()
+    await rewritten(valkey, **{field: text})
+    token = await one.renew(after=1, by=PAIR)
+    await until(lambda: other._held.token and other._held.token.same(token))
+
+
+async def test_a_lease_without_an_end_is_none(join, valkey):
+    session = await join()
+    await session.borrow()
+    [key] = valkey.client().keys("*:session")
+    valkey.client().set(key.replace(b":session", b":lease"), "mine for ever")
+    assert (await session.renew(after=1, by=PAIR)).generation == 2
+
+
+async def test_an_old_value_with_a_new_number_is_not_believed(join, valkey, said):
+    session = await join()
+    await session.borrow()
+    [key] = valkey.client().keys("*:session")
+    old = valkey.client().hget(key, "value")
+    await session.renew(after=1, by=PAIR)
+    await rewritten(valkey, value=old, generation=100, count=200)
+    await until(lambda: "another one than its number says" in " ".join(said))
+    assert session.lend().access == secret("token-2")
+    assert (await session.renew(after=session._held.generation, by=PAIR)).generation > 100
+
+
+async def test_who_logged_in_beside_a_server_that_had_lost_all_is_not_undone(connect, valkey):
+    several = [await connect(start=False) for _ in range(2)]
+    one, fresh = several
+    await put(one, some(one.clocks, "old", generation=8))
+    valkey.client().flushall()
+    await put(fresh, some(fresh.clocks, "new"))  # nobody has told it of the old one in time
+    await one._look(b"")
+    assert (await got(fresh)).token.access == secret("new")
+    assert one.news().token.access == secret("new")
+    await fresh._look(b"")
+    assert (await got(one)).generation == (await got(fresh)).generation == 10
+
+
+async def test_times_of_a_clock_that_was_set_back_are_not_waited_for(connect):
+    one = await connect()
+    now = one.clocks.alive()
+    late = replace(
+        some(one.clocks),
+        trouble=Trouble(1, now + 5000, "unreachable", "no"),
+        gap_until=now + 5000,
+        switched=now + 5000,
+        rejected=(("digest", now + 5000),),
+    )
+    await put(one, late)
+    held = await got(await connect())
+    latest = now + 760
+    assert held.trouble.retry_at < latest
+    assert held.gap_until < latest
+    assert held.switched < latest
+    assert held.rejected[0][1] < latest
+
+
+async def test_a_token_that_is_known_does_not_live_longer_by_the_servers_clock(connect):
+    one = await connect()
+    held = some(one.clocks)
+    await put(one, held)
+    one.link.clock._low -= 3600  # it was set back
+    one.link.clock._high -= 3600
+    one.link.clock._since = one.clocks.alive()
+    one._count = 0
+    await one._look(b"")
+    assert one.news().token.lifetime.dies_at <= held.token.lifetime.dies_at + 1
+
+
+async def test_an_answer_that_is_none_is_a_server_that_cannot_be_used(said):
+    async def serve(_, writer):
+        writer.write(b":5\r\n" * 20)
+        await writer.drain()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    link = Valkey(
+        "127.0.0.1",
+        port=server.sockets[0].getsockname()[1],
+        tls=False,
+        ca_file=None,
+        user="",
+        password=lambda: Secret("MARKED-PASSWORD", origin=STORE),
+        database=0,
+        shown="valkey://there",
+        alive=time.monotonic,
+        random=random.random,
+        emit=lambda event: said.append(str(event)),
+    )
+    with pytest.raises(Unreachable):
+        await link.run("return 1", keys=("x",))
+    await link.close()
+    server.close()
+    assert "MARKED-PASSWORD" not in " ".join(said)
+
+
+async def test_a_server_that_repeats_the_password_does_not_have_it_logged(said):
+    async def serve(reader, writer):
+        while data := await reader.read(4096):
+            words = data.replace(b"\r\n", b" ")
+            writer.write(b"-ERR unknown command, with args: " + words + b"\r\n")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    link = Valkey(
+        "127.0.0.1",
+        port=server.sockets[0].getsockname()[1],
+        tls=False,
+        ca_file=None,
+        user="bob",
+        password=lambda: Secret("MARKED-PASSWORD", origin=STORE),
+        database=0,
+        shown="valkey://there",
+        alive=time.monotonic,
+        random=random.random,
+        emit=lambda event: said.append(str(event)),
+    )
+    with pytest.raises(Unreachable) as refused:
+        await link.run("return 1", keys=("x",))
+    await link.close()
+    server.close()
+    assert "unknown command" in str(refused.value)
+    assert "MARKED-PASSWORD" not in " ".join([*said, str(refused.value), link.problem])
+
+
+async def test_what_a_look_stumbles_over_is_said_and_the_others_go_on(connect, said):
+    one = await connect(start=False)
+    looked = asyncio.Event()
+
+    async def stumble(_):
+        raise KeyError("odd")
+
+    async def look(_):
+        looked.set()
+
+    one.link.follow("nomba-proxy:a", stumble)
+    one.link.follow("nomba-proxy:b", look)
+    one.link.start()
+    await asyncio.wait_for(looked.wait(), 10)
+    assert "store_odd" in said
