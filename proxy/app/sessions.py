@@ -218,7 +218,8 @@ def controls_of(session: Session, *, upstreams: tuple[str, ...]) -> SessionContr
         try:
             return await work
         except ProxyError as error:
-            raise ControlFailed(error.description) from error
+            more = f" {problem}" if (problem := session.status().last_error) else ""
+            raise ControlFailed(error.description + more) from error
 
     def status() -> Mapping[str, object]:
         shown = {

@@ -804,6 +804,7 @@ async def test_an_answer_that_is_none_is_a_server_that_cannot_be_used(said):
     async def serve(_, writer):
         writer.write(b":5\r\n" * 20)
         await writer.drain()
+        writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     link = Valkey(
@@ -831,6 +832,7 @@ async def test_a_server_that_repeats_the_password_does_not_have_it_logged(said):
         while data := await reader.read(4096):
             words = data.replace(b"\r\n", b" ")
             writer.write(b"-ERR unknown command, with args: " + words + b"\r\n")
+        writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     link = Valkey(
