@@ -59,11 +59,6 @@ def replica(port: int) -> tuple[Valkey, Replica]:
     valkey = Valkey(
         "127.0.0.1",
         port=port,
-        tls=False,
-        ca_file=None,
-        user="",
-        password=lambda: None,
-        database=0,
         shown="the server",
         alive=CLOCKS.alive,
         random=CLOCKS.random,

@@ -100,15 +100,15 @@ class Valkey:
 
     Args:
         host, port: of it.
+        shown: how it is called in messages.
+        alive: seconds, on a clock that runs during sleep.
+        random: 0 <= x < 1.
+        emit: takes events.
         tls: whether to speak TLS.
         ca_file: certificates that its own is checked with, instead of the system's.
         user: of its access control list, or "".
         password: pinned to `core.secret.STORE`; asked for at each connection.
         database: its number.
-        shown: how it is called in messages.
-        alive: seconds, on a clock that runs during sleep.
-        random: 0 <= x < 1.
-        emit: takes events.
     """
 
     def __init__(
@@ -116,15 +116,15 @@ class Valkey:
         host: str,
         *,
         port: int,
-        tls: bool,
-        ca_file: str | None,
-        user: str,
-        password: Callable[[], Secret | None],
-        database: int,
         shown: str,
         alive: Callable[[], float],
         random: Callable[[], float],
         emit: Emit,
+        tls: bool = False,
+        ca_file: str | None = None,
+        user: str = "",
+        password: Callable[[], Secret | None] = lambda: None,
+        database: int = 0,
     ) -> None:
         self.clock = StoreClock()
         self._problems: dict[str, str] = {}  # of scripts, and under "" of the connection

@@ -37,11 +37,6 @@ class Replica:
         self.valkey = Valkey(
             "127.0.0.1",
             port=valkey.port,
-            tls=False,
-            ca_file=None,
-            user="",
-            password=lambda: None,
-            database=0,
             shown=valkey.url,
             alive=alive_clock(),
             random=random.random,

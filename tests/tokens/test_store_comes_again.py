@@ -23,11 +23,6 @@ async def store(valkey):
     link = Valkey(
         "127.0.0.1",
         port=valkey.port,
-        tls=False,
-        ca_file=None,
-        user="",
-        password=lambda: None,
-        database=0,
         shown=valkey.url,
         alive=time.monotonic,
         random=random.random,
