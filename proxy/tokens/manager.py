@@ -433,6 +433,7 @@ class Session:
     async def close(self, *, revoke: bool) -> None:
         """Stop the background; optionally revoke the token (best effort)."""
         self._closed = True
+        self._stir()
         if self._keeper is not None:
             self._keeper.cancel()
         if self._flight is not None:

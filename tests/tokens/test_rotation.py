@@ -313,6 +313,19 @@ async def test_who_has_not_heard_yet_does_not_log_in_but_waits(join, issuer, tak
     assert other.lend().generation == 3
 
 
+async def test_who_waits_for_others_is_not_kept_when_the_process_ends(join, issuer, takes, time):
+    one, other = await join(), await join()
+    takes("new")
+    await changed(one, time, "new")
+    waiting = asyncio.create_task(other.renew(after=2, by=PAIR))
+    await time.advance(1)
+    closing = asyncio.create_task(other.close(revoke=False))
+    await time.advance(3)
+    assert waiting.done()
+    assert "shutting down" in waiting.exception().description
+    await closing
+
+
 async def test_who_never_hears_says_what_to_do_and_can_be_told_to_log_in(join, issuer, takes, time):
     one, other = await join(), await join()
     takes("old", "new")
