@@ -29,8 +29,9 @@ from proxy.core.secret import Secret
 from proxy.core.session import Limits, Token
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens import valkey_store as real
+from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.valkey_store import ValkeyStore

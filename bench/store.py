@@ -15,8 +15,9 @@ from fleet import at
 
 from proxy.core.secret import Secret
 from proxy.core.session import Limits
+from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.valkey_store import ValkeyStore

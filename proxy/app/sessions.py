@@ -20,9 +20,10 @@ from proxy.settings import (
     Settings,
     SharedStore,
 )
+from proxy.tokens.asking import Clocks
 from proxy.tokens.file_store import FileStore, MachineClock
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, NombaAuth
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import MemoryStore, Store, StoreFailed

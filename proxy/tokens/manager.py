@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.core.exchange import Emit, Event
-from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
 from proxy.core.session import (
     Asked,
@@ -33,19 +32,17 @@ from proxy.core.session import (
     by_issue,
     decide,
     died,
-    failed,
     force,
-    granted,
     held_off,
     newer,
     phase,
-    rejected,
     try_again_at,
     why_not,
 )
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.asking import Asking, Clocks, internal, not_in_force
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.nomba import Grant, IssuerError, NombaAuth
+from proxy.tokens.nomba import IssuerError, NombaAuth
 from proxy.tokens.store import Store, StoreFailed
 
 # How often the background task looks at the clocks: timers stop while a machine
@@ -55,7 +52,6 @@ _LOOK_EVERY = 15.0
 _MIN_GAP = 0.5
 # A renewal under way is waited for at the end: cut off, it may cost the session.
 _LAST_WAIT = 2.0
-_SKEWED = 60.0  # seconds
 _SERVED = 4096  # (caller, path) pairs
 # Troubles of this process alone, of which others know nothing: with the store; and those that others
 # can end.
@@ -67,26 +63,8 @@ _OTHERS_LOG_IN = (
     "client_secret_next). Or log in with the one it has, which cuts off all that have not that one: "
     "nomba-proxy token renew"
 )
-_NOT_IN_FORCE = (
-    "the client secret in force is another one than those of this process, which does not log in"
-)
 
 State = Literal["empty", "living", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """The clocks and the randomness of a session, as arguments.
-
-    Attributes:
-        alive: seconds on a clock that runs during sleep.
-        wall: epoch seconds.
-        random: 0 <= x < 1.
-    """
-
-    alive: Callable[[], float]
-    wall: Callable[[], float]
-    random: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +129,9 @@ class Session:
         emit: Emit,
     ) -> None:
         self.name = name
-        self._auth = auth
+        self._asking = Asking(
+            name, auth=auth, limits=limits, clocks=clocks, emit=emit, ensure=self._ensure
+        )
         self._keyring = keyring
         self._store = store
         self._limits = limits
@@ -393,7 +373,7 @@ class Session:
             if await self._save(held) is not held:
                 return
             self._refused = token or self._refused
-            problem = await self._revoke(token)
+            problem = await self._asking.revoked(token)
             told: dict[str, object] = {"generation": held.generation, "confirmed": not problem}
             told["stopped"] = stopping
             level = "warning" if problem else "info"
@@ -411,17 +391,6 @@ class Session:
                     error.description += f" Nor was the revocation confirmed: {problem}."
                 raise
         return problem
-
-    async def _revoke(self, token: Token | None) -> str:
-        if token is None:
-            return ""
-        try:
-            await self._auth.revoke(token.access)
-        except IssuerError as error:
-            return str(error)
-        except Exception as error:  # noqa: BLE001 - not confirmed, whatever it was
-            return f"internal fault: {type(error).__name__}"
-        return ""
 
     # -- the background ----------------------------------------------------------------
 
@@ -448,7 +417,7 @@ class Session:
                 async with self._store.lease() as stored:
                     if stored is not None:
                         await self._store.save(stored.without(token))
-            await self._revoke(token)
+            await self._asking.revoked(token)
         self._held = replace(self._held, token=None)
         self._store.close()
 
@@ -547,6 +516,7 @@ class Session:
                 self._held = held.without(self._refused)
             raise
         self._held = held.without(self._refused)
+        self._had_token = self._had_token or self._living() is not None
         self._look_at_secret()
         if not held.calling:
             self._stir()
@@ -604,11 +574,11 @@ class Session:
                     await work(self._mine())
             except StoreFailed as error:
                 failure = IssuerError(str(error), reason=error.reason)
-                self._held = self._failing(self._held, failure, reason=reason)
+                self._held = self._asking.failing(self._held, failure, reason=reason)
             except IssuerError as error:
-                self._held = self._failing(self._held, error, reason=reason)
+                self._held = self._asking.failing(self._held, error, reason=reason)
             except Exception as fault:  # noqa: BLE001 - a fault of ours must back off too
-                self._held = self._failing(self._held, _internal(fault), reason=reason)
+                self._held = self._asking.failing(self._held, internal(fault), reason=reason)
             finally:
                 self._flight, self._leased, self._alone = None, False, False
                 self._wake.set()
@@ -675,17 +645,14 @@ class Session:
         """
         token = None if issue else held.token
         if token is None and not secrets:
-            raise IssuerError(_NOT_IN_FORCE, reason="secret")
+            raise not_in_force()
         held = replace(held, calling=True)
         if await self._save(held) is not held:  # others have come first
             return
         try:
             if token is not None:
-                call = self._auth.refresh(
-                    access_token=token.access, refresh_token=token.refresh, sending=self._ensure
-                )
                 try:
-                    held = await self._ask(held, call, secret="", reason=reason)
+                    held = await self._asking.refreshed(held, token, reason=reason)
                 except IssuerError as error:
                     told: dict[str, object] = {"reason": str(error)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
@@ -696,96 +663,13 @@ class Session:
                     if await self._save(held) is not held:
                         return
             if token is None:
-                held = await self._issued(held, secrets=secrets, reason=reason)
+                held = await self._asking.issued(held, secrets, reason=reason)
         except IssuerError as error:
-            held = self._failing(held, error, reason=reason)
+            held = self._asking.failing(held, error, reason=reason)
             if error.reason in {"secret", "store"}:  # it stays marked: others log in
                 self._held = held
                 return
         await self._save(held)
-
-    async def _ask(self, held: Held, call: Awaitable[Grant], *, secret: str, reason: str) -> Held:
-        """A newer token.
-
-        Args:
-            held: what is known.
-            call: to the issuer.
-            secret: digest of the client secret it is issued for; "" for a refresh.
-            reason: for events.
-
-        Raises:
-            IssuerError: none.
-        """
-        sent, sent_wall = self._clocks.alive(), self._clocks.wall()
-        try:
-            grant = await call
-        except IssuerError:
-            raise
-        except Exception as fault:  # whatever it was, there is no token
-            raise _internal(fault) from fault
-        if grant.access_token.digest() in held.seen:
-            raise IssuerError("the issuer brought an old token again", reason="reply")
-        if sent + grant.life <= self._clocks.alive():
-            raise IssuerError("the issuer brought a token that was dead already", reason="reply")
-        lifetime = Lifetime.begin(
-            grant.life,
-            now=sent,
-            wall=sent_wall,
-            early=self._limits.early,
-            urgent=self._limits.urgent,
-            jitter=self._clocks.random(),
-        )
-        skew = _skew(grant, before=sent_wall, after=self._clocks.wall())
-        before = held.secret
-        held = granted(
-            held,
-            access=grant.access_token,
-            refresh=grant.refresh_token,
-            lifetime=lifetime,
-            skew=skew,
-            secret=secret or before,
-            now=sent,
-        )
-        self._had_token = True
-        told: dict[str, object] = {
-            "grant": "issue" if secret else "refresh",
-            "for": reason,
-            "generation": held.generation,
-            "life_seconds": round(grant.life, 3),
-            "expires_at": sent_wall + grant.life,
-        }
-        if skew is not None:
-            told["skew_seconds"] = skew
-        self._emit(Event("token_renewed", "info", self.name, told))
-        if skew is not None and abs(skew) > _SKEWED:
-            hint = "Set this machine's clock (NTP); what expires is judged without it."
-            told = {"skew_seconds": skew, "hint": hint}
-            self._emit(Event("clock_skewed", "warning", self.name, told))
-        mine = self._auth.credentials.account_id
-        if grant.account_id and grant.account_id.lower() != mine.lower():
-            self._emit(Event("token_account_differs", "warning", self.name))
-        if before and held.secret != before:
-            told = {"secret": held.secret, "before": before}
-            self._emit(Event("secret_switched", "info", self.name, told))
-        return held
-
-    async def _issued(self, held: Held, *, secrets: tuple[Secret, ...], reason: str) -> Held:
-        """A new token by client credentials, with the first of the secrets that is accepted.
-
-        Raises:
-            IssuerError: none.
-        """
-        for secret in secrets:
-            call, digest = self._auth.issue(secret, sending=self._ensure), secret.digest()
-            try:
-                return await self._ask(held, call, secret=digest, reason=reason)
-            except IssuerError as error:
-                if error.reason != "credentials" or secret is secrets[-1]:
-                    raise
-                if digest != held.secret:
-                    self._emit(_secret_refused(self.name, digest, str(error)))
-                    held = rejected(held, digest, now=self._clocks.alive())
-        raise IssuerError(_NOT_IN_FORCE, reason="secret")
 
     def _ensure(self) -> None:
         """Be sure that nobody else is renewing.
@@ -808,21 +692,19 @@ class Session:
             held = replace(held, calling=True)
             if held.stopped or await self._save(held) is not held:
                 return
-            call = self._auth.issue(newest, sending=self._ensure)
             try:
-                held = await self._ask(held, call, secret=digest, reason="rotation")
+                held = await self._asking.issued(held, (newest,), reason="rotation")
             except IssuerError as error:
                 if error.reason == "credentials":
-                    self._emit(_secret_refused(self.name, digest, str(error)))
-                    held = rejected(held, digest, now=self._clocks.alive())
+                    held = self._asking.rejected(held, digest, error)
                 else:
-                    held = self._failing(held, error, reason="rotation")
+                    held = self._asking.failing(held, error, reason="rotation")
                 if error.reason != "store":
                     await self._save(held)
                 return
             await self._save(held)
             if self._limits.revoke_old and old is not None:
-                problem = await self._revoke(old)
+                problem = await self._asking.revoked(old)
                 told: dict[str, object] = {"generation": old.generation, "confirmed": not problem}
                 if problem:
                     told |= {"reason": problem, "hint": "The switch may have ended it already."}
@@ -833,21 +715,6 @@ class Session:
             return self._held.secret == digest or self._held.stopped
 
         return self._start(switch, reason="rotation", moot=moot)
-
-    def _failing(self, held: Held, error: IssuerError, *, reason: str) -> Held:
-        now = self._clocks.alive()
-        held = failed(
-            held, reason=error.reason, text=str(error), now=now, jitter=self._clocks.random()
-        )
-        told: dict[str, object] = {
-            "cause": error.reason,
-            "reason": str(error),
-            "for": reason,
-            "failures": held.trouble.failures,
-            "retry_in": round(held.trouble.retry_at - now, 1),
-        }
-        self._emit(Event("token_renewal_failed", "error", self.name, told))
-        return held
 
     async def _wait(self, *, after: int, but: Token | None = None) -> Token:
         """A token newer than generation `after`, or of that but another one than `but`."""
@@ -919,28 +786,6 @@ def _follows(token: Token, after: int, *, but: Token | None) -> bool:
     if token.generation != after or but is None:
         return token.generation > after
     return but.generation == after and not token.same(but)
-
-
-def _secret_refused(name: str, digest: str, reason: str) -> Event:
-    told: dict[str, object] = {
-        "secret": digest,
-        "reason": reason,
-        "hint": "The one before it stays in force. Check it at Nomba; it is tried again in ten minutes, "
-        "when it changes, at SIGHUP, or with: nomba-proxy token renew",
-    }
-    return Event("secret_refused", "error", name, told)
-
-
-def _internal(fault: Exception) -> IssuerError:
-    return IssuerError(f"internal fault: {type(fault).__name__}", reason="internal")
-
-
-def _skew(grant: Grant, *, before: float, after: float) -> float | None:
-    """Seconds that the issuer's clock is ahead of ours; None if it does not tell its own."""
-    if grant.date is None:
-        return None
-    # A `Date` has whole seconds, and is cut: it is half a second old on average.
-    return round(grant.date + 0.5 - (before + after) / 2, 1)
 
 
 def _rival(name: str, deaths: int) -> Event:

@@ -10,9 +10,10 @@ import pytest
 from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.settings import parse_origin
+from proxy.tokens.asking import Clocks
 from proxy.tokens.file_store import FileStore, MachineClock
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError, NombaAuth
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import MemoryStore

@@ -12,8 +12,8 @@ from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
 from proxy.core.session import Held, Limits, Trouble, granted
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks
 from proxy.tokens.store import StoreFailed
 
 ORIGIN = "https://issuer.test"

@@ -10,8 +10,9 @@ import pytest
 from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
+from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks, Session
+from proxy.tokens.manager import Session
 from proxy.tokens.nomba import IssuerError
 from proxy.tokens.store import MemoryStore
 

@@ -12,8 +12,8 @@ from proxy.core.lifetime import Lifetime
 from proxy.core.secret import STORE, Secret
 from proxy.core.session import Held, Limits, Trouble, granted
 from proxy.errors import TokenUnavailable
+from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.manager import Clocks
 from proxy.tokens.nomba import Credentials, Grant
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import StoreFailed
