@@ -442,9 +442,11 @@ class Session:
         if held.stopped or self._flight is not None:
             return _LOOK_EVERY
         now, wall = self._clocks.alive(), self._clocks.wall()
-        if held_off(held, now=now):
-            return held.trouble.retry_at - now
         gap = self._started_at + _MIN_GAP - now
+        if held_off(held, now=now):
+            # A secret that was not refused is no reason to wait for those that were.
+            other = self._switch_in() if held.trouble.reason == "credentials" else math.inf
+            return min(held.trouble.retry_at - now, max(gap, other))
         if held.token is None or held.calling:
             return gap
         due = held.token.lifetime.due_in(now=now, wall=wall)
@@ -453,7 +455,7 @@ class Session:
     def _switch_in(self) -> float:
         """Seconds until another client secret is to be tried."""
         held = self._held
-        if not self._pending or not held.secret:
+        if not self._pending or not (held.secret or held.trouble.failures):
             return math.inf
         if self._again:
             return 0.0

@@ -172,6 +172,29 @@ async def test_it_is_not_revoked_unless_that_is_set(join, issuer, takes, time):
     assert issuer.revoked == []
 
 
+@pytest.mark.parametrize("several", [False, True])
+async def test_a_secret_that_was_wrong_from_the_start_is_mended_at_once(
+    join, issuer, takes, time, several
+):
+    takes("new")
+    session = await join()
+    others = [await join() for _ in range(2)] if several else []
+    await time.advance(100)
+    assert session.status().failures >= 2
+    await changed(session, time, "new")
+    assert session.lend().generation == 1
+    assert issuer.secrets.count("new") == 1
+    assert [one.lend().generation for one in others] == [1] * len(others)
+
+
+async def test_a_second_wrong_one_is_not_tried_again_and_again(join, issuer, takes, time):
+    takes("right")
+    session = await join()
+    await changed(session, time, "wrong")
+    await time.advance(25)
+    assert issuer.secrets == ["old", "wrong"]
+
+
 async def test_a_stopped_session_switches_when_it_is_started(join, issuer, takes, time):
     session = await join()
     await session.revoke(stop=True)
