@@ -343,8 +343,9 @@ class Session:
         if self._pending:
             self._again = True
             await self._settled(self._switching())
-        if self._held.generation == before:
-            await self._settled(self._renewal(Asked.OPERATOR, reason="operator"))
+        for again in (False, True):  # what others write back at that moment undoes the first
+            if self._held.generation == before and not (again and self._held.trouble.failures):
+                await self._settled(self._renewal(Asked.OPERATOR, reason="operator"))
         return await self._wait(after=before)
 
     async def revoke(self, *, stop: bool) -> str:
