@@ -660,8 +660,8 @@ class Session:
                     told: dict[str, object] = {"reason": str(error)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
                     # The refresh may have been carried out and its reply lost, in which case
-                    # the old token is dead: only an issue is sure to bring a living one. Unless this
-                    # took so long (the process was stopped?) that others have logged in meanwhile.
+                    # the old token is dead: only an issue is sure to bring a living one. Unless others
+                    # have logged in: a store that has lost the lease knows, and our clock does not.
                     token = None
                     if await self._save(held) is not held:
                         return

@@ -206,15 +206,41 @@ def events():
 def file_store(tmp_path, time, issuer):
     """Make a store as another process would, of the session in a folder of this test."""
 
-    def make(*, warn=None, boot="boot", clocks=time.clocks, secret=SECRET):
+    def make(*, warn=None, boot="boot", clocks=time.clocks, keyring=None):
         identity = Identity(ORIGIN, "client")
-        seal = Seal(identity, keyring=Keyring(Secret(secret, origin=ORIGIN)))
+        seal = Seal(identity, keyring=keyring or Keyring(Secret(SECRET, origin=ORIGIN)))
         clock = MachineClock(boot, alive=clocks.alive, wall=clocks.wall)
         return FileStore(
             tmp_path, identity=identity, seal=seal, clock=clock, warn=warn or pytest.fail
         )
 
     return make
+
+
+@pytest.fixture
+async def join(issuer, time, events, file_store):
+    """Another process that shares the session in a file, with client secrets: joins as just started."""
+    joined = []
+
+    async def start(*secrets, warn=None, auth=issuer, **limits):
+        keyring = Keyring(*(Secret(one, origin=ORIGIN) for one in secrets or (SECRET,)))
+        session = Counted(
+            "nomba",
+            auth=auth,
+            keyring=keyring,
+            store=file_store(warn=warn, keyring=keyring),
+            limits=Limits(**limits),
+            clocks=time.clocks,
+            emit=events.append,
+        )
+        joined.append(session)
+        session.start()
+        await settle()
+        return session
+
+    yield start
+    for session in joined:
+        await closed(session, time)
 
 
 @pytest.fixture(params=["memory", "file"])

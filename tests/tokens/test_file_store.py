@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import Secret
-from proxy.core.session import Held, Limits, Trouble, granted
+from proxy.core.session import Held, Trouble, granted
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
@@ -44,33 +44,6 @@ def some(text="token", *, generation=0, life=1000.0):
     return replace(
         held, forced=((1.0, "shop"),), deaths=((1, 2.0),), trouble=Trouble(1, 5.0, "reply", "no")
     )
-
-
-@pytest.fixture
-async def join(issuer, time, events, file_store, counted):
-    """Another process that shares the session: joins as one that has just been started."""
-    joined = []
-
-    async def start(*, warn=None, auth=issuer, secret=SECRET, **limits):
-        session = counted(
-            "nomba",
-            auth=auth,
-            keyring=Keyring(Secret(secret, origin=ORIGIN)),
-            store=file_store(warn=warn, secret=secret),
-            limits=Limits(**limits),
-            clocks=time.clocks,
-            emit=events.append,
-        )
-        joined.append(session)
-        session.start()
-        await settle()
-        return session
-
-    yield start
-    for session in joined:
-        closing = asyncio.create_task(session.close(revoke=False))
-        await time.advance(3)
-        await closing
 
 
 @pytest.fixture
@@ -430,7 +403,7 @@ async def test_after_that_there_is_still_one_holder_at_a_time(file_store, time, 
 async def test_what_another_secret_wrote_is_ignored_and_said_to_be(join, issuer, time):
     warnings = []
     await join(warn=warnings.append)
-    session = await join(warn=warnings.append, secret="a-new-client-secret")
+    session = await join("a-new-client-secret", warn=warnings.append)
     assert session.lend() is not None
     assert issuer.names == ["issue", "issue"]
     assert "another client secret" in warnings[0]
@@ -510,7 +483,7 @@ async def test_who_has_another_secret_leaves_the_session_alone_until_it_has_a_to
     first = await join()
     await first.close(revoke=False)
     issuer.failing = wrong_secret
-    mistaken = await join(warn=lambda _: None, secret="a-mistyped-secret")
+    mistaken = await join("a-mistyped-secret", warn=lambda _: None)
     await time.advance(100)
     assert mistaken.status().failures == 3
     issuer.failing = {}

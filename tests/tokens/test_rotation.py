@@ -5,12 +5,9 @@ import asyncio
 import pytest
 
 from proxy.core.secret import Secret
-from proxy.core.session import Limits
 from proxy.errors import TokenUnavailable
-from proxy.tokens.file_store import FileStore, MachineClock
 from proxy.tokens.keyring import Keyring
 from proxy.tokens.nomba import IssuerError
-from proxy.tokens.seal import Identity, Seal
 
 ORIGIN = "https://issuer.test"
 PAIR = ("shop", "/v1/x")
@@ -35,39 +32,9 @@ async def settle():
 
 
 @pytest.fixture
-async def join(issuer, time, events, counted, tmp_path):
+def join(join):
     """Another process that shares the session, with a client secret and perhaps the next one."""
-    joined = []
-
-    async def start(current="old", following=None, *, warn=pytest.fail, **limits):
-        keyring = Keyring(secret(current), secret(following))
-        identity = Identity(ORIGIN, "client")
-        store = FileStore(
-            tmp_path,
-            identity=identity,
-            seal=Seal(identity, keyring=keyring),
-            clock=MachineClock("boot", alive=time.clocks.alive, wall=time.clocks.wall),
-            warn=warn,
-        )
-        session = counted(
-            "nomba",
-            auth=issuer,
-            keyring=keyring,
-            store=store,
-            limits=Limits(**limits),
-            clocks=time.clocks,
-            emit=events.append,
-        )
-        joined.append(session)
-        session.start()
-        await settle()
-        return session
-
-    yield start
-    for session in joined:
-        closing = asyncio.create_task(session.close(revoke=False))
-        await time.advance(3)
-        await closing
+    return lambda *secrets, **options: join(*(secrets or ("old",)), **options)
 
 
 @pytest.fixture
