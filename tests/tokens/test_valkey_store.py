@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from processes import until
 
 from proxy.core.lifetime import Lifetime
 from proxy.core.secret import STORE, Secret
@@ -26,14 +27,6 @@ PAIR = ("shop", "/v1/x")
 
 def secret(text="secret"):
     return Secret(text, origin=ORIGIN)
-
-
-async def until(condition, *, seconds=15):
-    for _ in range(int(seconds / 0.01)):
-        if found := condition():
-            return found
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come")
 
 
 class Issuer:
