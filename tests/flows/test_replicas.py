@@ -169,10 +169,12 @@ async def tls(valkey, tmp_path):
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
 
     async def copy(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
 
     async def serve(reader, writer):
         back, forth = await asyncio.open_connection("127.0.0.1", valkey.port)
