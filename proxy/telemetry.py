@@ -4,13 +4,16 @@ What is logged is an allowlist: the fields of `Exchange` and `Event`, which hold
 bodies, query strings or header values.
 """
 
+import asyncio
 import contextlib
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import orjson
 import structlog
@@ -35,6 +38,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 # Why a renewal failed of which the issuer knows nothing.
 _NOT_ASKED = frozenset({"store", "sealed", "secret"})
 _ROOM = 256 * 1024  # bytes of each kind of metrics of a process
+_ATOMIC = 4096  # bytes that a pipe takes whole, whoever else writes to it (PIPE_BUF, pipe(7))
+_TROUBLE = frozenset({500, 502, 503, 504})  # statuses that are a warning
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
 
 
@@ -78,6 +83,9 @@ class Metrics:
             shared.reserve()
             values.ValueClass = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        # What counts an exchange, by its labels: looking those up costs more than counting.
+        self._counted: dict[tuple[str, str, str, str, int], Callable[[], None]] = {}
+        self._timed: dict[str, Callable[[float], None]] = {}
         self._requests = Counter(
             "nomba_proxy_requests",
             "Requests answered.",
@@ -158,16 +166,31 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Count an exchange."""
-        method = exchange.method if exchange.method in _METHODS else "other"
-        code_class = f"{exchange.status // 100}xx" if exchange.status else "none"
-        self._requests.labels(
-            exchange.caller, exchange.upstream, exchange.route, method, code_class
-        ).inc()
-        self._duration.labels(exchange.upstream).observe(exchange.seconds)
+        upstream, route = exchange.upstream, exchange.route
+        labels = (exchange.caller, upstream, route, exchange.method, exchange.status // 100)
+        count = self._counted.get(labels)
+        if count is None:
+            count = self._bind(*labels)
+        count()
+        duration = self._timed.get(upstream)
+        if duration is None:
+            duration = self._timed[upstream] = self._duration.labels(upstream).observe
+        duration(exchange.seconds)
         if exchange.outcome is Outcome.UNKNOWN:
-            self._unknown.labels(exchange.upstream, exchange.route).inc()
+            self._unknown.labels(upstream, route).inc()
         if exchange.attempts > 1:
-            self._replays.labels(exchange.upstream, str(exchange.outcome)).inc()
+            self._replays.labels(upstream, str(exchange.outcome)).inc()
+
+    def _bind(
+        self, caller: str, upstream: str, route: str, method: str, hundreds: int
+    ) -> Callable[[], None]:
+        code_class = f"{hundreds}xx" if hundreds else "none"
+        known = method in _METHODS
+        label = method if known else "other"
+        count = self._requests.labels(caller, upstream, route, label, code_class).inc
+        if known:  # the others are not a closed set
+            self._counted[caller, upstream, route, method, hundreds] = count
+        return count
 
     def emit(self, event: Event) -> None:
         """Count an event."""
@@ -228,41 +251,23 @@ class Telemetry:
         console = log_format == "console" or (log_format == "auto" and stream.isatty())
         self.metrics = Metrics(version=version, shared=shared)
         self._console = console
-        self._log = _logger(stream, console=console, level=level)
+        self._least = logging.getLevelNamesMapping()[level.upper()]
+        self._lines = _Lines(stream.buffer)
+        self._log = _logger(stream, lines=None if console else self._lines, level=level)
 
     def observe(self, exchange: Exchange) -> None:
         """Write the one canonical line of an exchange and count it."""
         self.metrics.observe(exchange)
-        log = self._log.info
-        if exchange.outcome is Outcome.UNKNOWN or exchange.status in {500, 502, 503, 504}:
-            log = self._log.warning
+        trouble = exchange.outcome is Outcome.UNKNOWN or exchange.status in _TROUBLE
         if self._console:
+            log = self._log.warning if trouble else self._log.info
             self._write(log, *_for_people(exchange))
-            return
-        line: dict[str, Any] = {
-            "request_id": exchange.request_id,
-            "caller": exchange.caller,
-            "upstream": exchange.upstream,
-            "method": exchange.method,
-            "route": exchange.route,
-            "kind": exchange.kind,
-            "status": exchange.status,
-            "attempts": exchange.attempts,
-            "outcome": str(exchange.outcome),
-            "generation": exchange.generation,
-            "body_bytes": exchange.body_bytes,
-            "reply_bytes": exchange.reply_bytes,
-            "token_wait_seconds": round(exchange.waited, 6),
-            "upstream_seconds": round(exchange.upstream_seconds, 6),
-            "duration_seconds": round(exchange.seconds, 6),
-        }
-        if exchange.account_replaced:
-            line["account_replaced"] = True
-        if exchange.error:
-            line["error"] = exchange.error
-        if exchange.detail:
-            line["detail"] = exchange.detail
-        self._write(log, "exchange", line)
+        elif self._least <= (logging.WARNING if trouble else logging.INFO):
+            line = _canonical(exchange)
+            line["event"] = "exchange"
+            line["level"] = "warning" if trouble else "info"
+            line["timestamp"] = self._lines.timestamp()
+            self._lines.msg(orjson.dumps(line))
 
     def emit(self, event: Event) -> None:
         """Write an event and count it."""
@@ -275,6 +280,84 @@ class Telemetry:
         # A reader of our log that went away must not break an exchange.
         with contextlib.suppress(OSError, ValueError):
             log(name, **line)
+
+
+class _Lines:
+    """Writes lines of JSON: all that come in one turn of the event loop together.
+
+    Args:
+        stream: gets whole lines only, in pieces that a pipe does not take apart.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lines: list[bytes] = []
+        self._second, self._until_seconds = 0, ""
+
+    def timestamp(self) -> str:
+        """Now, as structlog's `TimeStamper(fmt="iso")` writes it."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._until_seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._until_seconds}.{int((now - second) * 1e6):06d}Z"
+
+    def msg(self, line: bytes) -> None:
+        """Write one line, without the end of line."""
+        self._lines.append(line)
+        if len(self._lines) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._flush)
+        except RuntimeError:  # there is none
+            self._flush()
+
+    debug = info = warning = error = msg
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        together = b""
+        for line in lines:
+            if together and len(together) + len(line) >= _ATOMIC:
+                self._put(together)
+                together = b""
+            together += line + b"\n"
+        self._put(together)
+
+    def _put(self, data: bytes) -> None:
+        # A reader of our log that went away must not break an exchange.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(data)
+            self._stream.flush()
+
+
+def _canonical(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as it is logged."""
+    line: dict[str, Any] = {
+        "request_id": exchange.request_id,
+        "caller": exchange.caller,
+        "upstream": exchange.upstream,
+        "method": exchange.method,
+        "route": exchange.route,
+        "kind": exchange.kind,
+        "status": exchange.status,
+        "attempts": exchange.attempts,
+        "outcome": exchange.outcome,
+        "generation": exchange.generation,
+        "body_bytes": exchange.body_bytes,
+        "reply_bytes": exchange.reply_bytes,
+        "token_wait_seconds": int(exchange.waited * 1e6) / 1e6,
+        "upstream_seconds": int(exchange.upstream_seconds * 1e6) / 1e6,
+        "duration_seconds": int(exchange.seconds * 1e6) / 1e6,
+    }
+    if exchange.account_replaced:
+        line["account_replaced"] = True
+    if exchange.error:
+        line["error"] = exchange.error
+    if exchange.detail:
+        line["detail"] = exchange.detail
+    return line
 
 
 def _for_people(exchange: Exchange) -> tuple[str, dict[str, Any]]:
@@ -297,28 +380,23 @@ def _for_people(exchange: Exchange) -> tuple[str, dict[str, Any]]:
     return sentence, unusual
 
 
-def _logger(stream: TextIO, *, console: bool, level: str) -> Any:
-    shared: list[Any] = [
+def _logger(stream: TextIO, *, lines: _Lines | None, level: str) -> Any:
+    processors: list[Any] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+        structlog.processors.TimeStamper(
+            fmt="%H:%M:%S" if lines is None else "iso", utc=lines is not None
+        ),
     ]
-    wrapper = structlog.make_filtering_bound_logger(level)
-    if console:
-        colors = stream.isatty()
-        shared.append(
-            structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=56, sort_keys=False)
+    if lines is None:
+        processors.append(
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=56, sort_keys=False)
         )
-        return structlog.wrap_logger(
-            structlog.PrintLogger(stream),
-            processors=shared,
-            wrapper_class=wrapper,
-            cache_logger_on_first_use=True,
-        )
-    shared.append(structlog.processors.JSONRenderer(serializer=_dumps))
+    else:
+        processors.append(structlog.processors.JSONRenderer(serializer=_dumps))
     return structlog.wrap_logger(
-        structlog.BytesLogger(stream.buffer),
-        processors=shared,
-        wrapper_class=wrapper,
+        structlog.PrintLogger(stream) if lines is None else lines,
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
 
