@@ -31,14 +31,8 @@ from proxy.core.browser import Pages
 from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
 from proxy.core.capture import NO_CAPTURE, Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
+from proxy.core.heads import CallerHead, RequestHead, reply_head
 from proxy.core.heads import Headers as RawHeaders
-from proxy.core.heads import (
-    RequestHead,
-    caller_accounts,
-    check_head,
-    names_us,
-    reply_head,
-)
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.limits import Limiter
@@ -70,6 +64,7 @@ from proxy.upstream.reply import Reply
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
 _TOLD_APART = 200  # characters of a path by which refusals are remembered
+_NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
@@ -300,13 +295,14 @@ class Handler:
 
         # 1 parse
         raw = request.raw_path.encode("utf-8", "surrogateescape")
-        length = check_head(
+        head = CallerHead(
             headers,
             target_length=len(raw),
             limit=self._limits.head,
-            version=(request.version.major, request.version.minor),
+            version=request.version,
+            keep_forwarded=self._headers.keep_forwarded,
         )
-        if method in {"CONNECT", "TRACE"}:
+        if method in _NOT_FORWARDED:
             raise MethodNotAllowed(
                 f"{method} is not forwarded.",
                 allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
@@ -314,7 +310,7 @@ class Handler:
             )
         if raw == b"*" and method == "OPTIONS":
             return _Local({})
-        if names_us(headers, via=self._headers.via):
+        if head.vias and head.names_us(self._headers.via):
             raise LoopDetected(
                 "The request has been through this proxy before.",
                 hint="A hosts entry, DNS or upstream.base_url leads back here; upstream.addresses "
@@ -322,23 +318,23 @@ class Handler:
                 close=True,
             )
         target = parse_target(raw, is_own_authority=self._is_own_authority)
-        _refuse_upgrade(request)
+        if head.upgrades:
+            _refuse_upgrade(head.upgrades)
         upstream = self._select(target, headers)
         exchange.upstream = upstream.name
         target, call = _forwarded(target, mount=upstream.mount)
 
-        sent_accounts = caller_accounts(headers)
         if call is not None:  # its credentials are in its body
             return await self._login(
                 *(request, exchange, capture),
                 call=call,
-                length=length,
+                length=head.length,
                 upstream=upstream,
-                sent=sent_accounts,
+                sent=head.accounts,
             )
 
         # 2 identify
-        identity = self._callers.registry.identify(headers, upstream=upstream.name)
+        identity = self._callers.registry.identify(head, upstream=upstream.name)
         caller = identity.caller
         exchange.caller = caller.name
         if identity.ambient:
@@ -348,38 +344,32 @@ class Handler:
         route = self._routes.classify(method, target)
         exchange.route, exchange.kind = route.template, route.kind
         account = decide_account(
-            upstream.account, sent=sent_accounts, kind=route.kind, own=caller.accounts
+            upstream.account, sent=head.accounts, kind=route.kind, own=caller.accounts
         )
         exchange.account_replaced = account.replaced is not None
-        self._authorize(
-            caller,
-            exchange=exchange,
-            upstream=upstream,
-            target=target,
-            route=route,
-            account=account.account,
-        )
+        if not caller.unrestricted:
+            self._authorize(
+                caller,
+                exchange=exchange,
+                upstream=upstream,
+                target=target,
+                route=route,
+                account=account.account,
+            )
         limiter = self._callers.registry.enter(caller)
         if limiter is not None:
             entered.append(limiter)
 
         # 4 read
-        body = await read_body(
-            request, length=length, bodies=self._bodies, most=caller.body_limit or None
-        )
+        body = None
+        if head.length is not None:
+            body = await read_body(
+                request, length=head.length, bodies=self._bodies, most=caller.body_limit or None
+            )
         try:
             if body is not None:
                 exchange.body_bytes = body.size
                 capture.body(body)
-            head = RequestHead(
-                method.encode("ascii"),
-                target=target.raw,
-                headers=headers,
-                host=upstream.dialler.origin.authority.encode("ascii"),
-                body_length=None if body is None else body.size,
-                via=self._headers.via if self._headers.via_upstream else b"",
-                keep_forwarded=self._headers.keep_forwarded,
-            )
 
             def sending(dialled: Dialled | None) -> None:
                 # From the first byte on nobody knows, until it is answered.
@@ -390,7 +380,13 @@ class Handler:
 
             attempt = _Attempt(
                 upstream,
-                head=head,
+                head=head.forward(
+                    method.encode("ascii"),
+                    target=target.raw,
+                    host=upstream.dialler.origin.authority.encode("ascii"),
+                    body_length=None if body is None else body.size,
+                    via=self._headers.via if self._headers.via_upstream else b"",
+                ),
                 account=account.account,
                 body=body if body is not None else (),
                 method=method,
@@ -522,9 +518,9 @@ class Handler:
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
         self._callers.pages.check(request.raw_headers, any_host=True)
-        body = await read_body(request, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
         data = b""
-        if body is not None:
+        if length is not None:
+            body = await read_body(request, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
             exchange.body_bytes = body.size
             data = b"".join(body)
             capture.body((data,))
@@ -571,7 +567,9 @@ class Handler:
         exchange.upstream_seconds = self._monotonic() - started
         attempt.capture.answered(reply.status, reason=reply.reason, headers=reply.headers)
         body, complete = b"", False
-        if attempt.method != "HEAD" and needs_body(reply.status, headers=reply.headers):
+        if attempt.method != "HEAD" and needs_body(
+            reply.status, media=reply.media, length=reply.length
+        ):
             try:
                 trickles = reply.length is None and reply.status == 200
                 body, complete = await reply.peek(
@@ -582,7 +580,7 @@ class Handler:
                     attempt.capture.failed(error.code)
                 reply.close()
                 raise
-        verdict = judge(reply.status, headers=reply.headers, body=body, complete=complete)
+        verdict = judge(reply.status, coding=reply.coding, body=body, complete=complete)
         if verdict is Verdict.ANSWER and reply.status not in {403, 429}:
             attempt.upstream.session.accepted(token.generation, by=attempt.pair)
         return reply, verdict
@@ -865,9 +863,8 @@ def _forwarded(target: Target, *, mount: Mount) -> tuple[Target, str | None]:
     return target, call or login_call(target.decoded)
 
 
-def _refuse_upgrade(request: web.BaseRequest) -> None:
-    wanted = request.headers.getall("Upgrade", ())
-    if all(one.strip().lower() == "h2c" for one in wanted):  # h2c may be ignored, and is
+def _refuse_upgrade(wanted: list[bytes]) -> None:
+    if all(one.strip().lower() == b"h2c" for one in wanted):  # h2c may be ignored, and is
         return
     raise UpgradeUnsupported(
         "Protocol upgrades are not forwarded.",

@@ -139,13 +139,13 @@ class Departure:
 
 
 async def read_body(
-    request: web.BaseRequest, *, length: int | None, bodies: Bodies, most: int | None = None
-) -> Body | None:
-    """The whole body; None if the caller declared none. Whoever gets it closes it.
+    request: web.BaseRequest, *, length: int, bodies: Bodies, most: int | None = None
+) -> Body:
+    """The whole body. Whoever gets it closes it.
 
     Args:
         request: whose body is read.
-        length: declared length; `CHUNKED`, or None for no body (`heads.check_head`).
+        length: declared length, or `CHUNKED`.
         bodies: makes it, and refuses what is too much.
         most: bytes it may have, if that is less than everybody's limit.
 
@@ -154,8 +154,6 @@ async def read_body(
         Overloaded: there is no room for it.
         CallerLeft: it will never be whole.
     """
-    if length is None:
-        return None
     limits = bodies.limits
     body = bodies.begin(length, most=most)
     if length == 0:

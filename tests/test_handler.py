@@ -39,7 +39,7 @@ class Lender:
 class FaultyReply:
     """A reply that breaks in a way nobody foresaw."""
 
-    status, reason, bodyless = 200, b"OK", False
+    status, reason, bodyless, media, coding = 200, b"OK", False, b"", b""
 
     def __init__(self, length):
         self.length = length

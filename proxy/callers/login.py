@@ -34,7 +34,7 @@ class LoginCall:
         body: whole.
         upstream: name of the one it was sent to.
         account: that upstream's rule.
-        sent: the account ids in the head (`heads.caller_accounts`).
+        sent: the account ids in the head (`heads.CallerHead`).
     """
 
     call: str

@@ -2,28 +2,31 @@
 
 import base64
 import binascii
+import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from proxy.callers.revoked import Revocations
 from proxy.core.caller import ANONYMOUS, KEY_PREFIX, OWNER, Caller, Roster
-from proxy.core.heads import Headers
+from proxy.core.heads import CallerHead
 from proxy.core.limits import Limiter, Tally
 from proxy.core.phantom import Phantom, Phantoms, Refresh
 from proxy.core.secret import Secret
 from proxy.errors import CallerUnknown, RateLimited
 
+_T = TypeVar("_T")
 Way = Literal["anonymous", "phantom", "key", "basic"]
 
 _WHO_LOGS_IN = (
     "The proxy answers this login itself. It takes a caller's name and key (nomba-proxy caller add)"
 )
 _OWNERS_TOO = ", and the upstream's own client id and secret."
-_KEY_FIELDS = frozenset({b"x-nomba-proxy-key", b"proxy-authorization"})
 _IS_KEY = re.compile(rb"(?i:bearer)?\s*" + KEY_PREFIX.encode())
+_KNOWN = 4096  # keys and tokens that are known again
 _LOG_IN = (
     "Log in again at /v1/auth/token/issue, or send X-Nomba-Proxy-Key (nomba-proxy caller add)."
 )
@@ -70,14 +73,6 @@ _ANONYMOUS = Identity(Caller(ANONYMOUS), "anonymous")
 _OWNER = Caller(OWNER)
 
 
-@dataclass(slots=True)
-class _Credentials:
-    """What a head holds that could identify somebody."""
-
-    keys: list[bytes] = field(default_factory=list)
-    own: list[bytes] = field(default_factory=list)
-
-
 class Registry:
     """Knows the callers and recognises them.
 
@@ -115,6 +110,9 @@ class Registry:
             for name, door in doors.items()
         }
         self._limiters: dict[str, Limiter] = {}
+        # What was found right once, by its digest: whose key it is, and what a token says.
+        self._keys: dict[bytes, Identity] = {}
+        self._tokens: dict[bytes, Phantom] = {}
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
 
@@ -145,6 +143,7 @@ class Registry:
             roster = Roster(roster.callers, open_still)
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
+        self._keys.clear()
         now = self._monotonic()
         for name, limiter in list(self._limiters.items()):
             caller = self._callers.get(name)
@@ -155,7 +154,7 @@ class Registry:
 
     # -- from a head ---------------------------------------------------------------------
 
-    def identify(self, headers: Headers, *, upstream: str) -> Identity:
+    def identify(self, head: CallerHead, *, upstream: str) -> Identity:
         """Who sent a request to an upstream.
 
         A key, if there is one, has to be right. Everything else that opens nothing is
@@ -165,20 +164,22 @@ class Registry:
             CallerUnknown: nobody we know, and anonymous callers are not allowed.
             TokenUnavailable: it is not known yet which tokens were revoked.
         """
-        found = _credentials(headers)
-        if found.keys:
-            return self._by_key(found.keys)
-        problem = CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
-        if len(found.own) > 1:
+        keys, own = head.keys, head.authorizations
+        if len(own) == 1 and _IS_KEY.match(own[0]):  # where many libraries put a key
+            keys = [*keys, *own]
+        if keys:
+            return self._by_key(keys)
+        problem = None
+        if len(own) > 1:
             problem = CallerUnknown("The request carries several Authorization fields.")
-        elif found.own:
+        elif own:
             try:
-                return self._by_authorization(found.own[0], upstream)
+                return self._by_authorization(own[0], upstream)
             except CallerUnknown as error:
                 problem = error
         if self.lets_in_anonymous(upstream):
             return _ANONYMOUS
-        raise problem
+        raise problem or CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
 
     @property
     def roster(self) -> Roster:
@@ -196,7 +197,14 @@ class Registry:
                 "The request carries several keys.",
                 hint="Send it once: X-Nomba-Proxy-Key, Proxy-Authorization or Authorization.",
             )
-        return Identity(self._check(*_read_key(keys[0])), "key")
+        digest = hashlib.sha256(keys[0]).digest()
+        known = self._keys.get(digest)
+        if known is None:
+            known = Identity(self._check(*_read_key(keys[0])), "key")
+            _remember(self._keys, digest, known)
+        else:
+            self._check_living(known.caller)
+        return known
 
     def _by_authorization(self, value: bytes, upstream: str) -> Identity:
         scheme, _, rest = value.strip().partition(b" ")
@@ -204,7 +212,10 @@ class Registry:
         if scheme == b"basic":
             return Identity(self._check(*_read_basic(rest.strip())), "basic")
         text = rest.strip() if scheme == b"bearer" else value.strip()
-        phantom = self._phantoms.read(text)
+        digest = hashlib.sha256(text).digest()
+        phantom = self._tokens.get(digest)
+        if phantom is None and (phantom := self._phantoms.read(text)) is not None:
+            _remember(self._tokens, digest, phantom)
         known = self._holder(phantom, upstream) if phantom is not None else None
         if known is None:
             raise CallerUnknown("The token is unknown, expired or revoked.", hint=_LOG_IN)
@@ -231,7 +242,7 @@ class Registry:
                 f"Caller {caller.name} is disabled.",
                 hint=f"nomba-proxy caller enable {caller.name}",
             )
-        if self._wall() >= caller.expires:
+        if caller.expires != math.inf and self._wall() >= caller.expires:
             raise CallerUnknown(
                 f"Caller {caller.name} has expired.",
                 hint="Whoever runs the proxy can set another `expires`.",
@@ -332,16 +343,10 @@ def _limits(caller: Caller) -> tuple[float, int, int]:
     return caller.rate, caller.burst, caller.concurrent
 
 
-def _credentials(headers: Headers) -> _Credentials:
-    found = _Credentials()
-    for name, value in headers:
-        if len(name) == 13 and name.lower() == b"authorization":
-            found.own.append(value)
-        elif len(name) in {17, 19} and name.lower() in _KEY_FIELDS:
-            found.keys.append(value)
-    if len(found.own) == 1 and _IS_KEY.match(found.own[0]):  # where many libraries put a key
-        found.keys.append(found.own.pop())
-    return found
+def _remember(known: dict[bytes, _T], digest: bytes, what: _T) -> None:
+    if len(known) >= _KNOWN:
+        del known[next(iter(known))]
+    known[digest] = what
 
 
 def _read_key(value: bytes) -> tuple[str, str]:

@@ -6,7 +6,7 @@ an `accountId` in a query or body is never touched.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from proxy.core.routes import Kind
 from proxy.core.secret import mask
@@ -33,8 +33,7 @@ class AccountRule:
     override_money: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AccountDecision:
+class AccountDecision(NamedTuple):
     """The id to send, and the caller's differing id if ours replaced it."""
 
     account: str
@@ -52,13 +51,15 @@ def decide_account(
 
     Args:
         rule: the upstream's rule.
-        sent: the different ids the caller sent (`heads.caller_accounts`).
+        sent: the different ids the caller sent (`heads.CallerHead`).
         kind: the request's class.
         own: ids, lower case, that the caller may act for, which `allow` accepts too.
 
     Raises:
         AccountMismatch: the caller meant an account that may not be replaced or used.
     """
+    if not sent:
+        return AccountDecision(rule.account)
     differing = tuple(one for one in sent if one.lower() != rule.account.lower())
     if not differing:
         return AccountDecision(rule.account)

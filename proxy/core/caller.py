@@ -209,6 +209,12 @@ class Caller:
     concurrent: int = 0
     body_limit: int = 0
 
+    @property
+    def unrestricted(self) -> bool:
+        """Whether it may do whatever the proxy forwards."""
+        narrowed = self.upstreams or self.accounts or self.rules
+        return self.role is Role.FULL and not narrowed
+
     def find(self, secret: str) -> Digest | None:
         """The digest of this secret, if it is one of the caller's."""
         found = None

@@ -8,6 +8,7 @@ sends can remove or precede it.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from proxy.core.origin import Origin
 from proxy.errors import HeadInvalid, HeadTooLarge
@@ -16,6 +17,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 _HOP_BY_HOP = frozenset(
     {
+        b"close",  # no field of its own, but what `Connection` may name
         b"connection",
         b"proxy-connection",
         b"proxy-authenticate",
@@ -28,8 +30,6 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# Answered by us.
-_REQUEST_DROPPED = _HOP_BY_HOP | {b"expect"}
 # Addresses of our network, unless `headers.forwarded` lets them pass.
 _FORWARDED = frozenset({b"forwarded", b"x-real-ip"})
 _FORWARDED_PREFIX = b"x-forwarded-"
@@ -49,6 +49,27 @@ _OWN = frozenset(
         *(b"xenvoyoriginalpath", b"xforwardeduri", b"xforwardedmethod"),
     }
 )
+# What is to be done with a field; a request has many and few are new, so it is looked up by name.
+_PLAIN, _DROPPED, _HOST, _LENGTH, _CODING, _CONNECTION, _COOKIE, _VIA = range(8)
+_UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS, _SHARING, _LOCATED = range(8, 15)
+_REQUEST_FIELDS = {
+    b"host": _HOST,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+    b"cookie": _COOKIE,
+    b"via": _VIA,
+    b"upgrade": _UPGRADE,
+    b"authorization": _AUTHORIZATION,
+    b"x-nomba-proxy-key": _KEY,
+    b"proxy-authorization": _KEY,
+    b"expect": _DROPPED,  # answered by us
+}
+_NAMES = 1024  # of fields that are remembered, if they are not longer than
+_NAME = 64  # bytes
+_VERSIONS = frozenset({(1, 1), (1, 0)})
+# What `Connection` says most of the time: it names no fields.
+_OPTIONS = frozenset({b"close", b"keep-alive", b"Close", b"Keep-Alive"})
 
 # Begins the name of the inspector's session: cookies know no ports, so a browser sends it here too.
 INSPECTOR_COOKIE = b"nomba_proxy_inspector"
@@ -74,132 +95,205 @@ def named_by_connection(headers: Headers) -> frozenset[bytes]:
     )
 
 
-def caller_accounts(headers: Headers) -> tuple[str, ...]:
-    """The different account ids a caller sent, under any spelling of `accountId`."""
-    found = dict.fromkeys(
-        value.decode("latin-1")
-        for name, value in headers
-        if _squash(name.lower()) == b"accountid" and value
-    )
-    return tuple(found)
+def _look_at_request_field(name: bytes) -> int:
+    exact = name.lower()
+    lower = exact.replace(b"_", b"-")
+    if lower in _FRAMING:  # under any spelling, to be refused
+        return _REQUEST_FIELDS[lower]
+    if exact in _REQUEST_FIELDS:
+        return _REQUEST_FIELDS[exact]
+    squashed = _squash(lower)
+    if squashed == b"accountid":
+        return _ACCOUNT
+    if squashed in _OWN or lower in _HOP_BY_HOP or lower in _REQUEST_FIELDS:
+        return _DROPPED
+    if lower in _FORWARDED or lower.startswith(_FORWARDED_PREFIX):
+        return _ADDRESS
+    return _PLAIN
 
 
+_known_request_field = lru_cache(_NAMES)(_look_at_request_field)
+_FRAMING = frozenset({b"transfer-encoding", b"content-length"})
 CHUNKED = -1
 
 
-def check_head(
-    headers: Headers, *, target_length: int, limit: int, version: tuple[int, int] = (1, 1)
-) -> int | None:
-    """Refuse a head that is too large or framed in a way two parsers could read apart.
+class CallerHead:
+    """The head of a caller's request, gone through once.
 
     Args:
         headers: raw fields.
         target_length: bytes of the request target.
         limit: bytes the whole head may take.
         version: of HTTP, as the request line says.
+        keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
 
-    Returns:
-        The declared body length; `CHUNKED`, or None if no body is declared.
+    Attributes:
+        length: the declared body length; `CHUNKED`, or None if no body is declared.
+        accounts: the different account ids, under any spelling of `accountId`.
+        keys, authorizations: values of the fields that could say who calls.
+        upgrades, vias: values of `Upgrade` and `Via`.
 
     Raises:
         HeadTooLarge: all fields together are larger than `limit`.
         HeadInvalid: a transfer coding other than `chunked`, one beside a length or in HTTP/1.0
             (RFC 9112 section 6.1), or another version.
     """
-    if version not in {(1, 1), (1, 0)}:
-        raise HeadInvalid("The request is none of HTTP/1.1 or HTTP/1.0.", close=True)
-    size = target_length
-    length: int | None = None
-    for name, value in headers:
-        size += len(name) + len(value) + 4
-        lower = name.lower()
-        if b"_" in lower:
-            lower = lower.replace(b"_", b"-")
-        if lower not in {b"transfer-encoding", b"content-length"}:
-            continue
-        chunked = lower == b"transfer-encoding"
+
+    __slots__ = (
+        *("_host_at", "_length_at", "_lines"),
+        *("accounts", "authorizations", "keys", "length", "upgrades", "vias"),
+    )
+
+    def __init__(
+        self,
+        headers: Headers,
+        *,
+        target_length: int = 0,
+        limit: int = 64 * 1024,
+        version: tuple[int, int] = (1, 1),
+        keep_forwarded: bool = False,
+    ) -> None:
+        if version not in _VERSIONS:
+            raise HeadInvalid("The request is none of HTTP/1.1 or HTTP/1.0.", close=True)
+        self.length: int | None = None
+        self.accounts: tuple[str, ...] = ()
+        self.keys: list[bytes] = []
+        self.authorizations: list[bytes] = []
+        self.upgrades: list[bytes] = []
+        self.vias: list[bytes] = []
+        self._host_at = self._length_at = 0
+        # Method, target and `Host` are put into the first places later.
+        self._lines: list[bytes] = [b"", b" ", b"", b" HTTP/1.1\r\n"]
+        lines = self._lines
+        size, named = target_length, False
+        for name, value in headers:
+            length = len(name)
+            size += length + len(value) + 4
+            kind = (_known_request_field if length <= _NAME else _look_at_request_field)(name)
+            if kind == _PLAIN:
+                lines += (name, b": ", value, b"\r\n")
+            elif kind == _HOST:
+                if not self._host_at:
+                    lines += (name, b": ", b"", b"\r\n")
+                    self._host_at = len(lines) - 2
+            elif kind == _KEY:
+                self.keys.append(value)
+            elif kind == _AUTHORIZATION:
+                self.authorizations.append(value)
+            elif kind == _LENGTH:
+                self._frame(name, value, coding=False, version=version)
+                lines += (name, b": ", b"", b"\r\n")
+                self._length_at = len(lines) - 2
+            elif kind == _CODING:
+                self._frame(name, value, coding=True, version=version)
+            elif kind == _CONNECTION:
+                named = named or value not in _OPTIONS
+            elif kind == _ACCOUNT:
+                if value and (account := value.decode("latin-1")) not in self.accounts:
+                    self.accounts += (account,)
+            elif kind == _VIA:
+                self.vias.append(value)
+                lines += (name, b": ", value, b"\r\n")
+            elif kind == _COOKIE:
+                if kept := _without_ours(value):
+                    lines += (name, b": ", kept, b"\r\n")
+            elif kind == _UPGRADE:
+                self.upgrades.append(value)
+            elif kind == _ADDRESS and keep_forwarded:
+                lines += (name, b": ", value, b"\r\n")
+        if size > limit:
+            raise HeadTooLarge(
+                f"The request head is larger than {limit} bytes.",
+                hint="Send fewer or shorter headers (cookies are the usual reason).",
+                close=True,
+            )
+        if named:
+            self._leave_out(named_by_connection(headers))
+
+    def _frame(self, name: bytes, value: bytes, *, coding: bool, version: tuple[int, int]) -> None:
+        """Take in what says how long the body is, unless two parsers could read it apart."""
         # 19 digits hold any length there is; Python refuses to read 5,000 of them.
         sound = value.isdigit() and len(value) <= 19
-        if chunked:
+        if coding:
             sound = value.lower() == b"chunked" and version == (1, 1)
-        if length is not None or b"_" in name or not sound:
+        if self.length is not None or 0x5F in name or not sound:
             raise HeadInvalid(
                 "The request is framed in a way the proxy does not pass on.",
                 hint="Send one Content-Length or Transfer-Encoding: chunked, not both.",
                 close=True,
             )
-        length = CHUNKED if chunked else int(value)
-    if size > limit:
-        raise HeadTooLarge(
-            f"The request head is larger than {limit} bytes.",
-            hint="Send fewer or shorter headers (cookies are the usual reason).",
-            close=True,
-        )
-    return length
+        self.length = CHUNKED if coding else int(value)
+
+    def _leave_out(self, named: frozenset[bytes]) -> None:
+        """Leave out the fields that `Connection` names, whatever they are."""
+        old, host, length = self._lines, self._host_at, self._length_at
+        self._lines = old[:4]
+        self._host_at = self._length_at = 0
+        for at in range(4, len(old), 4):
+            lower = old[at].lower()
+            framing = at + 2 in {host, length}  # without it the request would be another
+            if framing or not (lower in named or lower.replace(b"_", b"-") in named):
+                self._lines += old[at : at + 4]
+                if at + 2 == host:
+                    self._host_at = len(self._lines) - 2
+                elif at + 2 == length:
+                    self._length_at = len(self._lines) - 2
+
+    def names_us(self, via: bytes) -> bool:
+        """Whether the request has been here before: a `Via` field holds our own entry.
+
+        RFC 9110 section 7.6.3. Pseudonyms are compared as whole entries.
+        """
+        return any(via in [one.strip() for one in value.split(b",")] for value in self.vias)
+
+    def forward(
+        self,
+        method: bytes,
+        *,
+        target: bytes,
+        host: bytes,
+        body_length: int | None,
+        via: bytes = b"",
+    ) -> "RequestHead":
+        """The head that goes out for it; can be asked for once.
+
+        Args:
+            method: as sent.
+            target: `Target.raw`.
+            host: value of `Host` for the upstream.
+            body_length: bytes of the body, or None if the caller sent no body at all.
+            via: value of the `Via` line we add, or empty for none.
+        """
+        lines = self._lines
+        lines[0], lines[2] = method, target
+        if self._host_at:
+            lines[self._host_at] = host
+        else:
+            lines[3] = b" HTTP/1.1\r\nHost: %b\r\n" % host
+        if self._length_at:
+            at = self._length_at
+            if body_length is None:
+                del lines[at - 2 : at + 2]
+            else:
+                lines[at] = b"%d" % body_length
+        elif body_length is not None:
+            lines.append(b"Content-Length: %d\r\n" % body_length)
+        if via:
+            lines += (b"Via: ", via, b"\r\n")
+        return RequestHead(b"".join(lines))
 
 
 class RequestHead:
     """The outgoing head of an exchange: built once, completed with a token per attempt.
 
     Args:
-        method: as sent.
-        target: `Target.raw`.
-        headers: raw fields of the caller.
-        host: value of `Host` for the upstream.
-        body_length: bytes of the body, or None if the caller sent no body at all.
-        via: value of the `Via` line we add, or empty for none.
-        keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
-
-    Attributes:
         start: all of it but our own pair.
     """
 
     __slots__ = ("start",)
 
-    def __init__(
-        self,
-        method: bytes,
-        *,
-        target: bytes,
-        headers: Headers,
-        host: bytes,
-        body_length: int | None,
-        via: bytes = b"",
-        keep_forwarded: bool = False,
-    ) -> None:
-        named = named_by_connection(headers)
-        lines = [method, b" ", target, b" HTTP/1.1\r\n"]
-        length = None if body_length is None else b"%d" % body_length
-        host_done = False
-        for name, value in headers:
-            lower = name.lower()
-            if b"_" in lower:
-                lower = lower.replace(b"_", b"-")
-            if lower == b"host":
-                host_done = True
-                lines += (name, b": ", host, b"\r\n")
-            elif lower == b"cookie" and INSPECTOR_COOKIE in value:
-                if kept := _without_ours(value):
-                    lines += (name, b": ", kept, b"\r\n")
-            elif lower == b"content-length":
-                if length is not None:
-                    lines += (name, b": ", length, b"\r\n")
-                    length = None
-            elif not (
-                lower in _REQUEST_DROPPED
-                or (not keep_forwarded and _is_forwarded(lower))
-                or lower in named
-                or name.lower() in named
-                or _squash(lower) in _OWN
-            ):
-                lines += (name, b": ", value, b"\r\n")
-        if not host_done:
-            lines[4:4] = (b"Host: ", host, b"\r\n")
-        if length is not None:
-            lines += (b"Content-Length: ", length, b"\r\n")
-        if via:
-            lines += (b"Via: ", via, b"\r\n")
-        self.start = b"".join(lines)
+    def __init__(self, start: bytes) -> None:
+        self.start = start
 
     def with_token(self, token: str, *, account: str) -> bytes:
         """The complete head with our own pair last."""
@@ -212,23 +306,10 @@ class RequestHead:
 
 def _without_ours(cookies: bytes) -> bytes:
     """A `Cookie` (RFC 6265 section 4.2.1) without the inspector's."""
+    if cookies.find(INSPECTOR_COOKIE) < 0:
+        return cookies
     others = (one.strip() for one in cookies.split(b";"))
     return b"; ".join(one for one in others if one and not one.startswith(INSPECTOR_COOKIE))
-
-
-def _is_forwarded(lower: bytes) -> bool:
-    return lower in _FORWARDED or lower.startswith(_FORWARDED_PREFIX)
-
-
-def names_us(headers: Headers, *, via: bytes) -> bool:
-    """Whether a request has been here before: a `Via` field holds our own entry.
-
-    RFC 9110 section 7.6.3. Pseudonyms are compared as whole entries.
-    """
-    for name, value in headers:
-        if name.lower() == b"via" and via in [one.strip() for one in value.split(b",")]:
-            return True
-    return False
 
 
 def own_location(value: bytes, *, origin: Origin, mount: bytes) -> bytes:
@@ -284,22 +365,40 @@ def reply_head(
         location: makes the `Location` that the caller gets, or None to leave it.
         shared: whether the upstream may open it to pages of other origins (CORS).
     """
-    # The length stays whatever `Connection` says: without it the reply would have no end.
-    named = named_by_connection(headers) - {b"content-length"}
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+    named: frozenset[bytes] | None = None
     for name, value in headers:
-        lower = name.lower()
-        if not (
-            lower in _REPLY_DROPPED
-            or lower in named
-            or lower.startswith(_REPLY_DROPPED_PREFIX)
-            or (not shared and lower.startswith(_SHARING_PREFIX))
-        ):
-            if location is not None and lower == b"location":
-                lines += (name, b": ", location(value), b"\r\n")
-            else:
+        kind = (_known_reply_field if len(name) <= _NAME else _look_at_reply_field)(name)
+        if kind == _PLAIN:
+            lines += (name, b": ", value, b"\r\n")
+        elif kind == _LOCATED:
+            told = value if location is None else location(value)
+            lines += (name, b": ", told, b"\r\n")
+        elif kind == _SHARING:
+            if shared:
                 lines += (name, b": ", value, b"\r\n")
+        elif kind == _CONNECTION and named is None and value not in _OPTIONS:
+            # The length stays whatever `Connection` says: without it the reply would have no end.
+            named = named_by_connection(headers) - {b"content-length"}
+    if named:
+        for at in range(len(lines) - 4, 0, -4):
+            if lines[at].lower() in named:
+                del lines[at : at + 4]
     for name, value in own:
         lines += (name, b": ", value, b"\r\n")
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def _look_at_reply_field(name: bytes) -> int:
+    lower = name.lower()
+    if lower == b"connection":
+        return _CONNECTION
+    if lower in _REPLY_DROPPED or lower.startswith(_REPLY_DROPPED_PREFIX):
+        return _DROPPED
+    if lower == b"location":
+        return _LOCATED
+    return _SHARING if lower.startswith(_SHARING_PREFIX) else _PLAIN
+
+
+_known_reply_field = lru_cache(_NAMES)(_look_at_reply_field)

@@ -35,6 +35,7 @@ from proxy.core.routes import READ_METHODS, Kind
 from proxy.errors import Outcome
 
 PEEK_LIMIT = 16 * 1024
+_PEEKED = frozenset({200, 400, 500})
 # `02` is a validation error too, so the text must say what is wrong with a token.
 _TOKEN_TEXT = re.compile(
     r"\b(?:token|jwt)\b.*\b(?:expired|invalid|revoked)\b"
@@ -61,37 +62,40 @@ def field_value(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
-def needs_body(status: int, *, headers: Headers) -> bool:
+def needs_body(status: int, *, media: bytes, length: int | None) -> bool:
     """Whether the verdict on a reply depends on the beginning of its body.
 
     Only then is a reply held back before it is passed on: JSON replies with status
     200, 400 or 500. A 200 known to be larger than `PEEK_LIMIT` is not looked into.
+
+    Args:
+        status: HTTP status.
+        media: value of `Content-Type`, empty for none.
+        length: value of `Content-Length`, None for none.
     """
-    if status not in {200, 400, 500}:
+    if status not in _PEEKED or (status == 200 and length is not None and length > PEEK_LIMIT):
         return False
-    media = (field_value(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
-    if media != b"application/json" and not media.endswith(b"+json"):
-        return False
-    length = field_value(headers, b"content-length")
-    large = length is not None and length.isdigit() and int(length) > PEEK_LIMIT
-    return not (status == 200 and large)
+    if media == b"application/json":
+        return True
+    media = media.partition(b";")[0].strip().lower()
+    return media == b"application/json" or media.endswith(b"+json")
 
 
-def judge(status: int, *, headers: Headers, body: bytes, complete: bool) -> Verdict:
+def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> Verdict:
     """The verdict on a reply.
 
     Args:
         status: HTTP status.
-        headers: raw fields.
-        body: the first bytes of the body as they came, at most `PEEK_LIMIT`.
+        coding: value of `Content-Encoding`, empty for none.
+        body: the first bytes of the body as they came, at most `PEEK_LIMIT`; none if the
+            verdict does not depend on it (`needs_body`).
         complete: whether `body` is the whole body.
     """
     if status == 401:
         return Verdict.REFUSAL
-    if not body or not complete or not needs_body(status, headers=headers):
+    if status not in _PEEKED or not body or not complete:
         return Verdict.ANSWER
-    encoding = field_value(headers, b"content-encoding") or b"identity"
-    decode = _DECODERS.get(encoding.strip().lower())
+    decode = _DECODERS.get(coding.strip().lower())
     if decode is None:
         return Verdict.ANSWER
     try:
@@ -100,17 +104,17 @@ def judge(status: int, *, headers: Headers, body: bytes, complete: bool) -> Verd
         return Verdict.ANSWER
     if not isinstance(envelope, dict):
         return Verdict.ANSWER
-    texts = [
-        value
-        for key in ("detail", "description", "message")
-        if isinstance(value := envelope.get(key), str)
-    ]
     if status != 200:
-        return Verdict.REFUSAL_UNPROVEN if any(map(_JWT_EXPIRED.search, texts)) else Verdict.ANSWER
-    code = str(envelope.get("code"))
-    if code == "401" or (code in {"01", "02"} and any(map(_TOKEN_TEXT.search, texts))):
-        return Verdict.REFUSAL_UNPROVEN
-    return Verdict.ANSWER
+        refused = _says(envelope, _JWT_EXPIRED)
+    else:
+        code = str(envelope.get("code"))
+        refused = code == "401" or (code in {"01", "02"} and _says(envelope, _TOKEN_TEXT))
+    return Verdict.REFUSAL_UNPROVEN if refused else Verdict.ANSWER
+
+
+def _says(envelope: dict[str, object], what: re.Pattern[str]) -> bool:
+    texts = map(envelope.get, ("detail", "description", "message"))
+    return any(what.search(one) for one in texts if isinstance(one, str))
 
 
 def may_replay(verdict: Verdict, *, kind: Kind) -> bool:
@@ -154,6 +158,7 @@ def _zstd(body: bytes) -> bytes:
 
 
 _DECODERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"": bytes,
     b"identity": bytes,
     b"gzip": _gzip,
     b"x-gzip": _gzip,

@@ -13,7 +13,7 @@ from proxy.core.origin import Origin, host_name
 from proxy.errors import HeadInvalid, MountUnknown, TargetAmbiguous
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # a key, looked up by every request
 class Mount:
     """Where callers reach one upstream.
 

@@ -7,7 +7,7 @@ refusal that proves nothing, `money` may not be sent for an account nobody meant
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 from proxy.core.target import Target, canonical_path
 from proxy.data import operations
@@ -28,6 +28,8 @@ _LOGIN_REACH = re.compile(r"/v1/auth/token(?:/|$)")
 # Bytes that some servers trim and at which others cut: a path is judged both ways.
 _ODD = re.compile(r"[^a-z0-9/_-]+")
 _SLASHES = re.compile(r"/{2,}")
+_PATHS = 1024  # that are known again, if they are not longer than
+_PATH = 256  # bytes
 
 
 class Kind(StrEnum):
@@ -112,6 +114,7 @@ class RouteTable:
 
     def __init__(self) -> None:
         self._root = _build()
+        self._known = lru_cache(_PATHS)(self._classify)
 
     def classify(self, method: str, target: Target) -> Route:
         """The route of a request; what is unknown and no read counts as money.
@@ -123,11 +126,17 @@ class RouteTable:
             method: as sent, upper case.
             target: the parsed target.
         """
+        path = target.path
+        return (self._known if len(path) <= _PATH else self._classify)(
+            method, path, target.canonical
+        )
+
+    def _classify(self, method: str, path: bytes, canonical: str) -> Route:
         wanted = "GET" if method == "HEAD" else method
-        route = self._lookup(wanted, target.canonical)
+        route = self._lookup(wanted, canonical)
         if route is not None and method not in READ_METHODS and route.kind is not Kind.MONEY:
-            path = target.path.decode("ascii")
-            for reading in (path, path.partition(";")[0]):
+            text = path.decode("ascii")
+            for reading in (text, text.partition(";")[0]):
                 sent = self._lookup(wanted, reading)
                 if sent is not None and _GRAVITY[sent.kind] > _GRAVITY[route.kind]:
                     return sent
@@ -171,6 +180,10 @@ def login_call(decoded: str) -> str | None:
     Raises:
         TargetAmbiguous: the path lies in the login's reach but is none of the calls.
     """
+    return (_known_login_call if len(decoded) <= _PATH else _login_call)(decoded)
+
+
+def _login_call(decoded: str) -> str | None:
     call = LOGIN_PATHS.get(decoded)
     if call is None and any(
         _LOGIN_REACH.search(_SLASHES.sub("/", _ODD.sub(instead, decoded))) for instead in ("", "/")
@@ -180,3 +193,6 @@ def login_call(decoded: str) -> str | None:
             hint=f"The login calls are POST {', '.join(LOGIN_PATHS)}; the proxy answers them.",
         )
     return call
+
+
+_known_login_call = lru_cache(_PATHS)(_login_call)

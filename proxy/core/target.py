@@ -9,7 +9,8 @@ allows none of the raw ones). Everything else is forwarded byte for byte.
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.errors import HostRefused, TargetAmbiguous
@@ -26,10 +27,11 @@ _UNRESERVED = re.compile(
 )
 _SANDBOX = re.compile(r"/sandbox(?=/|$)")
 _DECODE_ROUNDS = 8
+_PATHS = 1024  # that are known again, if they are not longer than
+_PATH = 256  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A request target that can be read in one way only.
 
     Attributes:
@@ -70,8 +72,14 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
     if not raw.startswith(b"/"):
         authority, raw = _from_absolute(raw, is_own_authority)
     path = raw.partition(b"?")[0]
+    canonical, decoded = (_known_readings if len(path) <= _PATH else _readings)(path)
+    return Target(raw, path, canonical, decoded, authority)
+
+
+def _readings(path: bytes) -> tuple[str, str]:
+    """`Target.canonical` and `Target.decoded` of a path."""
     decoded = path
-    if b"." in path or b"%" in path:
+    if path.find(b".") >= 0 or path.find(b"%") >= 0:
         for _ in range(_DECODE_ROUNDS):
             if _DOTS.search(decoded):
                 raise TargetAmbiguous(
@@ -83,7 +91,7 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
                     "A path parameter contains an encoded slash.",
                     hint="Encode ';' as %3B if it is meant as part of the segment.",
                 )
-            if b"%" not in decoded:
+            if decoded.find(b"%") < 0:
                 break
             before, decoded = decoded, unquote_to_bytes(decoded)
             if before == decoded:
@@ -91,13 +99,10 @@ def parse_target(raw: bytes, *, is_own_authority: Callable[[str], bool]) -> Targ
         else:
             raise TargetAmbiguous("The path is percent-encoded too many times.")
     canonical = canonical_path(path)
-    return Target(
-        raw=raw,
-        path=path,
-        canonical=canonical,
-        decoded=canonical if decoded is path else _most_careless(decoded),
-        authority=authority,
-    )
+    return canonical, canonical if decoded is path else _most_careless(decoded)
+
+
+_known_readings = lru_cache(_PATHS)(_readings)
 
 
 def _most_careless(decoded: bytes) -> str:
@@ -111,7 +116,7 @@ def canonical_path(path: bytes) -> str:
     >>> canonical_path(b"/V1//sandbox/%74ransfers;x=1/banks/")
     '/v1/transfers/banks'
     """
-    while b"%" in path:
+    while path.find(b"%") >= 0:
         before, path = path, _UNRESERVED.sub(lambda found: unquote_to_bytes(found[0]), path)
         if path == before:
             break

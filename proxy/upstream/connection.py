@@ -29,6 +29,13 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODYLESS = frozenset({204, 304})
 _IDLE_LIMIT = re.compile(rb"\btimeout=(\d{1,9})", re.IGNORECASE)
 _CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
+# Fields that say how a reply ends, what becomes of its connection, and what its body is.
+_READ = frozenset(
+    {
+        *(b"transfer-encoding", b"content-length", b"connection", b"keep-alive"),
+        *(b"content-type", b"content-encoding"),
+    }
+)
 
 
 # What an interim reply says: status, reason, fields.
@@ -48,6 +55,7 @@ class Connection(asyncio.Protocol):
         idle_limit: seconds it may wait, by the upstream's word (`Keep-Alive: timeout=`).
         status, reason, headers: the reply's head, once `wait_head` has returned.
         length: the reply's Content-Length, None if it is delimited otherwise.
+        media, coding: its first Content-Type and Content-Encoding; empty for none.
         bodyless: whether the reply has no body by its nature (HEAD, 204, 304).
     """
 
@@ -56,6 +64,13 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ended = ended
         self._waiter: asyncio.Future[None] | None = None
+        # One timer for all that is waited for: most waits end long before it rings.
+        self._by = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings = math.inf
+        self._poll: select.poll | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._parsed = True
         self._paused = False
         self._choked = False
         self._asked = False
@@ -68,7 +83,9 @@ class Connection(asyncio.Protocol):
 
     def _clear(self, *, head_only: bool) -> None:
         """Nothing of a reply has come yet."""
-        self._parser = httptools.HttpResponseParser(self)
+        if not self._parsed:  # else it is ready for another
+            self._parser = httptools.HttpResponseParser(self)
+        self._parsed = False
         self._head_only = head_only
         self._until_close = False
         self._parts: deque[bytes] = deque()
@@ -79,11 +96,11 @@ class Connection(asyncio.Protocol):
         self._all_sent = False
         self._received = 0
         self._fruitless = 0
-        self._head_bytes = 0
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.length: int | None = None
+        self.media = self.coding = b""
         self.bodyless = False
 
     # -- what its keeper asks ------------------------------------------------------------
@@ -113,9 +130,10 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing() or self._problem is not None:
             return False
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not poll.poll(0)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._poll.poll(0)
 
     @property
     def tls(self) -> ssl.SSLObject | None:
@@ -157,6 +175,7 @@ class Connection(asyncio.Protocol):
         *,
         body: Iterable[bytes],
         stall: float,
+        by: float = math.inf,
         sending: Callable[[Dialled | None], object] = lambda _: None,
     ) -> None:
         """Write the request, no faster than the upstream takes it, until it answers.
@@ -168,11 +187,13 @@ class Connection(asyncio.Protocol):
             head: complete request head.
             body: the body in parts, each with something in it.
             stall: seconds in which the upstream has to take something.
+            by: loop time until which it has to have taken all.
             sending: told right before the first byte is written, with `dialled`.
 
         Raises:
             UpstreamUnreachable: the connection is gone already; nothing was written.
             UpstreamTimeout: the upstream takes no more.
+            TimeoutError: it has not taken all in time.
         """
         if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
@@ -185,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._write(pending)
             pending = part
             if self._choked:
-                await self._taken(stall)
+                await self._taken(stall, by=by)
             if self._decided:
                 return
         self._write(pending)
@@ -195,7 +216,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:  # once it is lost, `wait_head` says so
             self._transport.write(data)
 
-    async def _taken(self, stall: float) -> None:
+    async def _taken(self, stall: float, *, by: float) -> None:
         """Wait until the upstream has taken enough, or has answered."""
         left = -1
         while self._choked and not self._decided and self._transport is not None:
@@ -206,21 +227,26 @@ class Connection(asyncio.Protocol):
                     outcome=Outcome.UNKNOWN,
                 )
             left = size
+            limit = self._loop.time() + stall
             try:
-                async with asyncio.timeout(stall):
-                    await self._wait()
+                await self._wait(min(by, limit))
             except TimeoutError:
-                continue
+                if by <= limit:
+                    raise
 
-    async def wait_head(self) -> None:
+    async def wait_head(self, *, by: float = math.inf) -> None:
         """Wait for the reply's final head.
+
+        Args:
+            by: loop time until which it has to be here.
 
         Raises:
             UpstreamBroken: the connection ended first, or what came is no HTTP.
+            TimeoutError: it did not come in time.
         """
         while not self._head_done:
             self._raise_problem()
-            await self._wait()
+            await self._wait(by)
         if not (self._complete or self._parts):  # what is known to be broken is not begun
             self._raise_problem()
 
@@ -251,17 +277,21 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    async def more(self) -> bool:
+    async def more(self, *, by: float = math.inf) -> bool:
         """Wait until `take` has something; False at the end of the body.
+
+        Args:
+            by: loop time until which something has to have come.
 
         Raises:
             UpstreamBroken: the reply was cut short.
+            TimeoutError: nothing came in time.
         """
         while not self._parts:
             if self._complete:
                 return False
             self._raise_problem()
-            await self._wait()
+            await self._wait(by)
         return True
 
     def close(self) -> None:
@@ -280,12 +310,30 @@ class Connection(asyncio.Protocol):
                 outcome=Outcome.UNKNOWN,
             )
 
-    async def _wait(self) -> None:
+    async def _wait(self, by: float) -> None:
+        self._by = by
+        if by < self._rings:
+            self._set_alarm(by)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._rings = when
+        self._alarm = self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._rings = None, math.inf
+        if self._waiter is None or self._waiter.done():
+            return  # who waits next sets it anew
+        if self._loop.time() < self._by:
+            self._set_alarm(self._by)
+        else:
+            self._waiter.set_exception(TimeoutError())
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -332,8 +380,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """asyncio: the connection is gone."""
-        self._transport = None
+        self._transport = self._poll = None
         self._choked = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm, self._rings = None, math.inf
         self._ended(self)
         # What ends a body that only the close delimits is `eof_received`, nothing else.
         self._end(clean=False)
@@ -368,7 +419,8 @@ class Connection(asyncio.Protocol):
             self._persists = False
         if not self._decided:
             self.reason = b""
-            self.headers = []
+            if self.headers:  # of an interim reply
+                self.headers = []
 
     def on_status(self, part: bytes) -> None:
         """httptools: some of the reason phrase."""
@@ -377,18 +429,18 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: a field of the head, or of the trailers."""
-        self._head_bytes += len(name) + len(value) + 4
-        if not self._decided:  # trailers of a chunked body are not forwarded
+        if not self._head_done:  # trailers of a chunked body are not forwarded
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """httptools: a head is complete; decide how its body ends."""
+        parser = self._parser
         if self._decided:
             return
-        if self._head_bytes > _MAX_HEAD:
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) > _MAX_HEAD:
             self._problem = "sent a reply head that is too large"
             return
-        status = self._parser.get_status_code()
+        status = parser.get_status_code()
         if _CONTROL.search(self.reason):
             self._problem = "sent a reason phrase with control characters"
             return
@@ -398,26 +450,36 @@ class Connection(asyncio.Protocol):
             elif status != 100:  # that one concerns this hop only; nobody asked for it here
                 self._interim(status, self.reason, self.headers)
             return
-        if not 200 <= status < 600 or self._parser.get_http_version() not in {"1.1", "1.0"}:
+        version = parser.get_http_version()
+        if not 200 <= status < 600 or version not in {"1.1", "1.0"}:
             self._problem = "sent a status or version that HTTP/1.1 does not have"
             return
         self.status = status
-        codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
-        old = self._parser.get_http_version() != "1.1"  # RFC 9112 section 6.1: faulty framing
-        if codings and (old or len(codings) > 1 or codings[0].lower() != b"chunked"):
-            self._problem = "framed its reply in a way the proxy does not pass on"
-            return
-        self._persists = self._parser.get_http_version() == "1.1"
+        self._persists = version == "1.1"
+        chunked = False
         for name, value in self.headers:
             lower = name.lower()
-            if lower == b"content-length":
+            if lower not in _READ:
+                continue
+            if lower == b"content-type":
+                self.media = self.media or value
+            elif lower == b"content-encoding":
+                self.coding = self.coding or value
+            elif lower == b"content-length":
                 self.length = int(value)
-            elif lower == b"connection" and _CLOSE.search(value):
-                self._persists = False
-            elif lower == b"keep-alive" and (found := _IDLE_LIMIT.search(value)):
+            elif lower == b"transfer-encoding":
+                # Doubled, unknown, or in HTTP/1.0, where it is faulty (RFC 9112 section 6.1).
+                if chunked or version != "1.1" or value.lower() != b"chunked":
+                    self._problem = "framed its reply in a way the proxy does not pass on"
+                    return
+                chunked = True
+            elif lower == b"connection":
+                if _CLOSE.search(value):
+                    self._persists = False
+            elif found := _IDLE_LIMIT.search(value):
                 self.idle_limit = float(found[1])
         self.bodyless = self._head_only or status in _BODYLESS
-        self._until_close = not (self.bodyless or codings or self.length is not None)
+        self._until_close = not (self.bodyless or chunked or self.length is not None)
         self._persists = self._persists and not self._until_close
         self._head_done = True
         if self.bodyless:
@@ -438,7 +500,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
-            self._complete = True
+            self._complete = self._parsed = True
 
 
 def _said_goodbye(transport: asyncio.Transport) -> bool:

@@ -147,12 +147,11 @@ class Dialler:
             connection = await self._take(pool, deadline=deadline, fresh=fresh or recent)
         try:
             connection.begin(head_only=head_only, interim=interim)
-            async with asyncio.timeout_at(deadline) as limit:
-                await connection.send(
-                    head, body=body, stall=self._timeouts.write_stall, sending=sending
-                )
-                limit.reschedule(min(deadline, loop.time() + self._timeouts.first_byte))
-                await connection.wait_head()
+            await connection.send(
+                head, body=body, stall=self._timeouts.write_stall, by=deadline, sending=sending
+            )
+            first_byte = loop.time() + self._timeouts.first_byte
+            await connection.wait_head(by=min(deadline, first_byte))
         except TimeoutError:
             _give_up(connection, pool)
             raise UpstreamTimeout(

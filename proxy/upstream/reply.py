@@ -9,7 +9,7 @@ from proxy.upstream.connection import Connection
 
 
 class Reply:
-    """What the handler judges and delivers.
+    """What the handler judges and delivers; its attributes are the connection's.
 
     Args:
         connection: the reply's until it is closed.
@@ -36,6 +36,7 @@ class Reply:
         self.reason = connection.reason
         self.headers = connection.headers
         self.length = connection.length
+        self.media, self.coding = connection.media, connection.coding
         self.bodyless = connection.bodyless
         self._peeked = b""
 
@@ -48,6 +49,9 @@ class Reply:
         Raises:
             UpstreamBroken, UpstreamTimeout: the body was cut short before.
         """
+        if self._connection.complete:  # as most are
+            self._peeked += self._connection.take()
+            return self._peeked, len(self._peeked) <= limit
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as wait:
                 while len(self._peeked) <= limit and await self._more():
@@ -78,10 +82,9 @@ class Reply:
             raise UpstreamTimeout("The upstream's reply took too long.", outcome=Outcome.UNKNOWN)
         if not self._connection.waiting:
             return await self._connection.more()
-        timeout = min(self._loop.time() + self._between, self._deadline)
+        by = min(self._loop.time() + self._between, self._deadline)
         try:
-            async with asyncio.timeout_at(timeout):
-                return await self._connection.more()
+            return await self._connection.more(by=by)
         except TimeoutError:
             raise UpstreamTimeout(
                 "The upstream stopped in the middle of its reply.", outcome=Outcome.UNKNOWN

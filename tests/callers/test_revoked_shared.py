@@ -15,6 +15,7 @@ from proxy.callers.revoked import Revoked
 from proxy.callers.revoked_shared import SharedRevoked
 from proxy.core.account import AccountRule
 from proxy.core.caller import Roster
+from proxy.core.heads import CallerHead
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import Secret
 from proxy.errors import CallerUnknown, TokenUnavailable
@@ -80,7 +81,8 @@ class Replica:
 
     def takes(self, token):
         try:
-            self.registry.identify([(b"Authorization", b"Bearer " + token)], upstream="nomba")
+            head = CallerHead([(b"Authorization", b"Bearer " + token)])
+            self.registry.identify(head, upstream="nomba")
         except CallerUnknown:
             return False
         return True

@@ -25,7 +25,7 @@ from proxy.core.browser import Pages
 from proxy.core.caller import Caller
 from proxy.core.capture import Dialled
 from proxy.core.exchange import Event, Exchange
-from proxy.core.heads import RequestHead
+from proxy.core.heads import CallerHead
 from proxy.core.lifetime import Lifetime
 from proxy.core.mounts import Mount
 from proxy.core.secret import Secret
@@ -177,7 +177,8 @@ def record(number=0, **fields):
 
 
 def head(*more):
-    return RequestHead(b"POST", target=b"/x", headers=[*HEADERS, *more], host=b"h", body_length=3)
+    incoming = CallerHead([*HEADERS, *more])
+    return incoming.forward(b"POST", target=b"/x", host=b"h", body_length=3)
 
 
 # -- ways an exchange can go: told to `watch`, with the time moved on between any two calls -------

@@ -5,15 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.exchange import Exchange
-from proxy.core.heads import RequestHead
+from proxy.core.heads import CallerHead
 from proxy.core.secret import Secret
 from proxy.inspector.exit import Exit
 from proxy.inspector.redact import MASK, Redactor
 from proxy.inspector.ring import Clip, Ring
 
 HEADERS = [(b"Host", b"x"), (b"Authorization", b"Bearer SECRET"), (b"Cookie", b"SECRET")]
-HEAD = RequestHead(
-    b"POST", target=b"/x", headers=[*HEADERS, (b"X-Api-Key", b"SECRET")], host=b"h", body_length=3
+HEAD = CallerHead([*HEADERS, (b"X-Api-Key", b"SECRET")]).forward(
+    b"POST", target=b"/x", host=b"h", body_length=3
 )
 
 
