@@ -8,7 +8,7 @@ and each connection ends by itself.
 import asyncio
 from types import TracebackType
 
-from proxy.server import QuietServer
+from proxy.server import TrafficServer
 
 _GRACE = 1.0  # seconds for which an idle connection is kept open: a request may be on its way
 _LOOK_EVERY = 0.05  # seconds
@@ -30,7 +30,7 @@ class Drain:
         self,
         listening: asyncio.Server,
         *,
-        server: QuietServer,
+        server: TrafficServer,
         begun: asyncio.Event,
         limit: float,
     ) -> None:

@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 
-from aiohttp import web
-from aiohttp.http import HttpVersion10
-
 from proxy.body import Bodies
 from proxy.callers.login import Login, LoginCall
 from proxy.callers.registry import Registry
@@ -55,7 +52,8 @@ from proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from proxy.server import CallerLeft, Departure, RawReply, cut, read_body, refuse, stays_open, write
+from proxy.quiet import refusal
+from proxy.server import Call, CallerLeft, Departure, RawReply, read_body
 from proxy.tokens.manager import Session
 from proxy.upstream.connection import Interim
 from proxy.upstream.dialler import Dialler
@@ -212,42 +210,41 @@ class Handler:
         self._monotonic = monotonic
         self._routes = RouteTable()
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request (`web.Server`'s handler)."""
+    async def __call__(self, call: Call) -> RawReply:
+        """Answer one request (`server.Answer`)."""
         exchange = Exchange(
-            request_id(request.headers.get("X-Request-Id")),
+            request_id(call.fields.get("X-Request-Id")),
             started=self._monotonic(),
-            method=request.method,
+            method=call.method,
         )
         capture = NO_CAPTURE
         if self._watch is not None:
-            version = "HTTP/1.0" if request.version == HttpVersion10 else "HTTP/1.1"
-            start = f"{request.raw_path} {version}"
-            capture = self._watch(exchange, start, request.raw_headers)
-        departure = Departure(request)
+            start = f"{call.target} {'HTTP/1.0' if call.http10 else 'HTTP/1.1'}"
+            capture = self._watch(exchange, start, call.headers)
+        departure = Departure(call)
         entered: list[Limiter] = []
         try:
-            result = await self._steps_1_to_7(request, exchange, capture, departure, entered)
+            result = await self._steps_1_to_7(call, exchange, capture, departure, entered)
         except ProxyError as error:
-            return self._refusal(request, exchange, capture, error)
+            return self._refusal(call, exchange, capture, error)
         except CallerLeft:
             exchange.status = 499
-            return RawReply(keep_alive=False)
+            return RawReply()
         except asyncio.CancelledError:
             if departure.left and (task := asyncio.current_task()) is not None:
                 task.uncancel()
                 exchange.status = 499
-                return RawReply(keep_alive=False)
+                return RawReply()
             exchange.error = "cancelled"  # the drain's limit is over
             raise
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
-            return self._refusal(request, exchange, capture, self._internal(exchange, fault))
+            return self._refusal(call, exchange, capture, self._internal(exchange, fault))
         else:
             if isinstance(result, _Local):
-                return self._local(request, exchange, capture, result)
+                return self._local(call, exchange, capture, result)
             departure.ignore()  # from here on, writing to it tells
             try:
-                return await self._deliver(request, exchange, capture, result)
+                return await self._deliver(call, exchange, capture, result)
             finally:
                 result.reply.close()
         finally:
@@ -284,22 +281,22 @@ class Handler:
 
     async def _steps_1_to_7(
         self,
-        request: web.BaseRequest,
+        call: Call,
         exchange: Exchange,
         capture: Capture,
         departure: Departure,
         entered: list[Limiter],
     ) -> _Answer | _Local:
-        method = request.method
-        headers = request.raw_headers
+        method = call.method
+        headers = call.headers
 
         # 1 parse
-        raw = request.raw_path.encode("utf-8", "surrogateescape")
+        raw = call.target.encode("utf-8", "surrogateescape")
         head = CallerHead(
             headers,
             target_length=len(raw),
             limit=self._limits.head,
-            version=request.version,
+            version=call.version,
             keep_forwarded=self._headers.keep_forwarded,
         )
         if method in _NOT_FORWARDED:
@@ -322,12 +319,12 @@ class Handler:
             _refuse_upgrade(head.upgrades)
         upstream = self._select(target, headers)
         exchange.upstream = upstream.name
-        target, call = _forwarded(target, mount=upstream.mount)
+        target, login = _forwarded(target, mount=upstream.mount)
 
-        if call is not None:  # its credentials are in its body
+        if login is not None:  # its credentials are in its body
             return await self._login(
-                *(request, exchange, capture),
-                call=call,
+                *(call, exchange, capture),
+                login=login,
                 length=head.length,
                 upstream=upstream,
                 sent=head.accounts,
@@ -364,7 +361,7 @@ class Handler:
         body = None
         if head.length is not None:
             body = await read_body(
-                request, length=head.length, bodies=self._bodies, most=caller.body_limit or None
+                call, length=head.length, bodies=self._bodies, most=caller.body_limit or None
             )
         try:
             if body is not None:
@@ -394,7 +391,7 @@ class Handler:
                 pair=(caller.name, f"{upstream.name}{target.canonical[:_TOLD_APART]}"),
                 ambient=identity.ambient,
                 sending=sending,
-                request=request,
+                call=call,
                 capture=capture,
                 deadline=upstream.dialler.deadline(),
             )
@@ -501,32 +498,32 @@ class Handler:
 
     async def _login(
         self,
-        request: web.BaseRequest,
+        call: Call,
         exchange: Exchange,
         capture: Capture,
         *,
-        call: str,
+        login: str,
         length: int | None,
         upstream: Upstream,
         sent: tuple[str, ...],
     ) -> _Local:
-        exchange.route, exchange.kind = f"/v1/auth/token/{call}", "login"
-        if request.method != "POST":
+        exchange.route, exchange.kind = f"/v1/auth/token/{login}", "login"
+        if call.method != "POST":
             raise MethodNotAllowed(
                 "The login calls are answered by the proxy, and only to POST.",
                 allow="POST",
                 hint="They never reach Nomba: a second login would end the shared session.",
             )
-        self._callers.pages.check(request.raw_headers, any_host=True)
+        self._callers.pages.check(call.headers, any_host=True)
         data = b""
         if length is not None:
-            body = await read_body(request, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
+            body = await read_body(call, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
             exchange.body_bytes = body.size
             data = b"".join(body)
             capture.body((data,))
             body.close()
         answer = self._callers.login.answer(
-            LoginCall(call, data, upstream.name, upstream.account, sent)
+            LoginCall(login, data, upstream.name, upstream.account, sent)
         )
         exchange.caller = answer.caller
         if answer.problem:
@@ -604,9 +601,9 @@ class Handler:
         said: tuple[int, bytes, RawHeaders],
     ) -> None:
         """Pass an interim reply on (RFC 9110 section 15.2): a proxy does, but not to HTTP/1.0."""
-        request = attempt.request
-        transport = request.transport
-        if transport is None or request.version == HttpVersion10:
+        call = attempt.call
+        transport = call.connection.transport
+        if transport is None or call.http10:
             return
         status, reason, headers = said
         fields = [one for one in headers if one[0].lower() != b"content-length"]
@@ -617,11 +614,11 @@ class Handler:
     # -- step 8, and what stands in for it -------------------------------------------------
 
     async def _deliver(
-        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, answer: _Answer
+        self, call: Call, exchange: Exchange, capture: Capture, answer: _Answer
     ) -> RawReply:
         reply = answer.reply
-        http10 = request.version == HttpVersion10
-        keep_alive = stays_open(request)
+        connection, http10 = call.connection, call.http10
+        keep_alive = call.stays_open
         own = [
             (b"X-Request-Id", exchange.request_id.encode()),
             (b"Nomba-Proxy-Outcome", exchange.outcome.encode()),
@@ -657,41 +654,44 @@ class Handler:
         capture.reply(head)
 
         async def pass_on() -> None:
-            if whole is not None:
-                exchange.reply_bytes = len(whole)
-                capture.part(whole)
-                await write(request, head + whole, stall=stall)
-                return
-            await write(request, head, stall=stall)
+            if connection.write(head):
+                await connection.caught_up(stall=stall)
             async for part in reply.parts():
                 exchange.reply_bytes += len(part)
                 capture.part(part)
                 data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
-                await write(request, data, stall=stall)
+                if connection.write(data):
+                    await connection.caught_up(stall=stall)
             if chunked:
-                await write(request, b"0\r\n\r\n", stall=stall)
+                connection.write(b"0\r\n\r\n")
 
         try:
             try:
-                await pass_on()
+                if whole is None:
+                    await pass_on()
+                else:
+                    exchange.reply_bytes = len(whole)
+                    capture.part(whole)
+                    if connection.write(head + whole):
+                        await connection.caught_up(stall=stall)
                 return RawReply(keep_alive=keep_alive)
             except ConnectionError:
                 exchange.status = 499
             except TimeoutError:  # it reads nothing, and holds a connection to the upstream
                 exchange.status, exchange.error = 499, "caller_stalled"
-                cut(request, reset=True)
+                connection.cut(reset=True)
             await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
-            cut(request, reset=http10 and reply.length is None)
+            connection.cut(reset=http10 and reply.length is None)
             raise
         except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
             capture.failed(error.code)
-            cut(request, reset=http10 and reply.length is None)
-        return RawReply(keep_alive=False)
+            connection.cut(reset=http10 and reply.length is None)
+        return RawReply()
 
     def _without_token(
         self,
@@ -716,28 +716,26 @@ class Handler:
         return render(reason=reason.replace(text, b"***"), headers=masked)
 
     def _refusal(
-        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, error: ProxyError
-    ) -> web.StreamResponse:
+        self, call: Call, exchange: Exchange, capture: Capture, error: ProxyError
+    ) -> RawReply:
         exchange.status = error.status
         exchange.outcome = error.outcome
         exchange.error = error.code
         exchange.detail = error.description
-        reply = refuse(
+        keep_alive = call.stays_open and not error.close
+        data = refusal(
             error,
             request_id=exchange.request_id,
-            keep_alive=stays_open(request),
-            http10=request.version == HttpVersion10,
-            head_only=request.method == "HEAD",
-            stall=self._limits.write_stall,
+            keep_alive=keep_alive,
+            http10=call.http10,
+            head_only=call.method == "HEAD",
         )
-        capture.reply(reply.data)
-        return reply
+        capture.reply(data)
+        return RawReply(data, keep_alive, self._limits.write_stall)
 
-    def _local(
-        self, request: web.BaseRequest, exchange: Exchange, capture: Capture, local: _Local
-    ) -> web.StreamResponse:
+    def _local(self, call: Call, exchange: Exchange, capture: Capture, local: _Local) -> RawReply:
         exchange.status = 200
-        keep_alive = stays_open(request)
+        keep_alive = call.stays_open
         data = local_reply(
             200,
             body=local.body,
@@ -745,10 +743,10 @@ class Handler:
             outcome=exchange.outcome,
             date=formatdate(usegmt=True),
             keep_alive=keep_alive,
-            http10=request.version == HttpVersion10,
+            http10=call.http10,
         )
         capture.reply(data)
-        return RawReply(data, keep_alive=keep_alive, stall=self._limits.write_stall)
+        return RawReply(data, keep_alive, self._limits.write_stall)
 
     def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:
         trace = fault.__traceback__
@@ -774,7 +772,7 @@ class _Attempt:
     Attributes:
         body: in parts; can be gone through more than once.
         pair: who calls what, and where: refusals are remembered by it.
-        request: the caller's, for replies that come before the final one.
+        call: the caller's, for replies that come before the final one.
         capture: is told.
         deadline: loop time at which the exchange has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
@@ -790,7 +788,7 @@ class _Attempt:
     pair: Pair
     ambient: bool
     sending: Callable[[Dialled | None], None]
-    request: web.BaseRequest
+    call: Call
     capture: Capture
     deadline: float
     resent: bool = False

@@ -1,125 +1,127 @@
-"""The server half: aiohttp's, with its edges taken over.
+"""The traffic listener: aiohttp's parser and connections, with a loop of our own.
 
-aiohttp parses requests and keeps connections; replies are written as bytes of ours, so
-nothing is added to them. Its own error page and log line for a malformed request repeat
-what the caller sent, an `Authorization` line included, so both are replaced.
+aiohttp makes a task, a request and a writer for every request, and adds fields to replies.
+Here the connection's one task asks the handler for one request after another, and what it
+answers is written as it is.
 """
 
 import asyncio
-import logging
+import contextlib
 import socket
 import struct
-import time
-from collections.abc import Callable
-from email.utils import formatdate
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, cast
 
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import HttpVersion10
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.http import HttpVersion, HttpVersion10
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.body import Bodies, Body
-from proxy.core.exchange import Emit, Event, Exchange, Observe
-from proxy.core.ids import new_request_id
-from proxy.core.refusal import local_reply, refusal_parts
-from proxy.errors import (
-    BodyTimeout,
-    HeadInvalid,
-    HeadTooLarge,
-    Internal,
-    ProxyError,
-)
+from proxy.core.exchange import Emit, Observe
+from proxy.core.heads import Headers
+from proxy.errors import BodyTimeout, HeadInvalid
+from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import unsent
 
-# aiohttp's own loggers write tracebacks that contain what the caller sent.
-_SILENT = logging.getLogger("proxy.silent")
-_SILENT.disabled = True
-_MAX_LINE = 16 * 1024
-_MAX_FIELDS = 128
 _STALL = 60.0
+_LINGER = 10.0  # seconds for which the rest of a body is read that nobody wants
 
 
 class CallerLeft(Exception):
     """The caller closed its connection before it had been answered."""
 
 
-class RawReply(web.StreamResponse):
-    """A reply of ready bytes; an empty one stands for a reply written already.
+class RawReply(NamedTuple):
+    """What there is to write when a request has been handled, and what comes after it.
 
-    Args:
-        data: the complete reply.
+    Attributes:
+        data: the complete reply; empty if it is written already.
         keep_alive: whether the connection stays open.
         stall: seconds in which a caller that is behind has to read something.
     """
 
-    def __init__(self, data: bytes = b"", *, keep_alive: bool, stall: float = _STALL) -> None:
-        super().__init__()
-        self.data = data
-        self._keep_alive = keep_alive
-        self._stall = stall
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the reply; aiohttp calls this once the handler has returned."""
-        if not request.content.is_eof():  # aiohttp reads on for a while, whoever has left
-            cast("QuietProtocol", request.protocol).on_leaving(request.content.feed_eof)
-        if self.data:
-            try:
-                await write(request, self.data, stall=self._stall)
-            except TimeoutError:  # it asks and asks, and reads nothing
-                cut(request, reset=True)
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""
+    data: bytes = b""
+    keep_alive: bool = False
+    stall: float = _STALL
 
 
-def refuse(
-    error: ProxyError,
-    *,
-    request_id: str,
-    keep_alive: bool,
-    http10: bool,
-    head_only: bool,
-    stall: float = _STALL,
-) -> RawReply:
-    """The reply for an error of ours."""
-    body, extra = refusal_parts(error, request_id=request_id)
-    keep_alive = keep_alive and not error.close
-    data = local_reply(
-        error.status,
-        body=body,
-        request_id=request_id,
-        outcome=error.outcome,
-        date=formatdate(usegmt=True),
-        keep_alive=keep_alive,
-        http10=http10,
-        head_only=head_only,
-        extra=extra,
+class Call:
+    """One request of a caller, its head parsed.
+
+    Attributes:
+        connection: where it came from, and where its reply goes.
+        method: upper case, of those that the parser knows.
+        target: as it stood in the request line.
+        version: of HTTP.
+        headers: raw fields.
+        fields: the same by name.
+        body: what comes behind the head.
+        persists: whether the caller wants to ask more.
+    """
+
+    __slots__ = (
+        *("body", "connection", "fields", "headers"),
+        *("method", "persists", "target", "version"),
     )
-    return RawReply(data, keep_alive=keep_alive, stall=stall)
+
+    def __init__(
+        self, connection: "CallerConnection", message: RawRequestMessage, body: StreamReader
+    ) -> None:
+        self.connection = connection
+        self.method: str = message.method
+        self.target: str = message.path
+        self.version: HttpVersion = message.version
+        self.headers: Headers = message.raw_headers
+        self.fields: Mapping[str, str] = message.headers
+        self.persists: bool = not message.should_close
+        self.body = body
+
+    @property
+    def http10(self) -> bool:
+        """Whether the caller speaks HTTP/1.0."""
+        return self.version == HttpVersion10
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether another request may follow on the caller's connection.
+
+        Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
+        for the other protocol, and what came in the same segment is lost. And not while the
+        proxy is draining, unless that other request is here already.
+        """
+        return self.persists and "Upgrade" not in self.fields and not self.connection.ending
+
+    def _cancel(self, error: BaseException) -> None:
+        """aiohttp: the caller has gone; nothing more of the body will come."""
+        self.body.set_exception(error)
+
+
+Answer = Callable[[Call], Awaitable[RawReply]]
 
 
 class Departure:
     """Ends the work for a caller that has gone, as long as that loses nothing.
 
     Args:
-        request: whose caller is watched; the task that makes this one does the work.
+        call: whose caller is watched; the task that makes this one does the work.
 
     Attributes:
         left: whether the task has been cancelled for it.
     """
 
-    def __init__(self, request: web.BaseRequest) -> None:
-        self._protocol = cast("QuietProtocol", request.protocol)
+    __slots__ = ("_connection", "_task", "left")
+
+    def __init__(self, call: Call) -> None:
+        self._connection = call.connection
         self._task = asyncio.current_task()
         self.left = False
-        self._protocol.on_leaving(self._leave)
+        self._connection.leaving = self._leave
 
     def ignore(self) -> None:
         """From now on the work goes on whoever leaves."""
-        self._protocol.on_leaving(None)
+        self._connection.leaving = None
 
     def heed(self) -> None:
         """The opposite, once more.
@@ -127,9 +129,9 @@ class Departure:
         Raises:
             CallerLeft: the caller has gone meanwhile.
         """
-        if self._protocol.transport is None:
+        if self._connection.transport is None:
             raise CallerLeft
-        self._protocol.on_leaving(self._leave)
+        self._connection.leaving = self._leave
 
     def _leave(self) -> None:
         self.ignore()
@@ -138,13 +140,11 @@ class Departure:
             self._task.cancel()
 
 
-async def read_body(
-    request: web.BaseRequest, *, length: int, bodies: Bodies, most: int | None = None
-) -> Body:
+async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None = None) -> Body:
     """The whole body. Whoever gets it closes it.
 
     Args:
-        request: whose body is read.
+        call: whose body is read.
         length: declared length, or `CHUNKED`.
         bodies: makes it, and refuses what is too much.
         most: bytes it may have, if that is less than everybody's limit.
@@ -158,10 +158,13 @@ async def read_body(
     body = bodies.begin(length, most=most)
     if length == 0:
         return body
-    content = request.content
+    content = call.body
     try:
-        if not content.is_eof():
-            await _continue(request)
+        if content.is_eof():  # as most are: it came with its head
+            while not content.at_eof():
+                body.add(content.read_nowait())
+            return body
+        _continue(call)
         async with asyncio.timeout(limits.total):
             while not content.at_eof():
                 async with asyncio.timeout(limits.stall):
@@ -176,77 +179,21 @@ async def read_body(
                 close=True,
             ) from None
         if isinstance(error, OSError | HttpProcessingError | RequestPayloadError):
-            if request.transport is None or request.transport.is_closing():
+            transport = call.connection.transport
+            if transport is None or transport.is_closing():
                 raise CallerLeft from None
             raise HeadInvalid("The body is framed wrongly.", close=True) from None
         raise
     return body
 
 
-async def _continue(request: web.BaseRequest) -> None:
+def _continue(call: Call) -> None:
     """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
-    expected = ",".join(request.headers.getall("Expect", ())).lower().split(",")
-    waits = "100-continue" in (one.strip() for one in expected)
-    if waits and request.version > HttpVersion10:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-async def write(request: web.BaseRequest, data: bytes, *, stall: float) -> None:
-    """Write some of a reply, no faster than the caller reads it.
-
-    Args:
-        request: whose caller gets it.
-        data: goes out as it is.
-        stall: seconds in which a caller that is behind has to read something.
-
-    Raises:
-        ConnectionError: the caller has gone.
-        TimeoutError: it reads nothing.
-    """
-    transport, writer = request.transport, request.writer
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError
-    writer.output_size += len(data)
-    transport.write(data)
-    if transport.get_write_buffer_size() <= transport.get_write_buffer_limits()[1]:
-        return
-    left = unsent(transport)
-    draining = asyncio.ensure_future(writer.drain())  # whose waiting must not be interrupted
-    try:
-        while not (await asyncio.wait((draining,), timeout=stall))[0]:
-            before, left = left, unsent(transport)
-            if left >= before:
-                raise TimeoutError
-        draining.result()
-    finally:
-        draining.cancel()
-
-
-def stays_open(request: web.BaseRequest) -> bool:
-    """Whether another request may follow on the caller's connection.
-
-    Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
-    for the other protocol, and what came in the same segment is lost. And not while the
-    proxy is draining, unless that other request is here already.
-    """
-    if not request.keep_alive or "Upgrade" in request.headers:
-        return False
-    return not cast("QuietProtocol", request.protocol).ending
-
-
-def cut(request: web.BaseRequest, *, reset: bool) -> None:
-    """End a reply that cannot be completed so that the caller sees it was cut.
-
-    A plain close inside a length or a chunk is visible; where only the close ends the
-    body (HTTP/1.0), nothing but a reset is.
-    """
-    transport = request.transport
-    if transport is None:
-        return
-    if reset:
-        _reset(transport)
-    else:
-        transport.close()
+    expected = [value for name, value in call.headers if name.lower() == b"expect"]
+    waits = b"100-continue" in (one.strip() for one in b",".join(expected).lower().split(b","))
+    transport = call.connection.transport
+    if waits and call.version > HttpVersion10 and transport is not None:
+        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -256,23 +203,25 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-class QuietProtocol(RequestHandler):
-    """One caller's connection; what it sends wrong is answered without repeating it.
+class CallerConnection(QuietProtocol):
+    """One caller's connection.
 
     Attributes:
         work: answers its requests, if need be to the end after the caller has gone.
+        leaving: is told when the caller goes; None for nobody.
+        high_water: bytes not yet read by the caller from which on it is behind.
     """
 
-    __slots__ = ("_emit", "_is_draining", "_leaving", "_observe", "_partial", "work")
+    __slots__ = ("_answer", "_is_draining", "_partial", "high_water", "leaving", "work")
 
-    def __init__(self, manager: "QuietServer", **kwargs: Any) -> None:
+    def __init__(self, manager: "TrafficServer", **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
-        self._observe = manager.observe
-        self._emit = manager.emit
+        self._answer = manager.answer
         self._is_draining = manager.is_draining
-        self._leaving: Callable[[], None] | None = None
         self._partial = False
+        self.leaving: Callable[[], None] | None = None
         self.work: asyncio.Task[None] | None = None
+        self.high_water = 0
 
     @property
     def idle(self) -> bool:
@@ -287,6 +236,7 @@ class QuietProtocol(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a caller has come."""
+        self.high_water = cast("asyncio.Transport", transport).get_write_buffer_limits()[1]
         super().connection_made(transport)
         self.work = self._task_handler  # aiohttp forgets it when the caller goes
 
@@ -302,58 +252,136 @@ class QuietProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """asyncio: the caller has gone."""
         super().connection_lost(exc)
-        if self._leaving is not None:
-            self._leaving()
+        if self.leaving is not None:
+            self.leaving()
 
-    def on_leaving(self, told: Callable[[], None] | None) -> None:
-        """Tell somebody when the caller goes; None for nobody any more."""
-        self._leaving = told
+    # -- what the handler does ---------------------------------------------------------
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - aiohttp's signature
-    ) -> web.StreamResponse:
-        """Answer a head that aiohttp could not parse."""
-        error: ProxyError
-        if request.writer.output_size > 0:
-            raise ConnectionError("the reply was under way")
-        if status != 400:
-            self._emit(Event("server_fault", "error", fields={"type": type(exc).__name__}))
-            error = Internal("The proxy failed.", close=True)
-        elif isinstance(exc, LineTooLong) or (exc is not None and "Too many headers" in str(exc)):
-            error = HeadTooLarge(
-                f"A header is larger than {_MAX_LINE} bytes, or there are more than {_MAX_FIELDS}.",
-                hint="Send fewer or shorter headers (cookies are the usual reason).",
-                close=True,
-            )
+    def write(self, data: bytes) -> bool:
+        """Write some of a reply; whether the caller is behind, so that `caught_up` is due.
+
+        Raises:
+            ConnectionError: the caller has gone.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        transport.write(data)
+        return transport.get_write_buffer_size() > self.high_water
+
+    async def caught_up(self, *, stall: float) -> None:
+        """Wait until the caller has read enough for more to be written.
+
+        Args:
+            stall: seconds in which it has to read something.
+
+        Raises:
+            ConnectionError: the caller has gone.
+            TimeoutError: it reads nothing.
+        """
+        transport = self.transport
+        if transport is None:
+            raise ConnectionResetError
+        left = unsent(transport)
+        draining = asyncio.ensure_future(self._drain_helper())  # its waiting goes on meanwhile
+        try:
+            while not (await asyncio.wait((draining,), timeout=stall))[0]:
+                before, left = left, unsent(transport)
+                if left >= before:
+                    raise TimeoutError
+            draining.result()
+        finally:
+            draining.cancel()
+
+    def cut(self, *, reset: bool) -> None:
+        """End a reply that cannot be completed so that the caller sees it was cut.
+
+        A plain close inside a length or a chunk is visible; where only the close ends the
+        body (HTTP/1.0), nothing but a reset is.
+        """
+        transport = self.transport
+        if transport is None:
+            return
+        if reset:
+            _reset(transport)
         else:
-            error = HeadInvalid(
-                "The request is not valid HTTP/1.1, or its method is unknown.",
-                hint="Check the request line (ASCII only), header syntax, Host and duplicates.",
-                close=True,
-            )
-        exchange = Exchange(new_request_id(), started=time.monotonic())
-        exchange.status, exchange.error = error.status, error.code
-        exchange.detail = error.description
-        self._observe(exchange)
-        return refuse(
-            error, request_id=exchange.request_id, keep_alive=False, http10=False, head_only=False
-        )
+            transport.close()
 
-    def log_exception(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the same
-        """Report a fault without the data that caused it."""
-        exc = kwargs.get("exc_info")
-        self._emit(Event("server_fault", "error", fields={"type": type(exc).__name__}))
+    # -- one request after another -------------------------------------------------------
+
+    async def start(self) -> None:
+        """aiohttp: answer one request after another."""
+        loop, messages = self._loop, self._messages
+        try:
+            while not self._force_close:
+                if not messages:
+                    self._waiter = loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, body = messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if isinstance(message, RawRequestMessage):
+                    call = Call(self, message, body)
+                    self._current_request = call  # type: ignore[assignment] # for its `_cancel`
+                    try:
+                        reply = await self._answer(call)
+                    finally:
+                        self._current_request = None
+                else:
+                    reply = RawReply(self.refuse(message.exc))
+                if reply.data:
+                    await self._put(reply)
+                if not body.is_eof():
+                    await self._read_on(body)
+                if not reply.keep_alive or self._close or self._force_close:
+                    break
+                self._next_keepalive_close_time = loop.time() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = loop.call_at(
+                        self._next_keepalive_close_time, self._process_keepalive
+                    )
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except ConnectionError:  # it went while it was being answered
+            self.force_close()
+        except Exception as fault:  # noqa: BLE001 - one connection's fault is not the server's end
+            self.report(fault)
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _put(self, reply: RawReply) -> None:
+        try:
+            if self.write(reply.data):
+                await self.caught_up(stall=reply.stall)
+        except TimeoutError:  # it asks and asks, and reads nothing
+            self.cut(reset=True)
+
+    async def _read_on(self, body: StreamReader) -> None:
+        """Read what is left of a body, for a while: a close now could take the reply with it."""
+        self.leaving = body.feed_eof
+        with contextlib.suppress(TimeoutError, HttpProcessingError, RequestPayloadError):
+            async with asyncio.timeout(_LINGER):
+                while not body.is_eof():
+                    await body.readany()
+        self.leaving = None
+        if not body.is_eof():
+            self._close = True
 
 
-class QuietServer(web.Server):
-    """aiohttp's low-level server with the connections above.
+class TrafficServer(QuietServer):
+    """What the traffic listener answers with.
 
     Args:
-        handler: answers a request.
+        answer: answers a request.
         observe: takes the record of a malformed request.
         emit: takes events.
         keepalive: seconds an idle connection is kept.
@@ -362,35 +390,25 @@ class QuietServer(web.Server):
 
     def __init__(
         self,
-        handler: Any,
+        answer: Answer,
         *,
         observe: Observe,
         emit: Emit,
         keepalive: float,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(handler)
-        self.observe = observe
-        self.emit = emit
+        super().__init__(answer, observe=observe, emit=emit, keepalive=keepalive)
+        self.answer = answer
         self.is_draining = is_draining
-        self._options = {
-            "keepalive_timeout": keepalive,
-            "access_log": None,
-            "logger": _SILENT,
-            "auto_decompress": False,
-            "max_line_size": _MAX_LINE,
-            "max_field_size": _MAX_LINE,
-            "max_headers": _MAX_FIELDS,
-        }
 
-    def __call__(self) -> QuietProtocol:
+    def __call__(self) -> CallerConnection:
         """A protocol for a new connection."""
-        return QuietProtocol(self, loop=asyncio.get_running_loop(), **self._options)
+        return CallerConnection(self, loop=asyncio.get_running_loop(), **self.options)
 
     @property
-    def unfinished(self) -> list[QuietProtocol]:
+    def unfinished(self) -> list[CallerConnection]:
         """The connections, those included whose caller has gone before its request was over."""
-        return cast("list[QuietProtocol]", self.connections)
+        return cast("list[CallerConnection]", self.connections)
 
     def abort(self) -> None:
         """Cut all connections, visibly where a reply has not been written to its end."""

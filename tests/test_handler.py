@@ -17,7 +17,7 @@ from proxy.core.mounts import Mount
 from proxy.core.secret import Secret
 from proxy.errors import Outcome
 from proxy.handler import Callers, Handler, Headers, Limits, Upstream
-from proxy.server import QuietServer
+from proxy.server import TrafficServer
 from proxy.settings import parse_origin
 from proxy.telemetry import Telemetry
 from proxy.tokens.manager import Token
@@ -80,7 +80,7 @@ async def call():
             is_own_authority=lambda _: False,
             **watch,
         )
-        runner = web.ServerRunner(QuietServer(handler, keepalive=75, **watch))
+        runner = web.ServerRunner(TrafficServer(handler, keepalive=75, **watch))
         runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

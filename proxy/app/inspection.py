@@ -21,7 +21,7 @@ from proxy.inspector.replay import Preview, Replayer
 from proxy.inspector.ring import Ring
 from proxy.inspector.server import About, Inspector
 from proxy.inspector.sessions import Sessions, SessionView
-from proxy.server import QuietServer
+from proxy.quiet import QuietServer
 from proxy.settings import (
     Address,
     ReadyUpstream,

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from proxy.server import QuietServer
+from proxy.server import TrafficServer
 from proxy.settings import (
     Address,
 )
@@ -20,7 +20,7 @@ class CannotStart(Exception):
 
 
 async def take_traffic(
-    server: QuietServer, address: Address, *, sock: socket.socket | None
+    server: TrafficServer, address: Address, *, sock: socket.socket | None
 ) -> asyncio.Server:
     """Listen without a runner of aiohttp's, whose way of stopping loses requests."""
     where = {"host": address.host, "port": address.port} if sock is None else {"sock": sock}

@@ -21,7 +21,8 @@ from proxy.core.capture import Watch
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
 from proxy.inspector.relay import Relay, connect_to
-from proxy.server import QuietServer
+from proxy.quiet import QuietServer
+from proxy.server import TrafficServer
 from proxy.settings import Address, Settings, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
 
@@ -105,7 +106,7 @@ async def start(
     admin_listen = await listen_on(
         admin, settings.admin_listen, stack=stack, key="admin.listen", sock=place.admin
     )
-    server = QuietServer(
+    server = TrafficServer(
         made.handler,
         observe=observe,
         emit=telemetry.emit,

@@ -12,7 +12,7 @@ import pytest
 from harness import read_reply, served
 
 from proxy.drain import Drain
-from proxy.server import QuietServer, RawReply
+from proxy.server import RawReply, TrafficServer
 
 BALANCE = "/v1/accounts/balance"
 TRANSFER = "/v2/transfers/bank"
@@ -341,12 +341,12 @@ async def test_a_reply_cut_at_the_limit_is_seen_to_be_cut(start_proxy, upstream,
 
 
 async def test_what_is_not_written_yet_at_the_limit_is_seen_to_be_cut():
-    async def answer(request):  # more than anybody's buffers take, and only the end tells the end
-        request.transport.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 16 * 1024 * 1024)
-        return RawReply(keep_alive=False)
+    async def answer(call):  # more than anybody's buffers take, and only the end tells the end
+        call.connection.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 16 * 1024 * 1024)
+        return RawReply()
 
     begun = asyncio.Event()
-    server = QuietServer(answer, observe=list, emit=list, keepalive=75, is_draining=begun.is_set)
+    server = TrafficServer(answer, observe=list, emit=list, keepalive=75, is_draining=begun.is_set)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     drain = Drain(listening, server=server, begun=begun, limit=0.2)
     async with calling(listening.sockets[0].getsockname()) as caller:

@@ -39,7 +39,7 @@ from proxy.inspector.relay import MOST, Relay, connect_to
 from proxy.inspector.replay import Door, Preview, Replayer
 from proxy.inspector.ring import Ring
 from proxy.inspector.sessions import Sessions
-from proxy.server import QuietServer
+from proxy.server import TrafficServer
 from proxy.settings import parse_origin
 from proxy.upstream.dialler import Dialler, Timeouts
 
@@ -686,7 +686,7 @@ async def worker(upstream, stack):
             emit=relay.emit,
             watch=relay.watch,
         )
-        server = QuietServer(handler, observe=relay.note, emit=relay.emit, keepalive=9)
+        server = TrafficServer(handler, observe=relay.note, emit=relay.emit, keepalive=9)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
