@@ -9,10 +9,10 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-micro bench-instructions bench-profile fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,6 +42,16 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-micro: $(STAMP) ## time the functions that every request goes through, one by one
+	@$(BIN)/python -m pytest bench/micro --benchmark-warmup=on --benchmark-disable-gc \
+	  --benchmark-max-time=0.2 --benchmark-sort=fullname --benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+bench-instructions: $(STAMP) ## count the instructions of a request, by which a change can be judged (needs valgrind)
+	@$(BIN)/python bench/instructions.py $(ARGS)
+
+bench-profile: $(STAMP) ## the functions that a request spends its time in
+	@$(BIN)/python bench/profile_path.py $(ARGS)
 
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
 	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)
