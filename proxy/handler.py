@@ -55,7 +55,6 @@ from proxy.errors import (
 from proxy.quiet import refusal
 from proxy.server import Call, CallerLeft, Departure, RawReply, read_body
 from proxy.tokens.manager import Session
-from proxy.upstream.connection import Interim
 from proxy.upstream.dialler import Dialler
 from proxy.upstream.reply import Reply
 
@@ -63,6 +62,8 @@ _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be jud
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
 _TOLD_APART = 200  # characters of a path by which refusals are remembered
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
+_NO_WORD_OF_THE_TOKEN = frozenset({403, 429})  # statuses that come before it is looked at
+_STAYS, _ENDS = RawReply(keep_alive=True), RawReply()
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
@@ -93,6 +94,11 @@ class Upstream:
     dialler: Dialler
     session: Session
     account: AccountRule
+
+    @property
+    def host(self) -> bytes:
+        """Value of `Host`."""
+        return self.dialler.origin.authority.encode("ascii")
 
     def locate(self, location: bytes) -> bytes:
         """Where a caller finds what the upstream's `Location` names."""
@@ -151,20 +157,66 @@ class _Local:
     body: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """An upstream's reply to deliver, with a hint if its outcome needs one.
+class _Course:
+    """One exchange on its way through the steps.
+
+    Args:
+        call: the caller's request.
+        exchange: the record of it.
+        capture: is told.
 
     Attributes:
-        token: the one it was asked with, which must not come back in it.
-        ambient: whether no page of another origin may read it.
+        departure: of the caller.
+        limiter: has let it in, and is told when it ends.
+        upstream: where it goes.
+        head: to be sent.
+        account: whose request it is.
+        body: in parts; can be gone through more than once.
+        kind: what it can do.
+        pair: who calls what, and where: refusals are remembered by it.
+        ambient: whether no page of another origin may read the reply.
+        deadline: loop time at which it has to be over, whatever is sent in it.
+        resent: whether the one resend over a fresh connection has been had.
+        token: the one of the last attempt, which must not come back in its reply.
+        reply: to the last attempt.
+        hint: for the caller, if the outcome needs one.
     """
 
-    reply: Reply
+    __slots__ = (
+        *("account", "ambient", "body", "call", "capture", "deadline", "departure", "exchange"),
+        *("head", "hint", "kind", "limiter", "pair", "reply", "resent", "token", "upstream"),
+    )
     upstream: Upstream
-    token: Token
+    head: RequestHead
+    account: str
+    kind: Kind
+    pair: Pair
     ambient: bool
-    hint: str = ""
+    deadline: float
+    token: Token
+    reply: Reply
+
+    def __init__(self, call: Call, exchange: Exchange, capture: Capture) -> None:
+        self.call = call
+        self.exchange = exchange
+        self.capture = capture
+        self.departure = Departure(call)
+        self.limiter: Limiter | None = None
+        self.body: Iterable[bytes] = ()
+        self.resent = False
+        self.hint = ""
+
+    def sending(self, dialled: Dialled | None) -> None:
+        """From the first byte on nobody knows, until it is answered."""
+        self.exchange.outcome = Outcome.UNKNOWN
+        self.capture.sending(dialled)
+        if self.exchange.method not in READ_METHODS:
+            self.departure.ignore()
+
+    def drop(self) -> None:
+        """Let go of a reply that another one takes the place of."""
+        self.capture.part(self.reply.ready() or b"")
+        self.reply.close()
 
 
 class Handler:
@@ -212,46 +264,43 @@ class Handler:
 
     async def __call__(self, call: Call) -> RawReply:
         """Answer one request (`server.Answer`)."""
-        exchange = Exchange(
-            request_id(call.fields.get("X-Request-Id")),
-            started=self._monotonic(),
-            method=call.method,
-        )
+        started = self._monotonic()
+        exchange = Exchange(request_id(call.fields.get("X-Request-Id")), started, call.method)
         capture = NO_CAPTURE
         if self._watch is not None:
             start = f"{call.target} {'HTTP/1.0' if call.http10 else 'HTTP/1.1'}"
             capture = self._watch(exchange, start, call.headers)
-        departure = Departure(call)
-        entered: list[Limiter] = []
+        course = _Course(call, exchange, capture)
+        departure = course.departure
         try:
-            result = await self._steps_1_to_7(call, exchange, capture, departure, entered)
+            local = await self._steps_1_to_7(course)
         except ProxyError as error:
-            return self._refusal(call, exchange, capture, error)
+            return self._refusal(course, error)
         except CallerLeft:
             exchange.status = 499
-            return RawReply()
+            return _ENDS
         except asyncio.CancelledError:
             if departure.left and (task := asyncio.current_task()) is not None:
                 task.uncancel()
                 exchange.status = 499
-                return RawReply()
+                return _ENDS
             exchange.error = "cancelled"  # the drain's limit is over
             raise
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
-            return self._refusal(call, exchange, capture, self._internal(exchange, fault))
+            return self._refusal(course, self._internal(exchange, fault))
         else:
-            if isinstance(result, _Local):
-                return self._local(call, exchange, capture, result)
+            if local is not None:
+                return self._local(course, local)
             departure.ignore()  # from here on, writing to it tells
             try:
-                return await self._deliver(call, exchange, capture, result)
+                return await self._deliver(course)
             finally:
-                result.reply.close()
+                course.reply.close()
         finally:
             departure.ignore()
-            for limiter in entered:
-                limiter.leave()
-            exchange.seconds = self._monotonic() - exchange.started
+            if course.limiter is not None:
+                course.limiter.leave()
+            exchange.seconds = self._monotonic() - started
             capture.end()
             self._observe(exchange)
 
@@ -279,16 +328,10 @@ class Handler:
 
     # -- steps 1 to 7 --------------------------------------------------------------------
 
-    async def _steps_1_to_7(
-        self,
-        call: Call,
-        exchange: Exchange,
-        capture: Capture,
-        departure: Departure,
-        entered: list[Limiter],
-    ) -> _Answer | _Local:
-        method = call.method
-        headers = call.headers
+    async def _steps_1_to_7(self, course: _Course) -> _Local | None:
+        """All before a reply can be delivered; an answer of ours, if that takes its place."""
+        call, exchange = course.call, course.exchange
+        method, headers = call.method, call.headers
 
         # 1 parse
         raw = call.target.encode("utf-8", "surrogateescape")
@@ -317,45 +360,33 @@ class Handler:
         target = parse_target(raw, is_own_authority=self._is_own_authority)
         if head.upgrades:
             _refuse_upgrade(head.upgrades)
-        upstream = self._select(target, headers)
+        upstream = course.upstream = self._select(target, headers)
         exchange.upstream = upstream.name
         target, login = _forwarded(target, mount=upstream.mount)
-
         if login is not None:  # its credentials are in its body
-            return await self._login(
-                *(call, exchange, capture),
-                login=login,
-                length=head.length,
-                upstream=upstream,
-                sent=head.accounts,
-            )
+            return await self._login(course, login, head=head)
 
         # 2 identify
         identity = self._callers.registry.identify(head, upstream=upstream.name)
         caller = identity.caller
         exchange.caller = caller.name
-        if identity.ambient:
+        course.ambient = identity.ambient
+        if course.ambient:
             self._callers.pages.check(headers)
 
         # 3 authorize
         route = self._routes.classify(method, target)
         exchange.route, exchange.kind = route.template, route.kind
+        course.kind = route.kind
         account = decide_account(
             upstream.account, sent=head.accounts, kind=route.kind, own=caller.accounts
         )
-        exchange.account_replaced = account.replaced is not None
+        course.account = account.account
+        if account.replaced is not None:
+            exchange.account_replaced = True
         if not caller.unrestricted:
-            self._authorize(
-                caller,
-                exchange=exchange,
-                upstream=upstream,
-                target=target,
-                route=route,
-                account=account.account,
-            )
-        limiter = self._callers.registry.enter(caller)
-        if limiter is not None:
-            entered.append(limiter)
+            self._authorize(caller, course=course, target=target, route=route)
+        course.limiter = self._callers.registry.enter(caller)
 
         # 4 read
         body = None
@@ -366,124 +397,92 @@ class Handler:
         try:
             if body is not None:
                 exchange.body_bytes = body.size
-                capture.body(body)
-
-            def sending(dialled: Dialled | None) -> None:
-                # From the first byte on nobody knows, until it is answered.
-                exchange.outcome = Outcome.UNKNOWN
-                capture.sending(dialled)
-                if method not in READ_METHODS:
-                    departure.ignore()
-
-            attempt = _Attempt(
-                upstream,
-                head=head.forward(
-                    method.encode("ascii"),
-                    target=target.raw,
-                    host=upstream.dialler.origin.authority.encode("ascii"),
-                    body_length=None if body is None else body.size,
-                    via=self._headers.via if self._headers.via_upstream else b"",
-                ),
-                account=account.account,
-                body=body if body is not None else (),
-                method=method,
-                kind=route.kind,
-                pair=(caller.name, f"{upstream.name}{target.canonical[:_TOLD_APART]}"),
-                ambient=identity.ambient,
-                sending=sending,
-                call=call,
-                capture=capture,
-                deadline=upstream.dialler.deadline(),
+                course.body = body
+                course.capture.body(body)
+            course.head = head.forward(
+                method.encode("ascii"),
+                target=target.raw,
+                host=upstream.host,
+                body_length=None if body is None else body.size,
+                via=self._headers.via if self._headers.via_upstream else b"",
             )
-            return await self._steps_5_to_7(exchange, attempt, departure)
+            course.pair = (caller.name, f"{upstream.name}{target.canonical[:_TOLD_APART]}")
+            course.deadline = upstream.dialler.deadline()
+            await self._steps_5_to_7(course)
         finally:
             if body is not None:
                 body.close()
+        return None
 
-    async def _steps_5_to_7(
-        self, exchange: Exchange, attempt: "_Attempt", departure: Departure
-    ) -> _Answer:
-        session = attempt.upstream.session
+    async def _steps_5_to_7(self, course: _Course) -> None:
+        exchange, session = course.exchange, course.upstream.session
 
         # 5 borrow
         token = session.lend()
         if token is None:
-            token = await self._waiting(exchange, attempt.capture, session.borrow())
+            token = await self._waiting(course, session.borrow())
+        course.token = token
 
         # 6 attempt
-        reply, verdict = await self._attempt(exchange, attempt, token, why="first try")
+        verdict = await self._attempt(course, why="first try")
 
         # 7 judge
         if verdict is Verdict.ANSWER:
             exchange.outcome = Outcome.ANSWERED
-            return attempt.answer(reply, token)
-        if not may_replay(verdict, kind=attempt.kind):
-            session.refused(token, by=attempt.pair)
-            exchange.outcome = Outcome.UNKNOWN
-            return attempt.answer(reply, token, hint=_HINT_REQUERY)
+            return
+        if not may_replay(verdict, kind=course.kind):
+            session.refused(token, by=course.pair)
+            exchange.outcome, course.hint = Outcome.UNKNOWN, _HINT_REQUERY
+            return
         exchange.outcome = Outcome.REFUSED
         try:
             try:
-                departure.heed()
+                course.departure.heed()
             except CallerLeft:
-                session.refused(token, by=attempt.pair)  # nor need the next find out
+                session.refused(token, by=course.pair)  # nor need the next find out
                 raise
-            token = await self._waiting(
-                exchange,
-                attempt.capture,
-                session.renew(after=token, by=attempt.pair),
-            )
+            course.token = await self._waiting(course, session.renew(after=token, by=course.pair))
         except RenewalNotAllowed as error:
-            exchange.detail = error.description
-            return attempt.answer(reply, token, hint=error.description)
+            exchange.detail = course.hint = error.description
+            return
         except TokenUnavailable as error:
-            attempt.drop(reply)
+            course.drop()
             error.outcome = Outcome.REFUSED
             raise
         except BaseException:
-            attempt.drop(reply)
+            course.drop()
             raise
-        attempt.drop(reply)
+        course.drop()
         try:
-            reply, verdict = await self._attempt(
-                exchange, attempt, token, why="replay with a new token"
-            )
+            verdict = await self._attempt(course, why="replay with a new token")
         except ProxyError as error:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
         if verdict is not Verdict.ANSWER and session.refused_again(
-            token.generation, by=attempt.pair
+            course.token.generation, by=course.pair
         ):
             fields: dict[str, object] = {"caller": exchange.caller, "route": exchange.route}
             fields |= {"request_id": exchange.request_id, "hint": _HINT_REFUSED}
             self._emit(Event("refusal_remembered", "warning", exchange.upstream, fields))
-        if verdict is Verdict.REFUSAL_UNPROVEN and attempt.kind is not Kind.READ:
-            return attempt.answer(reply, token, hint=_HINT_REQUERY)
+        if verdict is Verdict.REFUSAL_UNPROVEN and course.kind is not Kind.READ:
+            course.hint = _HINT_REQUERY  # and the outcome stays what sending made it: unknown
+            return
         exchange.outcome = Outcome.ANSWERED
-        return attempt.answer(reply, token)
 
     def _select(self, target: Target, headers: RawHeaders) -> Upstream:
         host = called_by(headers, authority=target.authority) if self._mounts.by_host else ""
         return self._upstreams[self._mounts.find(target.path, host=host)]
 
-    def _authorize(
-        self,
-        caller: Caller,
-        *,
-        exchange: Exchange,
-        upstream: Upstream,
-        target: Target,
-        route: Route,
-        account: str,
-    ) -> None:
+    def _authorize(self, caller: Caller, *, course: _Course, target: Target, route: Route) -> None:
         """Refuse what the caller may not do, in any way an upstream could read it."""
+        upstream, exchange = course.upstream, course.exchange
         check_upstream(caller, upstream=upstream.name)
         readings: tuple[Reading, ...] = (Reading(target.canonical, route),)
         if target.decoded != target.canonical:
             further = self._routes.reread(exchange.method, target.decoded)
             readings += (Reading(target.decoded, further),)
-        check_accounts(caller, account=account, readings=readings)
+        check_accounts(caller, account=course.account, readings=readings)
         why = why_refused(caller, method=exchange.method, readings=readings)
         if not why:
             return
@@ -496,17 +495,8 @@ class Handler:
         fields |= {"request_id": exchange.request_id, "route": route.template}
         self._emit(Event("policy_observed", "warning", upstream.name, fields))
 
-    async def _login(
-        self,
-        call: Call,
-        exchange: Exchange,
-        capture: Capture,
-        *,
-        login: str,
-        length: int | None,
-        upstream: Upstream,
-        sent: tuple[str, ...],
-    ) -> _Local:
+    async def _login(self, course: _Course, login: str, *, head: CallerHead) -> _Local:
+        call, exchange, upstream = course.call, course.exchange, course.upstream
         exchange.route, exchange.kind = f"/v1/auth/token/{login}", "login"
         if call.method != "POST":
             raise MethodNotAllowed(
@@ -516,208 +506,219 @@ class Handler:
             )
         self._callers.pages.check(call.headers, any_host=True)
         data = b""
-        if length is not None:
-            body = await read_body(call, length=length, bodies=self._bodies, most=_LOGIN_LIMIT)
+        if head.length is not None:
+            body = await read_body(call, length=head.length, bodies=self._bodies, most=_LOGIN_LIMIT)
             exchange.body_bytes = body.size
             data = b"".join(body)
-            capture.body((data,))
+            course.capture.body((data,))
             body.close()
         answer = self._callers.login.answer(
-            LoginCall(login, data, upstream.name, upstream.account, sent)
+            LoginCall(login, data, upstream.name, upstream.account, head.accounts)
         )
         exchange.caller = answer.caller
         if answer.problem:
             exchange.error, exchange.detail = CallerUnknown.code, answer.problem
         return _Local(answer.body)
 
-    async def _attempt(
-        self, exchange: Exchange, attempt: "_Attempt", token: Token, *, why: str
-    ) -> tuple[Reply, Verdict]:
-
-        def interim(status: int, reason: bytes, headers: RawHeaders) -> None:
-            self._interim(exchange, attempt, token, (status, reason, headers))
-
+    async def _attempt(self, course: _Course, *, why: str) -> Verdict:
+        """Send, at most twice; the reply is the course's."""
+        exchange, token, capture = course.exchange, course.token, course.capture
+        method = exchange.method
         exchange.attempts += 1
         exchange.generation = token.generation
         started = self._monotonic()
         try:
-            reply = await attempt.send(token, why=why, interim=interim)
-        except UpstreamError as error:
-            if attempt.resent or not may_resend(
-                error.outcome,
-                late=isinstance(error, UpstreamTimeout),
-                stale=error.stale,
-                method=attempt.method,
+            reply = await self._send(course, why=why)
+        except ProxyError as error:
+            capture.failed(error.code)
+            if (
+                not isinstance(error, UpstreamError)
+                or course.resent
+                or not may_resend(
+                    error.outcome,
+                    late=isinstance(error, UpstreamTimeout),
+                    stale=error.stale,
+                    method=method,
+                )
             ):
                 raise
-            attempt.resent = True
+            course.resent = True
             exchange.attempts += 1
             sent = error.outcome is not Outcome.NOT_SENT
             try:
                 why = "sent again over a new connection"
-                reply = await attempt.send(token, why=why, interim=interim, fresh=True)
+                reply = await self._send(course, why=why, fresh=True)
             except ProxyError as last:
+                capture.failed(last.code)
                 if sent:
                     last.outcome = Outcome.UNKNOWN
                     last.hint = "A first try was sent, over a connection that ended without a word."
                 raise
         exchange.upstream_seconds = self._monotonic() - started
-        attempt.capture.answered(reply.status, reason=reply.reason, headers=reply.headers)
+        status = reply.status
+        capture.answered(status, reason=reply.reason, headers=reply.headers)
         body, complete = b"", False
-        if attempt.method != "HEAD" and needs_body(
-            reply.status, media=reply.media, length=reply.length
-        ):
-            try:
-                trickles = reply.length is None and reply.status == 200
-                body, complete = await reply.peek(
-                    PEEK_LIMIT, patience=_PATIENCE if trickles else None
-                )
-            except BaseException as error:
-                if isinstance(error, ProxyError):
-                    attempt.capture.failed(error.code)
-                reply.close()
-                raise
-        verdict = judge(reply.status, coding=reply.coding, body=body, complete=complete)
-        if verdict is Verdict.ANSWER and reply.status not in {403, 429}:
-            attempt.upstream.session.accepted(token.generation, by=attempt.pair)
-        return reply, verdict
+        if method != "HEAD" and needs_body(status, media=reply.media, length=reply.length):
+            found = reply.peeked(PEEK_LIMIT)
+            if found is None:
+                found = await self._peek(course, reply)
+            body, complete = found
+        verdict = judge(status, coding=reply.coding, body=body, complete=complete)
+        if verdict is Verdict.ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
+            course.upstream.session.accepted(token.generation, by=course.pair)
+        course.reply = reply
+        return verdict
 
-    async def _waiting(
-        self, exchange: Exchange, capture: Capture, token: Awaitable[Token]
-    ) -> Token:
+    def _send(self, course: _Course, *, why: str, fresh: bool = False) -> Awaitable[Reply]:
+        """Send once; money goes over a connection that is new or was just used."""
+        dialler, head, account = course.upstream.dialler, course.head, course.account
+        token = course.token
+        course.capture.attempt(
+            head, account=account, token=token.access, generation=token.generation, why=why
+        )
+        text = token.access.reveal(to=dialler.origin.text)
+        return dialler.send(
+            head.with_token(text, account=account),
+            body=course.body,
+            head_only=course.exchange.method == "HEAD",
+            fresh=fresh,
+            recent=course.kind is Kind.MONEY,
+            sending=course.sending,
+            interim=partial(self._interim, course),
+            deadline=course.deadline,
+        )
+
+    @staticmethod
+    async def _peek(course: _Course, reply: Reply) -> tuple[bytes, bool]:
+        trickles = reply.length is None and reply.status == 200
+        try:
+            return await reply.peek(PEEK_LIMIT, patience=_PATIENCE if trickles else None)
+        except BaseException as error:
+            if isinstance(error, ProxyError):
+                course.capture.failed(error.code)
+            reply.close()
+            raise
+
+    async def _waiting(self, course: _Course, token: Awaitable[Token]) -> Token:
         started = self._monotonic()
-        capture.waiting()
+        course.capture.waiting()
         try:
             return await token
         finally:
-            capture.waited()
-            exchange.waited += self._monotonic() - started
+            course.capture.waited()
+            course.exchange.waited += self._monotonic() - started
 
-    def _interim(
-        self,
-        exchange: Exchange,
-        attempt: "_Attempt",
-        token: Token,
-        said: tuple[int, bytes, RawHeaders],
-    ) -> None:
+    def _interim(self, course: _Course, status: int, reason: bytes, headers: RawHeaders) -> None:
         """Pass an interim reply on (RFC 9110 section 15.2): a proxy does, but not to HTTP/1.0."""
-        call = attempt.call
-        transport = call.connection.transport
-        if transport is None or call.http10:
+        transport = course.call.connection.transport
+        if transport is None or course.call.http10:
             return
-        status, reason, headers = said
         fields = [one for one in headers if one[0].lower() != b"content-length"]
-        render = partial(reply_head, status, own=(), shared=not attempt.ambient)
-        head = self._without_token(exchange, attempt.upstream, token, (reason, fields), render)
-        transport.write(head)
+        transport.write(self._reply_head(course, status, reason=reason, headers=fields))
 
     # -- step 8, and what stands in for it -------------------------------------------------
 
-    async def _deliver(
-        self, call: Call, exchange: Exchange, capture: Capture, answer: _Answer
-    ) -> RawReply:
-        reply = answer.reply
-        connection, http10 = call.connection, call.http10
+    async def _deliver(self, course: _Course) -> RawReply:
+        call, exchange, reply, capture = course.call, course.exchange, course.reply, course.capture
+        connection = call.connection
         keep_alive = call.stays_open
-        own = [
-            (b"X-Request-Id", exchange.request_id.encode()),
-            (b"Nomba-Proxy-Outcome", exchange.outcome.encode()),
-            (b"Via", self._headers.via),
-        ]
-        if answer.hint:
-            own.append((b"Nomba-Proxy-Hint", answer.hint.encode()))
         whole = reply.ready()
         chunked = False
+        own = b"X-Request-Id: %b\r\nNomba-Proxy-Outcome: %b\r\nVia: %b\r\n" % (
+            exchange.request_id.encode(),
+            exchange.outcome.encode(),
+            self._headers.via,
+        )
+        if course.hint:
+            own += b"Nomba-Proxy-Hint: %b\r\n" % course.hint.encode()
         if reply.length is None and not reply.bodyless:
             if whole is not None:
-                own.append((b"Content-Length", b"%d" % len(whole)))
-            elif http10:
+                own += b"Content-Length: %d\r\n" % len(whole)
+            elif call.http10:
                 keep_alive = False
             else:
                 chunked = True
-                own.append((b"Transfer-Encoding", b"chunked"))
+                own += b"Transfer-Encoding: chunked\r\n"
         if not keep_alive:
-            own.append((b"Connection", b"close"))
-        elif http10:
-            own.append((b"Connection", b"keep-alive"))
+            own += b"Connection: close\r\n"
+        elif call.http10:
+            own += b"Connection: keep-alive\r\n"
         exchange.status = reply.status
-        render = partial(
-            reply_head,
-            reply.status,
-            own=own,
-            location=answer.upstream.locate if self._headers.rewrite_location else None,
-            shared=not answer.ambient,
+        head = self._reply_head(
+            course, reply.status, reason=reply.reason, headers=reply.headers, own=own, final=True
         )
-        said = (reply.reason, reply.headers)
-        head = self._without_token(exchange, answer.upstream, answer.token, said, render)
-        stall = self._limits.write_stall
         capture.reply(head)
-
-        async def pass_on() -> None:
-            if connection.write(head):
-                await connection.caught_up(stall=stall)
-            async for part in reply.parts():
-                exchange.reply_bytes += len(part)
-                capture.part(part)
-                data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
-                if connection.write(data):
-                    await connection.caught_up(stall=stall)
-            if chunked:
-                connection.write(b"0\r\n\r\n")
-
         try:
             try:
                 if whole is None:
-                    await pass_on()
+                    await self._pass_on(course, head, chunked=chunked)
                 else:
                     exchange.reply_bytes = len(whole)
                     capture.part(whole)
                     if connection.write(head + whole):
-                        await connection.caught_up(stall=stall)
-                return RawReply(keep_alive=keep_alive)
+                        await connection.caught_up(stall=self._limits.write_stall)
             except ConnectionError:
                 exchange.status = 499
             except TimeoutError:  # it reads nothing, and holds a connection to the upstream
                 exchange.status, exchange.error = 499, "caller_stalled"
                 connection.cut(reset=True)
+            else:
+                return _STAYS if keep_alive else _ENDS
             await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
-            connection.cut(reset=http10 and reply.length is None)
+            connection.cut(reset=call.http10 and reply.length is None)
             raise
         except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
             capture.failed(error.code)
-            connection.cut(reset=http10 and reply.length is None)
-        return RawReply()
+            connection.cut(reset=call.http10 and reply.length is None)
+        return _ENDS
 
-    def _without_token(
+    async def _pass_on(self, course: _Course, head: bytes, *, chunked: bool) -> None:
+        """Pass a reply on as it comes, no faster than the caller reads it."""
+        connection, stall = course.call.connection, self._limits.write_stall
+        if connection.write(head):
+            await connection.caught_up(stall=stall)
+        async for part in course.reply.parts():
+            course.exchange.reply_bytes += len(part)
+            course.capture.part(part)
+            if connection.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part):
+                await connection.caught_up(stall=stall)
+        if chunked:
+            connection.write(b"0\r\n\r\n")
+
+    def _reply_head(
         self,
-        exchange: Exchange,
-        upstream: Upstream,
-        token: Token,
-        said: tuple[bytes, RawHeaders],
-        render: Callable[..., bytes],
+        course: _Course,
+        status: int,
+        *,
+        reason: bytes,
+        headers: RawHeaders,
+        own: bytes = b"",
+        final: bool = False,
     ) -> bytes:
         """A reply's head, our token masked should the upstream have put it there.
 
-        Looked for once, in what is ready to be written.
+        It is looked for once, in what is ready to be written.
         """
-        reason, fields = said
-        head = render(reason=reason, headers=fields)
-        text = token.access.reveal(to=upstream.dialler.origin.text).encode()
-        if text not in head or len(text) < _MARKED:
+        upstream = course.upstream
+        location = upstream.locate if final and self._headers.rewrite_location else None
+        shared = not course.ambient
+        render = partial(reply_head, status, own=own, location=location, shared=shared)
+        head = render(reason=reason, headers=headers)
+        text = course.token.access.reveal(to=upstream.dialler.origin.text).encode()
+        if head.find(text) < 0 or len(text) < _MARKED:
             return head
-        told: dict[str, object] = {"request_id": exchange.request_id}
+        told: dict[str, object] = {"request_id": course.exchange.request_id}
         self._emit(Event("token_in_reply", "error", upstream.name, told))
-        masked = [(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in fields]
+        masked = [(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in headers]
         return render(reason=reason.replace(text, b"***"), headers=masked)
 
-    def _refusal(
-        self, call: Call, exchange: Exchange, capture: Capture, error: ProxyError
-    ) -> RawReply:
+    def _refusal(self, course: _Course, error: ProxyError) -> RawReply:
+        call, exchange = course.call, course.exchange
         exchange.status = error.status
         exchange.outcome = error.outcome
         exchange.error = error.code
@@ -730,10 +731,11 @@ class Handler:
             http10=call.http10,
             head_only=call.method == "HEAD",
         )
-        capture.reply(data)
+        course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
 
-    def _local(self, call: Call, exchange: Exchange, capture: Capture, local: _Local) -> RawReply:
+    def _local(self, course: _Course, local: _Local) -> RawReply:
+        call, exchange = course.call, course.exchange
         exchange.status = 200
         keep_alive = call.stays_open
         data = local_reply(
@@ -745,7 +747,7 @@ class Handler:
             keep_alive=keep_alive,
             http10=call.http10,
         )
-        capture.reply(data)
+        course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
 
     def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:
@@ -763,70 +765,6 @@ class Handler:
             outcome=exchange.outcome,
             close=True,
         )
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """What stays the same between a first try and what may follow it.
-
-    Attributes:
-        body: in parts; can be gone through more than once.
-        pair: who calls what, and where: refusals are remembered by it.
-        call: the caller's, for replies that come before the final one.
-        capture: is told.
-        deadline: loop time at which the exchange has to be over, whatever is sent in it.
-        resent: whether the one resend over a fresh connection has been had.
-        sending: told right before a first byte is written.
-    """
-
-    upstream: Upstream
-    head: RequestHead
-    account: str
-    body: Iterable[bytes]
-    method: str
-    kind: Kind
-    pair: Pair
-    ambient: bool
-    sending: Callable[[Dialled | None], None]
-    call: Call
-    capture: Capture
-    deadline: float
-    resent: bool = False
-
-    def answer(self, reply: Reply, token: Token, *, hint: str = "") -> _Answer:
-        """What is delivered of it."""
-        return _Answer(reply, self.upstream, token, self.ambient, hint)
-
-    async def send(self, token: Token, *, why: str, interim: Interim, fresh: bool = False) -> Reply:
-        """Send once; money goes over a connection that is new or was just used."""
-        dialler = self.upstream.dialler
-        text = token.access.reveal(to=dialler.origin.text)
-        self.capture.attempt(
-            self.head,
-            account=self.account,
-            token=token.access,
-            generation=token.generation,
-            why=why,
-        )
-        try:
-            return await dialler.send(
-                self.head.with_token(text, account=self.account),
-                body=self.body,
-                head_only=self.method == "HEAD",
-                fresh=fresh,
-                recent=self.kind is Kind.MONEY,
-                sending=self.sending,
-                interim=interim,
-                deadline=self.deadline,
-            )
-        except ProxyError as error:
-            self.capture.failed(error.code)
-            raise
-
-    def drop(self, reply: Reply) -> None:
-        """Let go of a reply that another one takes the place of."""
-        self.capture.part(reply.ready() or b"")
-        reply.close()
 
 
 async def _hear_out(exchange: Exchange, reply: Reply) -> None:

@@ -105,7 +105,7 @@ class Departure:
     """Ends the work for a caller that has gone, as long as that loses nothing.
 
     Args:
-        call: whose caller is watched; the task that makes this one does the work.
+        call: whose caller is watched.
 
     Attributes:
         left: whether the task has been cancelled for it.
@@ -115,7 +115,7 @@ class Departure:
 
     def __init__(self, call: Call) -> None:
         self._connection = call.connection
-        self._task = asyncio.current_task()
+        self._task = self._connection.work
         self.left = False
         self._connection.leaving = self._leave
 

@@ -48,6 +48,9 @@ class FaultyReply:
     def ready(self):
         return None
 
+    def peeked(self, limit):
+        return None
+
     def close(self):
         pass
 

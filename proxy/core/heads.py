@@ -7,7 +7,7 @@ sends can remove or precede it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from proxy.core.origin import Origin
@@ -195,7 +195,7 @@ class CallerHead:
                 self.vias.append(value)
                 lines += (name, b": ", value, b"\r\n")
             elif kind == _COOKIE:
-                if kept := _without_ours(value):
+                if (kept := _without_ours(value)) or not value:
                     lines += (name, b": ", kept, b"\r\n")
             elif kind == _UPGRADE:
                 self.upgrades.append(value)
@@ -351,7 +351,7 @@ def reply_head(
     *,
     reason: bytes,
     headers: Headers,
-    own: Iterable[tuple[bytes, bytes]],
+    own: bytes = b"",
     location: Callable[[bytes], bytes] | None = None,
     shared: bool = True,
 ) -> bytes:
@@ -361,7 +361,7 @@ def reply_head(
         status: as the upstream sent it.
         reason: the same.
         headers: raw fields of the upstream's reply.
-        own: fields the proxy adds: request id, outcome, framing.
+        own: lines the proxy adds: request id, outcome, framing.
         location: makes the `Location` that the caller gets, or None to leave it.
         shared: whether the upstream may open it to pages of other origins (CORS).
     """
@@ -384,9 +384,7 @@ def reply_head(
         for at in range(len(lines) - 4, 0, -4):
             if lines[at].lower() in named:
                 del lines[at : at + 4]
-    for name, value in own:
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"\r\n")
+    lines += (own, b"\r\n")
     return b"".join(lines)
 
 

@@ -11,7 +11,7 @@ import re
 import select
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import cast
 
 import httptools
@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         ended: told once when the connection is gone.
 
     Attributes:
+        loop: it runs in.
         used: how many requests have been begun on it.
         dialled: when it came about, until its second request; set by who dialled.
         idle_since: loop time since which it waits for the next; set by its keeper.
@@ -60,7 +61,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, *, ended: Callable[["Connection"], object] = lambda _: None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._ended = ended
         self._waiter: asyncio.Future[None] | None = None
@@ -169,7 +170,7 @@ class Connection(asyncio.Protocol):
         self._asked = True
         self.used += 1
 
-    async def send(
+    def send(
         self,
         head: bytes,
         *,
@@ -177,7 +178,7 @@ class Connection(asyncio.Protocol):
         stall: float,
         by: float = math.inf,
         sending: Callable[[Dialled | None], object] = lambda _: None,
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """Write the request, no faster than the upstream takes it, until it answers.
 
         From the first byte on a failure's outcome is `unknown`. A reply that comes before
@@ -190,6 +191,9 @@ class Connection(asyncio.Protocol):
             by: loop time until which it has to have taken all.
             sending: told right before the first byte is written, with `dialled`.
 
+        Returns:
+            What is left to do, or None if all is written.
+
         Raises:
             UpstreamUnreachable: the connection is gone already; nothing was written.
             UpstreamTimeout: the upstream takes no more.
@@ -198,7 +202,15 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
         sending(self.dialled)
-        pending = head
+        if body:
+            return self._send_on(head, body=body, stall=stall, by=by)
+        self._write(head)
+        self._all_sent = True
+        return None
+
+    async def _send_on(
+        self, pending: bytes, *, body: Iterable[bytes], stall: float, by: float
+    ) -> None:
         for part in body:
             if len(pending) + len(part) <= _MAX_HEAD:
                 pending += part
@@ -227,7 +239,7 @@ class Connection(asyncio.Protocol):
                     outcome=Outcome.UNKNOWN,
                 )
             left = size
-            limit = self._loop.time() + stall
+            limit = self.loop.time() + stall
             try:
                 await self._wait(min(by, limit))
             except TimeoutError:
@@ -314,7 +326,7 @@ class Connection(asyncio.Protocol):
         self._by = by
         if by < self._rings:
             self._set_alarm(by)
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -324,13 +336,13 @@ class Connection(asyncio.Protocol):
         if self._alarm is not None:
             self._alarm.cancel()
         self._rings = when
-        self._alarm = self._loop.call_at(when, self._ring)
+        self._alarm = self.loop.call_at(when, self._ring)
 
     def _ring(self) -> None:
         self._alarm, self._rings = None, math.inf
         if self._waiter is None or self._waiter.done():
             return  # who waits next sets it anew
-        if self._loop.time() < self._by:
+        if self.loop.time() < self._by:
             self._set_alarm(self._by)
         else:
             self._waiter.set_exception(TimeoutError())
@@ -437,7 +449,7 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         if self._decided:
             return
-        if sum(len(name) + len(value) + 4 for name, value in self.headers) > _MAX_HEAD:
+        if self._received > _MAX_HEAD and _size(self.headers) > _MAX_HEAD:
             self._problem = "sent a reply head that is too large"
             return
         status = parser.get_status_code()
@@ -501,6 +513,10 @@ class Connection(asyncio.Protocol):
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
             self._complete = self._parsed = True
+
+
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 def _said_goodbye(transport: asyncio.Transport) -> bool:

@@ -89,6 +89,7 @@ class Dialler:
         self.origin = origin
         self._timeouts = timeouts
         self._way = way or Way()
+        self._loop = asyncio.get_running_loop()
         self._via = via
         self._tls = _tls(self._way.ca_file) if origin.tls else None
         self._pool = Pool(self._connect, limits=limits or PoolLimits())
@@ -102,7 +103,7 @@ class Dialler:
 
     def deadline(self) -> float:
         """Loop time at which an exchange that begins now has to be over."""
-        return asyncio.get_running_loop().time() + self._timeouts.total
+        return self._loop.time() + self._timeouts.total
 
     async def send(
         self,
@@ -136,22 +137,26 @@ class Dialler:
             UpstreamTimeout: not_sent while connecting, else unknown.
             UpstreamBroken: sent, and no valid reply.
         """
-        loop = asyncio.get_running_loop()
+        loop, timeouts = self._loop, self._timeouts
+        now = loop.time()
         if deadline is None:
-            deadline = self.deadline()
-        elif loop.time() >= deadline:
+            deadline = now + timeouts.total
+        elif now >= deadline:
             raise _no_time()
         pool = self._own if own else self._pool
         connection = None if fresh else pool.pick(recent=recent)
         if connection is None:
             connection = await self._take(pool, deadline=deadline, fresh=fresh or recent)
+            now = loop.time()
         try:
             connection.begin(head_only=head_only, interim=interim)
-            await connection.send(
-                head, body=body, stall=self._timeouts.write_stall, by=deadline, sending=sending
+            rest = connection.send(
+                head, body=body, stall=timeouts.write_stall, by=deadline, sending=sending
             )
-            first_byte = loop.time() + self._timeouts.first_byte
-            await connection.wait_head(by=min(deadline, first_byte))
+            if rest is not None:
+                await rest
+                now = loop.time()
+            await connection.wait_head(by=min(deadline, now + timeouts.first_byte))
         except TimeoutError:
             _give_up(connection, pool)
             raise UpstreamTimeout(
@@ -175,7 +180,7 @@ class Dialler:
         return Reply(
             connection,
             release=pool.give,
-            between=self._timeouts.between_bytes,
+            between=timeouts.between_bytes,
             deadline=deadline,
         )
 
@@ -241,7 +246,7 @@ class Dialler:
             ) from None
 
     async def _dial(self, protocol: Callable[[], Connection]) -> Connection:
-        origin, way, loop = self.origin, self._way, asyncio.get_running_loop()
+        origin, way, loop = self.origin, self._way, self._loop
         began = time.monotonic()
         secure: dict[str, Any] = {}
         if self._tls is not None:

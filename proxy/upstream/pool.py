@@ -50,6 +50,7 @@ class Pool:
         *,
         limits: PoolLimits,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._dial = dial
         self._limits = limits
         self._idle: dict[Connection, None] = {}  # the longest idle one first
@@ -68,7 +69,7 @@ class Pool:
         if not self._idle:
             return None
         within = self._limits.recent if recent else self._limits.idle
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._idle:
             connection = next(reversed(self._idle))
             age = now - connection.idle_since
@@ -117,11 +118,10 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.idle_since = self._loop.time()
         self._idle[connection] = None
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._limits.idle, self._sweep)
+            self._sweeper = self._loop.call_later(self._limits.idle, self._sweep)
 
     def close(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
@@ -148,7 +148,7 @@ class Pool:
                 hint="Send fewer at a time, or raise pool.size.",
                 retry_after=1,
             )
-        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiting.append(waiter)
         try:
             return await waiter
@@ -180,13 +180,12 @@ class Pool:
             self._vacate()
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
         self._sweeper = None
         while self._idle:
             oldest = next(iter(self._idle))
-            left = oldest.idle_since + self._limits.idle - loop.time()
+            left = oldest.idle_since + self._limits.idle - self._loop.time()
             if left > 0:
-                self._sweeper = loop.call_later(left, self._sweep)
+                self._sweeper = self._loop.call_later(left, self._sweep)
                 return
             del self._idle[oldest]
             oldest.close()

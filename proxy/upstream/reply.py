@@ -31,7 +31,7 @@ class Reply:
         self._closed = False
         self._between = between
         self._deadline = deadline
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self.status = connection.status
         self.reason = connection.reason
         self.headers = connection.headers
@@ -39,6 +39,13 @@ class Reply:
         self.media, self.coding = connection.media, connection.coding
         self.bodyless = connection.bodyless
         self._peeked = b""
+
+    def peeked(self, limit: int) -> tuple[bytes, bool] | None:
+        """What `peek` brings, if nothing has to be waited for, as with most replies."""
+        if not self._connection.complete:
+            return None
+        self._peeked += self._connection.take()
+        return self._peeked, len(self._peeked) <= limit
 
     async def peek(self, limit: int, *, patience: float | None = None) -> tuple[bytes, bool]:
         """The first bytes of the body, kept for delivery, and whether they are all of it.
@@ -49,9 +56,8 @@ class Reply:
         Raises:
             UpstreamBroken, UpstreamTimeout: the body was cut short before.
         """
-        if self._connection.complete:  # as most are
-            self._peeked += self._connection.take()
-            return self._peeked, len(self._peeked) <= limit
+        if (found := self.peeked(limit)) is not None:
+            return found
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as wait:
                 while len(self._peeked) <= limit and await self._more():

@@ -285,7 +285,8 @@ reply_headers = st.lists(
 
 
 def returned(pairs, own=OWN_REPLY):
-    data = reply_head(207, reason=b"As It Is", headers=pairs, own=own)
+    lines = b"".join(b"%b: %b\r\n" % one for one in own)
+    data = reply_head(207, reason=b"As It Is", headers=pairs, own=lines)
     assert data.endswith(b"\r\n\r\n")
     first, *lines = data[:-4].split(b"\r\n")
     assert first == b"HTTP/1.1 207 As It Is"
@@ -310,7 +311,7 @@ def test_connection_cannot_remove_a_replys_length():
 
 
 def test_a_reply_without_a_reason_keeps_none():
-    assert reply_head(200, reason=b"", headers=[], own=[]) == b"HTTP/1.1 200 \r\n\r\n"
+    assert reply_head(200, reason=b"", headers=[]) == b"HTTP/1.1 200 \r\n\r\n"
 
 
 # -- where a reply points ----------------------------------------------------------------
