@@ -9,10 +9,10 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,6 +42,9 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 
 bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-startup: $(STAMP) ## measure start-up beside `import aiohttp`, and the memory of idle processes
+	@$(BIN)/python bench/startup.py $(ARGS)
 
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
 	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)
