@@ -14,7 +14,8 @@ from watching import Inspector
 
 from proxy.app import Place, start
 from proxy.settings import load
-from proxy.simulator import Simulator, Switches
+from proxy.simulator import Switches
+from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Telemetry
 
 

@@ -15,8 +15,9 @@ from proxy.settings import SettingsModel, UpstreamSettings, load
 from proxy.settings.credentials import CREDENTIAL_VARIABLES
 from proxy.settings.model import CallerEntry, keys, variable
 from proxy.settings.sources import PLAIN_VARIABLES
-from proxy.simulator import KINDS, Simulator, Switches
+from proxy.simulator import KINDS, Switches
 from proxy.simulator.control import Control
+from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]

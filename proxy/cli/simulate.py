@@ -10,16 +10,9 @@ from dataclasses import Field, fields
 
 from proxy import __version__
 from proxy.settings import Address, Settings
-from proxy.simulator import (
-    KINDS,
-    Kind,
-    Received,
-    Reply,
-    Simulator,
-    StateUnusable,
-    Switches,
-    choices,
-)
+from proxy.simulator import KINDS, Kind, Received, Reply, Switches, choices
+from proxy.simulator.simulator import Simulator
+from proxy.simulator.state import StateUnusable
 
 _LISTEN = Address("127.0.0.1", 8090)
 _CONTROL = Address("127.0.0.1", 8091)
