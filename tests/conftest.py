@@ -12,7 +12,8 @@ from processes import Workers
 from valkeys import ValkeyServer
 from watching import Inspector
 
-from proxy.app import Place, start
+from proxy.app.running import Place
+from proxy.app.start import start
 from proxy.settings import load
 from proxy.simulator import Switches
 from proxy.simulator.simulator import Simulator

@@ -8,6 +8,8 @@ import sys
 from contextlib import AsyncExitStack
 
 from proxy import __version__
+from proxy.app.listeners import CannotStart
+from proxy.app.simulated import start_simulator
 from proxy.settings import Address, Settings
 from proxy.simulator import Received, Reply, Switches
 from proxy.simulator.simulator import Simulator
@@ -19,8 +21,6 @@ _CONTROL = Address("127.0.0.1", 8091)
 
 def simulate(settings: Settings) -> int:
     """Run the simulator until it is told to stop; the exit code."""
-    from proxy.app import CannotStart
-
     try:
         asyncio.run(_simulate(settings))
     except CannotStart as error:
@@ -33,8 +33,6 @@ def simulate(settings: Settings) -> int:
 
 
 async def _simulate(settings: Settings) -> None:
-    from proxy.app import start_simulator
-
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)

@@ -10,7 +10,8 @@ import pytest
 from harness import run, transfer_body
 from watching import Inspector
 
-from proxy.app import Running, banner
+from proxy.app.banner import banner
+from proxy.app.running import Running
 from proxy.core.caller import Digest
 from proxy.settings import load
 from proxy.simulator import Switches
