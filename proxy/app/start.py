@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -155,6 +156,7 @@ async def serve(settings: Settings) -> None:
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reread)
+        gc.freeze()  # all of this stays: no collection that callers wait for looks through it
         await stopping.wait()
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 

@@ -199,6 +199,7 @@ class _House:
             )
             running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
             link.say(up={})
+            gc.freeze()  # as `serve` does
             await stopping.wait()
             await running.drain()
             link.say(draining=True)

@@ -1,6 +1,7 @@
 """`nomba-proxy serve`."""
 
 import asyncio
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from proxy.settings import Settings
 
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
+    gc.freeze()  # what is loaded stays: collecting need not look through it while the rest comes
     try:
         if settings.model.workers > 1:
             from proxy.app.workers import supervise
