@@ -61,6 +61,7 @@ ONLY_IN = {
     "argparse": {"cli"},
     "redis": {"valkey"},
     "tomlkit": {"cli"},
+    "cryptography": {"tokens"},
 }
 
 # What the pure core has no use for: clocks, chance, waiting, the world outside.
