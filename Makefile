@@ -9,7 +9,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-micro bench-instructions bench-profile fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-instructions: $(STAMP) ## count the instructions of a request, by which a 
 
 bench-profile: $(STAMP) ## the functions that a request spends its time in
 	@$(BIN)/python bench/profile_path.py $(ARGS)
+
+bench-startup: $(STAMP) ## measure start-up beside `import aiohttp`, and the memory of idle processes
+	@$(BIN)/python bench/startup.py $(ARGS)
 
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
 	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)

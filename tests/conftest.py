@@ -12,9 +12,11 @@ from processes import Workers
 from valkeys import ValkeyServer
 from watching import Inspector
 
-from proxy.app import Place, start
+from proxy.app.running import Place
+from proxy.app.start import start
 from proxy.settings import load
-from proxy.simulator import Simulator, Switches
+from proxy.simulator import Switches
+from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Telemetry
 
 

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.app import Running
+from proxy.app.running import Running
 from proxy.telemetry import Telemetry
 
 _STATE = tempfile.TemporaryDirectory(prefix="nomba-proxy-tests-")

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__, errors
-from proxy.cli import _parser
+from proxy.cli.parser import make_parser
 from proxy.core.caller import Digest
 from proxy.settings import SettingsModel, UpstreamSettings, load
 from proxy.settings.credentials import CREDENTIAL_VARIABLES
 from proxy.settings.model import CallerEntry, keys, variable
 from proxy.settings.sources import PLAIN_VARIABLES
-from proxy.simulator import KINDS, Simulator, Switches
+from proxy.simulator import KINDS, Switches
 from proxy.simulator.control import Control
+from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def test_every_command_in_the_docs_exists():
         if program == "make":
             assert arguments[0] in targets, command
         else:
-            _parser().parse_args(arguments)
+            make_parser().parse_args(arguments)
 
 
 def test_every_variable_in_the_docs_exists():

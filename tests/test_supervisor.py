@@ -106,7 +106,8 @@ async def test_one_that_does_not_end_in_time_is_killed(supervised):
 
 
 async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supervised, tmp_path):
-    told = await supervised(str(tmp_path / "tried"), sign="os._exit(3)")
+    # It has to be heard that it is up before it ends: else nothing was ever filled.
+    told = await supervised(str(tmp_path / "tried"), sign="time.sleep(0.3); os._exit(3)")
     failed = await told.until("process_not_started")
     assert "no descriptors" in failed["reason"]
     assert await told.until("process_started")

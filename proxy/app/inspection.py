@@ -63,9 +63,9 @@ class Inspection:
     clock: Clock
 
     @classmethod
-    def of(cls, settings: Settings, redactor: Redactor) -> "Inspection":
+    def of(cls, settings: Settings) -> "Inspection":
         """An empty one."""
-        options, clock = settings.model.inspector, Clock()
+        options, clock, redactor = settings.model.inspector, Clock(), make_redactor(settings)
         ring = Ring(
             budget=int(options.memory),
             body_limit=int(options.body_limit),
@@ -133,7 +133,7 @@ class Inspection:
                     raise
         stack.callback(inspector.close)
         url = f"http://{listen}/?token={inspector.token}"
-        path = inspector_file(settings.state_dir, listen.port)
+        path = settings.inspector_file(listen.port)
         try:
             _keep_private(path, url)
         except OSError as error:
@@ -183,11 +183,6 @@ def _replay_door(
         return pair.access
 
     return ReplayDoor(str(here), preview=preview, send=send, ticket=ticket)
-
-
-def inspector_file(state_dir: Path, port: int) -> Path:
-    """Where `nomba-proxy tail` and `export` find the address of a running inspector."""
-    return state_dir / f"inspector-{port}.url"
 
 
 def _keep_private(path: Path, text: str) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import socket
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+from proxy.settings import Address
 
-from proxy.server import TrafficServer
-from proxy.settings import (
-    Address,
-)
+if TYPE_CHECKING:  # the simulator alone needs none of it
+    from aiohttp import web
+
+    from proxy.server import TrafficServer
 
 BACKLOG = 1024  # callers that wait to be accepted, as between two proxies on one socket
 ANY_PORT = Address("127.0.0.1", 0)
@@ -20,7 +21,7 @@ class CannotStart(Exception):
 
 
 async def take_traffic(
-    server: TrafficServer, address: Address, *, sock: socket.socket | None
+    server: "TrafficServer", address: Address, *, sock: socket.socket | None
 ) -> asyncio.Server:
     """Listen without a runner of aiohttp's, whose way of stopping loses requests."""
     where = {"host": address.host, "port": address.port} if sock is None else {"sock": sock}
@@ -32,7 +33,7 @@ async def take_traffic(
 
 
 async def listen_on(
-    runner: web.BaseRunner,
+    runner: "web.BaseRunner",
     address: Address,
     *,
     stack: AsyncExitStack,
@@ -44,6 +45,8 @@ async def listen_on(
     Raises:
         CannotStart: it cannot be had.
     """
+    from aiohttp import web
+
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site: web.BaseSite = web.TCPSite(runner, address.host, address.port)

@@ -21,16 +21,15 @@ from proxy.settings import (
     SharedStore,
 )
 from proxy.tokens.asking import Clocks
-from proxy.tokens.file_store import FileStore, MachineClock
 from proxy.tokens.keyring import Keyring
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, NombaAuth
-from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import MemoryStore, Store, StoreFailed
 from proxy.upstream.dialler import Dialler, Timeouts, Way
 from proxy.upstream.pool import PoolLimits
 
 if TYPE_CHECKING:
+    from proxy.tokens.file_store import FileStore
     from proxy.tokens.valkey_store import ValkeyStore
     from proxy.valkey import Valkey
 
@@ -169,33 +168,47 @@ def _store(
     def warn(text: str) -> None:
         emit(Event("stored_session_ignored", "warning", one.name, {"reason": text}))
 
+    if valkey is not None:
+        return _on_server(valkey, one, keyring=keyring, settings=settings, warn=warn)
+    if settings.store_dir is not None:
+        return _in_folder(settings.store_dir, one, keyring=keyring, warn=warn)
+    return MemoryStore()
+
+
+# What is kept is encrypted. It is imported where something is: cryptography is 7 MiB.
+
+
+def _in_folder(
+    folder: Path, one: ReadyUpstream, *, keyring: Keyring, warn: Callable[[str], object]
+) -> "FileStore":
+    from proxy.tokens.file_store import FileStore, MachineClock
+    from proxy.tokens.seal import Identity, Seal
+
     identity = Identity(*one.session)
     seal = Seal(identity, keyring=keyring)
-    if valkey is not None:
-        return _on_server(valkey, identity=identity, seal=seal, settings=settings, warn=warn)
-    if settings.store_dir is None:
-        return MemoryStore()
     clock = MachineClock(_boot(), alive=alive_clock(), wall=time.time)
     try:
-        return FileStore(settings.store_dir, identity=identity, seal=seal, clock=clock, warn=warn)
+        return FileStore(folder, identity=identity, seal=seal, clock=clock, warn=warn)
     except StoreFailed as error:
         raise CannotStart(f"store: {error}") from None
 
 
 def _on_server(
     valkey: "Valkey",
+    one: ReadyUpstream,
     *,
-    identity: Identity,
-    seal: Seal,
+    keyring: Keyring,
     settings: Settings,
     warn: Callable[[str], object],
 ) -> "ValkeyStore":
+    from proxy.tokens.seal import Identity, Seal
     from proxy.tokens.valkey_store import ValkeyStore
 
+    identity = Identity(*one.session)
     return ValkeyStore(
         valkey,
         identity=identity,
-        seal=seal,
+        seal=Seal(identity, keyring=keyring),
         lease=settings.model.token.lease,
         alive=alive_clock(),
         wall=time.time,

@@ -14,15 +14,10 @@ from proxy.settings import (
     UpstreamSettings,
     parse_origin,
 )
-from proxy.simulator import (
-    Received,
-    Reply,
-    Simulator,
-    StateUnusable,
-    Switches,
-    parse_fault,
-)
+from proxy.simulator import Received, Reply, Switches, parse_fault
 from proxy.simulator.control import Control
+from proxy.simulator.simulator import Simulator
+from proxy.simulator.state import StateUnusable
 
 _SIMULATOR_MEMORY = 64 * 1024 * 1024  # bytes of requests that it remembers
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -13,18 +15,18 @@ from proxy import __version__
 from proxy.admin import build_admin
 from proxy.app.assembly import assemble, both
 from proxy.app.banner import banner
-from proxy.app.inspection import Inspection, make_redactor
 from proxy.app.listeners import authorities_of, listen_on, take_traffic
 from proxy.app.running import Place, Running
-from proxy.app.simulated import known_of, simulated, start_simulator
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
-from proxy.inspector.relay import Relay, connect_to
 from proxy.quiet import QuietServer
 from proxy.server import TrafficServer
 from proxy.settings import Address, Settings, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
+
+if TYPE_CHECKING:  # imported where it is on
+    from proxy.app.inspection import Inspection
 
 _RELAYED = 8 * 1024 * 1024  # bytes that wait for the inspector's process at most
 _SETTLING = 1.0  # seconds that nobody is accepted for lack of what a shared store knows
@@ -51,18 +53,22 @@ async def start(
     model = settings.model
     upstreams, faults = settings.upstreams, ""
     if settings.simulate:
+        from proxy.app.simulated import known_of, simulated, start_simulator
+
         known = place.simulator or known_of(*await start_simulator(settings, stack=stack))
         upstreams, faults = (simulated(settings, known),), known["control"]
 
-    redactor = make_redactor(settings)
     observe: Observe = telemetry.observe
     tell: Emit | None = None
     watch: Watch | None = None
-    inspection: Inspection | None = None
+    shown: Inspection | None = None
     if place.hub is not None:
+        from proxy.app.inspection import make_redactor
+        from proxy.inspector.relay import Relay, connect_to
+
         relay = Relay(
             connect_to(place.hub),
-            is_secret=redactor.is_secret,
+            is_secret=make_redactor(settings).is_secret,
             body_limit=int(model.inspector.body_limit),
             emit=telemetry.emit,
             budget=max(_RELAYED, 12 * int(model.inspector.body_limit)),
@@ -70,9 +76,11 @@ async def start(
         stack.push_async_callback(relay.close)
         tell, watch, observe = relay.emit, relay.watch, both(telemetry.observe, relay.note)
     elif settings.inspect and place.alone:
-        inspection = Inspection.of(settings, redactor)
-        tell, watch = inspection.sessions.emit, inspection.ring.watch
-        observe = both(telemetry.observe, inspection.ring.note)
+        from proxy.app import inspection
+
+        shown = inspection.Inspection.of(settings)
+        tell, watch = shown.sessions.emit, shown.ring.watch
+        observe = both(telemetry.observe, shown.ring.note)
 
     made = assemble(
         settings,
@@ -119,8 +127,8 @@ async def start(
     listen = Address(*traffic.sockets[0].getsockname()[:2])
     made.authorities.update(authorities_of(listen))
     inspector = ""
-    if inspection is not None:
-        inspector = await inspection.open(
+    if shown is not None:
+        inspector = await shown.open(
             settings, upstreams, made=made, listen=listen, telemetry=telemetry, stack=stack
         )
     if not place.alone:  # others answer there
@@ -149,6 +157,7 @@ async def serve(settings: Settings) -> None:
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reread)
+        gc.freeze()  # all of this stays: no collection that callers wait for looks through it
         await stopping.wait()
         telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
 

@@ -26,14 +26,11 @@ from proxy import __version__
 from proxy.app.assembly import assemble
 from proxy.app.banner import banner
 from proxy.app.callers import end_task, signing_key
-from proxy.app.inspection import Inspection, make_redactor
 from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
 from proxy.app.running import Place, Running
-from proxy.app.simulated import known_of, simulated, start_simulator
 from proxy.app.start import start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
-from proxy.inspector.hub import Hub, listen
 from proxy.settings import Address, ReadyUpstream, Settings, parse_address, share_metrics
 from proxy.supervisor import CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Shared, Telemetry
@@ -72,8 +69,9 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
         ]
         admin = _bound("admin.listen", settings.admin_listen, exclusive=True, shared=False)
         settings = replace(settings, listen=address, admin_listen=_address(admin))
+        _load(settings)
         try:
-            hub = listen(folder / "hub") if settings.inspect else None
+            hub = _hub(folder) if settings.inspect else None
         except OSError as error:
             raise CannotStart(f"{folder}: {error.strerror}") from None
         supervisor = stack.enter_context(
@@ -150,6 +148,8 @@ class _House:
     def _upstreams(self) -> tuple[ReadyUpstream, ...]:
         if self.known is None:
             return self.settings.upstreams
+        from proxy.app.simulated import simulated
+
         return (simulated(self.settings, self.known),)
 
     # -- what the processes do ------------------------------------------------------------------
@@ -199,6 +199,7 @@ class _House:
             )
             running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
             link.say(up={})
+            gc.freeze()  # as `serve` does
             await stopping.wait()
             await running.drain()
             link.say(draining=True)
@@ -222,12 +223,15 @@ class _House:
         return Post(name, target, prepare=prepare, missing=missing, ended=ended)
 
     async def _inspect(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+        from proxy.app.inspection import Inspection
+        from proxy.inspector.hub import Hub
+
         assert self.hub is not None  # noqa: S101 - it is why this runs
         settings, upstreams = self.settings, self._upstreams()
         telemetry = _telemetry(settings, self.folder, "inspector")
         if link.after:
             telemetry.metrics.restarted("inspector")
-        shown = Inspection.of(settings, make_redactor(settings))
+        shown = Inspection.of(settings)
         hub = Hub(shown.ring, shown.sessions, clock=shown.clock)
         made = assemble(
             settings, upstreams, stack=stack, telemetry=telemetry, tell=shown.sessions.emit
@@ -248,6 +252,8 @@ class _House:
         await stopping.wait()
 
     async def _simulate(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+        from proxy.app.simulated import known_of, start_simulator
+
         link.say(up=known_of(*await start_simulator(self.settings, stack=stack)))
         await stopping.wait()
 
@@ -295,6 +301,24 @@ async def _life(link: Link, body: _Body) -> None:
     finally:
         signs.cancel()
         loop.remove_reader(link.sock)
+
+
+def _load(settings: Settings) -> None:
+    """Load what the processes need before there are any: once, and shared by all."""
+    import proxy.tokens.file_store
+
+    if settings.shared_store is not None:
+        import proxy.tokens.valkey_store
+    if settings.simulate:
+        import proxy.app.simulated
+    if settings.inspect:
+        import proxy.app.inspection  # noqa: F401
+
+
+def _hub(folder: Path) -> socket.socket:
+    from proxy.inspector.hub import listen
+
+    return listen(folder / "hub")
 
 
 async def _nothing() -> None:

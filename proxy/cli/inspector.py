@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from proxy.app import inspector_file
 from proxy.settings import Settings
 
 _FILTERS = ("q", "method", "status", "caller", "family")
@@ -79,8 +78,8 @@ class Asker:
 
     def _kept(self) -> str:
         """The address that the running proxy left for us."""
-        folder, port = self._settings.state_dir, self._settings.inspect_listen.port
-        path = inspector_file(folder, port)
+        folder = self._settings.state_dir
+        path = self._settings.inspector_file(self._settings.inspect_listen.port)
         kept = {one: _read_line(one) for one in (path, *sorted(folder.glob("inspector-*.url")))}
         if self._answers(kept[path]):
             return kept[path]

@@ -1,20 +1,25 @@
 """`nomba-proxy serve`."""
 
 import asyncio
+import gc
 import importlib
 import sys
 from collections.abc import Callable
 
-from proxy.app import CannotStart, supervise
-from proxy.app import serve as run
+from proxy.app.listeners import CannotStart
 from proxy.settings import Settings
 
 
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
+    gc.freeze()  # what is loaded stays: collecting need not look through it while the rest comes
     try:
         if settings.model.workers > 1:
+            from proxy.app.workers import supervise
+
             return supervise(settings, loop_factory=event_loop())
+        from proxy.app.start import serve as run
+
         with asyncio.Runner(loop_factory=event_loop()) as runner:
             runner.run(run(settings))
     except CannotStart as error:

@@ -164,6 +164,10 @@ class Settings:
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
+    def inspector_file(self, port: int) -> Path:
+        """Where `tail` and `export` find the address of an inspector that runs."""
+        return self.state_dir / f"inspector-{port}.url"
+
 
 # The simulator's secrets guard nothing, but somebody may give it real ones.
 _HIDDEN = {"simulator.client_secret", "simulator.other_clients"}

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from proxy.simulator import Simulator
 from proxy.simulator.faults import KINDS, fits, make_fault
 from proxy.simulator.messages import Received, Reply, failure, reply_json
 from proxy.simulator.script import Waiting
 from proxy.simulator.server import Server, Site
+from proxy.simulator.simulator import Simulator
 from proxy.simulator.switches import Switches
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")

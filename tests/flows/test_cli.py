@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from harness import environ, run, served
 
-from proxy.app import Running, banner
+from proxy.app.banner import banner
+from proxy.app.running import Running
 from proxy.settings import load
 
 CREDENTIALS = {

@@ -7,7 +7,7 @@ import re
 import aiohttp
 import pytest
 
-from proxy.app import CannotStart
+from proxy.app.listeners import CannotStart
 
 BALANCE = "/v1/accounts/balance"
 ISSUE = "/v1/auth/token/issue"

@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 from harness import Proxy, read_reply, run, served
 
-from proxy.simulator import Simulator, Switches, parse_fault
+from proxy.simulator import Switches, parse_fault
+from proxy.simulator.simulator import Simulator
 
 SECRET = "MARKED-client-secret-0123456789"
 SIGNING = "MARKED-signing-key-0123456789-0123456789"

@@ -10,10 +10,12 @@ import pytest
 from harness import run, transfer_body
 from watching import Inspector
 
-from proxy.app import Running, banner
+from proxy.app.banner import banner
+from proxy.app.running import Running
 from proxy.core.caller import Digest
 from proxy.settings import load
-from proxy.simulator import Simulator, Switches
+from proxy.simulator import Switches
+from proxy.simulator.simulator import Simulator
 
 BALANCE, TRANSFER = "/v1/accounts/balance", "/v2/transfers/bank"
 ISSUE, REFRESH, REVOKE = (f"/v1/auth/token/{call}" for call in ("issue", "refresh", "revoke"))

@@ -7,7 +7,7 @@ import pytest
 from harness import read_reply
 from multidict import CIMultiDict
 
-from proxy.simulator import Simulator
+from proxy.simulator.simulator import Simulator
 
 NOON = 1_783_465_848.290123  # 2026-07-07T23:10:48.290123Z
 

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 from harness import read_reply
 
-from proxy.simulator import KINDS, Simulator
+from proxy.simulator import KINDS
 from proxy.simulator.client import Control as Client
 from proxy.simulator.client import ControlError
 from proxy.simulator.control import Control
+from proxy.simulator.simulator import Simulator
 
 BALANCE = "/v1/accounts/balance"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from harness import read_reply, reset
 
-from proxy.simulator import KINDS, Fault, Simulator, parse_fault
+from proxy.simulator import KINDS, Fault, parse_fault
 from proxy.simulator.faults import fits, make_fault
+from proxy.simulator.simulator import Simulator
 
 BALANCE = "/v1/accounts/balance"
 TRANSFER = "/v2/transfers/bank"

@@ -10,7 +10,8 @@ from decimal import Decimal
 
 import pytest
 
-from proxy.simulator import Simulator, Switches, parse_fault
+from proxy.simulator import Switches, parse_fault
+from proxy.simulator.simulator import Simulator
 
 CALLS = 10_000
 CALLERS = 20

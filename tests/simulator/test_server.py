@@ -4,7 +4,7 @@ import json
 import aiohttp
 import pytest
 
-from proxy.simulator import Simulator
+from proxy.simulator.simulator import Simulator
 
 LOST = "/v1/nowhere"
 GET = b"GET /v1/nowhere HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.simulator import Simulator, StateUnusable, parse_fault
-from proxy.simulator.state import StateFile
+from proxy.simulator import parse_fault
+from proxy.simulator.simulator import Simulator
+from proxy.simulator.state import StateFile, StateUnusable
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def test_the_file_is_written_whole_and_for_its_owner_only(begin, file):
 
 
 async def test_a_change_is_kept_while_it_runs(begin, file, monkeypatch):
-    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    monkeypatch.setattr("proxy.simulator.simulator._SAVE_AFTER", 0.01)
     async with begin() as caller:
         await caller.issue()
         await caller.transfer()
@@ -65,7 +66,7 @@ async def test_a_change_is_kept_while_it_runs(begin, file, monkeypatch):
 
 @pytest.mark.parametrize("change", ["pay", "reset", "expire", "revoke"])
 async def test_what_the_control_api_changes_is_kept_too(begin, file, monkeypatch, change):
-    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    monkeypatch.setattr("proxy.simulator.simulator._SAVE_AFTER", 0.01)
     async with begin() as caller:
         await caller.issue()
         order = {"order": {"orderReference": "order-1", "amount": 5}}
@@ -82,7 +83,7 @@ async def test_what_the_control_api_changes_is_kept_too(begin, file, monkeypatch
 
 
 async def test_money_that_moved_before_a_delay_is_kept_during_it(begin, file, monkeypatch):
-    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    monkeypatch.setattr("proxy.simulator.simulator._SAVE_AFTER", 0.01)
     async with begin() as caller:
         await caller.issue()
         caller.sim.inject(parse_fault("delay seconds=3600 work=true path=/v2/*"))
@@ -121,7 +122,7 @@ async def test_a_link_is_followed_and_stays_one(begin, file, tmp_path):
 async def test_a_file_that_can_no_longer_be_written_is_said_and_tried_again(
     clock, file, monkeypatch, make_caller, tmp_path
 ):
-    monkeypatch.setattr("proxy.simulator._SAVE_AFTER", 0.01)
+    monkeypatch.setattr("proxy.simulator.simulator._SAVE_AFTER", 0.01)
     said, home, away = [], tmp_path / "home", tmp_path / "away"
     home.mkdir()
     sim = Simulator(clock=clock, state_file=home / "s.json", trouble=said.append)

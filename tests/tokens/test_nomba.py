@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.secret import Secret, SecretMisuse
 from proxy.settings import parse_origin
-from proxy.simulator import Simulator
+from proxy.simulator.simulator import Simulator
 from proxy.tokens.nomba import IssuerError, NombaAuth
 from proxy.upstream.dialler import Dialler, Timeouts
 

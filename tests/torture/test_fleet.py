@@ -16,7 +16,8 @@ from processes import GET, until
 from replicas import Replica
 from valkeys import ValkeyServer
 
-from proxy.simulator import Simulator, Switches, parse_fault
+from proxy.simulator import Switches, parse_fault
+from proxy.simulator.simulator import Simulator
 
 ISSUE, REFRESH = "/v1/auth/token/issue", "/v1/auth/token/refresh"
 LOGINS = {ISSUE, REFRESH}

@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 from harness import read_reply, served
 
-from proxy.simulator import Simulator, Switches
+from proxy.simulator import Switches
+from proxy.simulator.simulator import Simulator
 
 MIB = 1 << 20
 BALANCE, TRANSFER = "/v1/accounts/balance", "/v1/transfers/bank/lookup"
