@@ -1,4 +1,4 @@
-"""One request, eight steps, one file.
+"""One request, eight steps; the first three are `gate.py`.
 
 1. **parse** the raw target; refuse what can be read two ways
 2. **identify** the caller from the head alone, before a body byte is read
@@ -15,53 +15,42 @@ refusal. Whatever happens, the exchange is accounted for exactly once.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 
-from proxy.body import Bodies
-from proxy.callers.login import Login, LoginCall
-from proxy.callers.registry import Registry
-from proxy.core.account import AccountRule, decide_account
-from proxy.core.browser import Pages
-from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
+from proxy.body import Bodies, Body
+from proxy.callers.login import LoginCall
 from proxy.core.capture import NO_CAPTURE, Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
-from proxy.core.heads import CallerHead, RequestHead, reply_head
+from proxy.core.heads import CHUNKED, RequestHead
 from proxy.core.heads import Headers as RawHeaders
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.limits import Limiter
-from proxy.core.mounts import Mount, Mounts, called_by
 from proxy.core.refusal import local_reply
-from proxy.core.routes import READ_METHODS, Kind, Route, RouteTable, login_call
-from proxy.core.session import Pair, Token
-from proxy.core.target import Target, parse_target, strip_mount
+from proxy.core.reply_heads import ReplyHead
+from proxy.core.routes import READ_METHODS, Kind
+from proxy.core.session import Token
 from proxy.errors import (
-    CallerForbidden,
     CallerUnknown,
     Internal,
-    LoopDetected,
     MethodNotAllowed,
     Outcome,
     ProxyError,
     RenewalNotAllowed,
     TokenUnavailable,
-    UpgradeUnsupported,
     UpstreamError,
     UpstreamTimeout,
 )
+from proxy.gate import Callers, Decision, Gate, Headers, LoginAsked, Upstream
 from proxy.quiet import refusal
-from proxy.server import Call, CallerLeft, Departure, RawReply, read_body
-from proxy.tokens.manager import Session
-from proxy.upstream.dialler import Dialler
+from proxy.server import Call, CallerLeft, RawReply, read_body
 from proxy.upstream.reply import Reply
 
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
-_TOLD_APART = 200  # characters of a path by which refusals are remembered
-_NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
 _NO_WORD_OF_THE_TOKEN = frozenset({403, 429})  # statuses that come before it is looked at
 _STAYS, _ENDS = RawReply(keep_alive=True), RawReply()
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
@@ -78,51 +67,6 @@ _HINT_REFUSED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """One configured upstream, wired.
-
-    Attributes:
-        name: for logs and metrics.
-        mount: where callers reach it.
-        dialler: carries requests to it.
-        session: lends its token; other upstreams may share it.
-        account: whose requests these are.
-    """
-
-    name: str
-    mount: Mount
-    dialler: Dialler
-    session: Session
-    account: AccountRule
-
-    @property
-    def host(self) -> bytes:
-        """Value of `Host`."""
-        return self.dialler.origin.authority.encode("ascii")
-
-    def locate(self, location: bytes) -> bytes:
-        """Where a caller finds what the upstream's `Location` names."""
-        return self.mount.locate(location, origin=self.dialler.origin)
-
-
-@dataclass(frozen=True, slots=True)
-class Headers:
-    """What the proxy does to headers beside what HTTP asks of it.
-
-    Attributes:
-        via: our own entry in `Via`, by which a loop is found.
-        via_upstream: whether the upstream is told it.
-        keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
-        rewrite_location: whether a `Location` on the upstream's origin becomes ours.
-    """
-
-    via: bytes
-    via_upstream: bool = True
-    keep_forwarded: bool = False
-    rewrite_location: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """What a caller may ask of us.
 
@@ -135,28 +79,6 @@ class Limits:
     write_stall: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Callers:
-    """Who may call.
-
-    Attributes:
-        registry: knows them.
-        login: answers those that log in as if we were Nomba.
-        pages: which web pages may call without a key.
-    """
-
-    registry: Registry
-    login: Login
-    pages: Pages
-
-
-@dataclass(frozen=True, slots=True)
-class _Local:
-    """An answer of ours that is no error: a login, or `OPTIONS *`."""
-
-    body: Mapping[str, object]
-
-
 class _Course:
     """One exchange on its way through the steps.
 
@@ -166,15 +88,12 @@ class _Course:
         capture: is told.
 
     Attributes:
-        departure: of the caller.
+        connection: the caller's.
         limiter: has let it in, and is told when it ends.
-        upstream: where it goes.
+        decision: how it is forwarded.
+        upstream: where to.
         head: to be sent.
-        account: whose request it is.
-        body: in parts; can be gone through more than once.
-        kind: what it can do.
-        pair: who calls what, and where: refusals are remembered by it.
-        ambient: whether no page of another origin may read the reply.
+        body: in parts; can be gone through more than once; None for none.
         deadline: loop time at which it has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         token: the one of the last attempt, which must not come back in its reply.
@@ -183,15 +102,12 @@ class _Course:
     """
 
     __slots__ = (
-        *("account", "ambient", "body", "call", "capture", "deadline", "departure", "exchange"),
-        *("head", "hint", "kind", "limiter", "pair", "reply", "resent", "token", "upstream"),
+        *("body", "call", "capture", "connection", "deadline", "decision", "exchange"),
+        *("head", "hint", "limiter", "reply", "resent", "token", "upstream"),
     )
+    decision: Decision
     upstream: Upstream
     head: RequestHead
-    account: str
-    kind: Kind
-    pair: Pair
-    ambient: bool
     deadline: float
     token: Token
     reply: Reply
@@ -200,18 +116,30 @@ class _Course:
         self.call = call
         self.exchange = exchange
         self.capture = capture
-        self.departure = Departure(call)
+        self.connection = call.connection
         self.limiter: Limiter | None = None
-        self.body: Iterable[bytes] = ()
+        self.body: Body | None = None
         self.resent = False
         self.hint = ""
+
+    def go(self, decision: Decision) -> None:
+        """It is to be forwarded."""
+        self.decision = decision
+        self.upstream = decision.upstream
+        self.head = decision.head
+
+    def free(self) -> None:
+        """Let go of the body; nothing is sent any more."""
+        if self.body is not None:
+            self.body.close()
+            self.body = None
 
     def sending(self, dialled: Dialled | None) -> None:
         """From the first byte on nobody knows, until it is answered."""
         self.exchange.outcome = Outcome.UNKNOWN
         self.capture.sending(dialled)
         if self.exchange.method not in READ_METHODS:
-            self.departure.ignore()
+            self.connection.heeds = False
 
     def drop(self) -> None:
         """Let go of a reply that another one takes the place of."""
@@ -250,17 +178,22 @@ class Handler:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch
-        self._upstreams = {one.mount: one for one in upstreams}
-        self._mounts = Mounts(self._upstreams)
+        self._gate = Gate(
+            upstreams,
+            limit=limits.head,
+            callers=callers,
+            headers=headers,
+            is_own_authority=is_own_authority,
+            emit=emit,
+        )
+        self.preview = self._gate.preview
         self._limits = limits
         self._bodies = bodies
         self._callers = callers
         self._headers = headers
-        self._is_own_authority = is_own_authority
         self._observe = observe
         self._emit = emit
         self._monotonic = monotonic
-        self._routes = RouteTable()
 
     async def __call__(self, call: Call) -> RawReply:
         """Answer one request (`server.Answer`)."""
@@ -271,16 +204,25 @@ class Handler:
             start = f"{call.target} {'HTTP/1.0' if call.http10 else 'HTTP/1.1'}"
             capture = self._watch(exchange, start, call.headers)
         course = _Course(call, exchange, capture)
-        departure = course.departure
+        connection = call.connection
+        connection.heeds = True
         try:
-            local = await self._steps_1_to_7(course)
+            decision = self._gate.decide(call, exchange)  # steps 1 to 3
+            if not isinstance(decision, Decision):
+                body = {} if decision is None else await self._login(course, decision)
+                return self._local(course, body)
+            course.go(decision)
+            course.limiter = self._callers.registry.enter(decision.identity.caller)
+            if decision.length is not None:
+                await self._read(course, decision.length)
+            await self._steps_5_to_7(course)
         except ProxyError as error:
             return self._refusal(course, error)
         except CallerLeft:
             exchange.status = 499
             return _ENDS
         except asyncio.CancelledError:
-            if departure.left and (task := asyncio.current_task()) is not None:
+            if connection.left and (task := asyncio.current_task()) is not None:
                 task.uncancel()
                 exchange.status = 499
                 return _ENDS
@@ -289,133 +231,37 @@ class Handler:
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
             return self._refusal(course, self._internal(exchange, fault))
         else:
-            if local is not None:
-                return self._local(course, local)
-            departure.ignore()  # from here on, writing to it tells
+            course.free()
+            connection.heeds = False  # from here on, writing to it tells
             try:
                 return await self._deliver(course)
             finally:
                 course.reply.close()
         finally:
-            departure.ignore()
+            connection.heeds = False
+            course.free()
             if course.limiter is not None:
                 course.limiter.leave()
             exchange.seconds = self._monotonic() - started
             capture.end()
             self._observe(exchange)
 
-    def preview(self, method: str, raw: bytes) -> tuple[str, str]:
-        """The upstream and the kind that a request would be of, in its gravest reading.
+    # -- steps 4 to 7 --------------------------------------------------------------------
 
-        Args:
-            method: upper case.
-            raw: the target as it would stand in the request line.
-
-        Raises:
-            ProxyError: it would be refused, or depends on the name in `Host`.
-        """
-        target = parse_target(raw, is_own_authority=self._is_own_authority)
-        upstream = self._upstreams[self._mounts.find_by_path(target.path)]
-        target, call = _forwarded(target, mount=upstream.mount)
-        if call is not None:
-            return upstream.name, "login"
-        kinds = {
-            self._routes.classify(method, target).kind,
-            self._routes.reread(method, target.decoded).kind,
-        }
-        gravest = next(kind for kind in (Kind.MONEY, Kind.WRITE, Kind.READ) if kind in kinds)
-        return upstream.name, gravest
-
-    # -- steps 1 to 7 --------------------------------------------------------------------
-
-    async def _steps_1_to_7(self, course: _Course) -> _Local | None:
-        """All before a reply can be delivered; an answer of ours, if that takes its place."""
-        call, exchange = course.call, course.exchange
-        method, headers = call.method, call.headers
-
-        # 1 parse
-        raw = call.target.encode("utf-8", "surrogateescape")
-        head = CallerHead(
-            headers,
-            target_length=len(raw),
-            limit=self._limits.head,
-            version=call.version,
-            keep_forwarded=self._headers.keep_forwarded,
-        )
-        if method in _NOT_FORWARDED:
-            raise MethodNotAllowed(
-                f"{method} is not forwarded.",
-                allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
-                close=True,
-            )
-        if raw == b"*" and method == "OPTIONS":
-            return _Local({})
-        if head.vias and head.names_us(self._headers.via):
-            raise LoopDetected(
-                "The request has been through this proxy before.",
-                hint="A hosts entry, DNS or upstream.base_url leads back here; upstream.addresses "
-                "names where the upstream really is.",
-                close=True,
-            )
-        target = parse_target(raw, is_own_authority=self._is_own_authority)
-        if head.upgrades:
-            _refuse_upgrade(head.upgrades)
-        upstream = course.upstream = self._select(target, headers)
-        exchange.upstream = upstream.name
-        target, login = _forwarded(target, mount=upstream.mount)
-        if login is not None:  # its credentials are in its body
-            return await self._login(course, login, head=head)
-
-        # 2 identify
-        identity = self._callers.registry.identify(head, upstream=upstream.name)
-        caller = identity.caller
-        exchange.caller = caller.name
-        course.ambient = identity.ambient
-        if course.ambient:
-            self._callers.pages.check(headers)
-
-        # 3 authorize
-        route = self._routes.classify(method, target)
-        exchange.route, exchange.kind = route.template, route.kind
-        course.kind = route.kind
-        account = decide_account(
-            upstream.account, sent=head.accounts, kind=route.kind, own=caller.accounts
-        )
-        course.account = account.account
-        if account.replaced is not None:
-            exchange.account_replaced = True
-        if not caller.unrestricted:
-            self._authorize(caller, course=course, target=target, route=route)
-        course.limiter = self._callers.registry.enter(caller)
-
-        # 4 read
-        body = None
-        if head.length is not None:
-            body = await read_body(
-                call, length=head.length, bodies=self._bodies, most=caller.body_limit or None
-            )
-        try:
-            if body is not None:
-                exchange.body_bytes = body.size
-                course.body = body
-                course.capture.body(body)
-            course.head = head.forward(
-                method.encode("ascii"),
-                target=target.raw,
-                host=upstream.host,
-                body_length=None if body is None else body.size,
-                via=self._headers.via if self._headers.via_upstream else b"",
-            )
-            course.pair = (caller.name, f"{upstream.name}{target.canonical[:_TOLD_APART]}")
-            course.deadline = upstream.dialler.deadline()
-            await self._steps_5_to_7(course)
-        finally:
-            if body is not None:
-                body.close()
-        return None
+    async def _read(self, course: _Course, length: int) -> None:
+        """Step 4, if there is a body."""
+        most = course.decision.identity.caller.body_limit or None
+        body = await read_body(course.call, length=length, bodies=self._bodies, most=most)
+        course.body = body
+        course.exchange.body_bytes = body.size
+        course.capture.body(body)
+        if length == CHUNKED:
+            course.head = course.head.with_length(body.size)
 
     async def _steps_5_to_7(self, course: _Course) -> None:
         exchange, session = course.exchange, course.upstream.session
+        kind, pair = course.decision.route.kind, course.decision.pair
+        course.deadline = course.upstream.dialler.deadline()
 
         # 5 borrow
         token = session.lend()
@@ -430,18 +276,18 @@ class Handler:
         if verdict is Verdict.ANSWER:
             exchange.outcome = Outcome.ANSWERED
             return
-        if not may_replay(verdict, kind=course.kind):
-            session.refused(token, by=course.pair)
+        if not may_replay(verdict, kind=kind):
+            session.refused(token, by=pair)
             exchange.outcome, course.hint = Outcome.UNKNOWN, _HINT_REQUERY
             return
         exchange.outcome = Outcome.REFUSED
         try:
             try:
-                course.departure.heed()
+                course.connection.heed()
             except CallerLeft:
-                session.refused(token, by=course.pair)  # nor need the next find out
+                session.refused(token, by=pair)  # nor need the next find out
                 raise
-            course.token = await self._waiting(course, session.renew(after=token, by=course.pair))
+            course.token = await self._waiting(course, session.renew(after=token, by=pair))
         except RenewalNotAllowed as error:
             exchange.detail = course.hint = error.description
             return
@@ -460,44 +306,19 @@ class Handler:
                 error.outcome = Outcome.REFUSED
             raise
         if verdict is not Verdict.ANSWER and session.refused_again(
-            course.token.generation, by=course.pair
+            course.token.generation, by=pair
         ):
             fields: dict[str, object] = {"caller": exchange.caller, "route": exchange.route}
             fields |= {"request_id": exchange.request_id, "hint": _HINT_REFUSED}
             self._emit(Event("refusal_remembered", "warning", exchange.upstream, fields))
-        if verdict is Verdict.REFUSAL_UNPROVEN and course.kind is not Kind.READ:
+        if verdict is Verdict.REFUSAL_UNPROVEN and kind is not Kind.READ:
             course.hint = _HINT_REQUERY  # and the outcome stays what sending made it: unknown
             return
         exchange.outcome = Outcome.ANSWERED
 
-    def _select(self, target: Target, headers: RawHeaders) -> Upstream:
-        host = called_by(headers, authority=target.authority) if self._mounts.by_host else ""
-        return self._upstreams[self._mounts.find(target.path, host=host)]
-
-    def _authorize(self, caller: Caller, *, course: _Course, target: Target, route: Route) -> None:
-        """Refuse what the caller may not do, in any way an upstream could read it."""
-        upstream, exchange = course.upstream, course.exchange
-        check_upstream(caller, upstream=upstream.name)
-        readings: tuple[Reading, ...] = (Reading(target.canonical, route),)
-        if target.decoded != target.canonical:
-            further = self._routes.reread(exchange.method, target.decoded)
-            readings += (Reading(target.decoded, further),)
-        check_accounts(caller, account=course.account, readings=readings)
-        why = why_refused(caller, method=exchange.method, readings=readings)
-        if not why:
-            return
-        if not caller.observe:
-            raise CallerForbidden(
-                f"Caller {caller.name} may not do this: {why}.",
-                hint="Its role and rules: nomba-proxy caller list --json",
-            )
-        fields: dict[str, object] = {"caller": caller.name, "reason": why}
-        fields |= {"request_id": exchange.request_id, "route": route.template}
-        self._emit(Event("policy_observed", "warning", upstream.name, fields))
-
-    async def _login(self, course: _Course, login: str, *, head: CallerHead) -> _Local:
-        call, exchange, upstream = course.call, course.exchange, course.upstream
-        exchange.route, exchange.kind = f"/v1/auth/token/{login}", "login"
+    async def _login(self, course: _Course, asked: LoginAsked) -> Mapping[str, object]:
+        call, exchange, upstream = course.call, course.exchange, asked.upstream
+        exchange.route, exchange.kind = f"/v1/auth/token/{asked.call}", "login"
         if call.method != "POST":
             raise MethodNotAllowed(
                 "The login calls are answered by the proxy, and only to POST.",
@@ -506,19 +327,21 @@ class Handler:
             )
         self._callers.pages.check(call.headers, any_host=True)
         data = b""
-        if head.length is not None:
-            body = await read_body(call, length=head.length, bodies=self._bodies, most=_LOGIN_LIMIT)
+        if asked.length is not None:
+            body = await read_body(
+                call, length=asked.length, bodies=self._bodies, most=_LOGIN_LIMIT
+            )
             exchange.body_bytes = body.size
             data = b"".join(body)
             course.capture.body((data,))
             body.close()
         answer = self._callers.login.answer(
-            LoginCall(login, data, upstream.name, upstream.account, head.accounts)
+            LoginCall(asked.call, data, upstream.name, upstream.account, asked.accounts)
         )
         exchange.caller = answer.caller
         if answer.problem:
             exchange.error, exchange.detail = CallerUnknown.code, answer.problem
-        return _Local(answer.body)
+        return answer.body
 
     async def _attempt(self, course: _Course, *, why: str) -> Verdict:
         """Send, at most twice; the reply is the course's."""
@@ -555,23 +378,24 @@ class Handler:
                     last.hint = "A first try was sent, over a connection that ended without a word."
                 raise
         exchange.upstream_seconds = self._monotonic() - started
-        status = reply.status
-        capture.answered(status, reason=reply.reason, headers=reply.headers)
+        head = reply.head
+        status = head.status
+        capture.answered(status, reason=head.reason, headers=head.headers)
         body, complete = b"", False
-        if method != "HEAD" and needs_body(status, media=reply.media, length=reply.length):
+        if method != "HEAD" and needs_body(status, media=head.media, length=head.length):
             found = reply.peeked(PEEK_LIMIT)
             if found is None:
                 found = await self._peek(course, reply)
             body, complete = found
-        verdict = judge(status, coding=reply.coding, body=body, complete=complete)
+        verdict = judge(status, coding=head.coding, body=body, complete=complete)
         if verdict is Verdict.ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
-            course.upstream.session.accepted(token.generation, by=course.pair)
+            course.upstream.session.accepted(token.generation, by=course.decision.pair)
         course.reply = reply
         return verdict
 
     def _send(self, course: _Course, *, why: str, fresh: bool = False) -> Awaitable[Reply]:
         """Send once; money goes over a connection that is new or was just used."""
-        dialler, head, account = course.upstream.dialler, course.head, course.account
+        dialler, head, account = course.upstream.dialler, course.head, course.decision.account
         token = course.token
         course.capture.attempt(
             head, account=account, token=token.access, generation=token.generation, why=why
@@ -579,10 +403,10 @@ class Handler:
         text = token.access.reveal(to=dialler.origin.text)
         return dialler.send(
             head.with_token(text, account=account),
-            body=course.body,
+            body=course.body or (),
             head_only=course.exchange.method == "HEAD",
             fresh=fresh,
-            recent=course.kind is Kind.MONEY,
+            recent=course.decision.route.kind is Kind.MONEY,
             sending=course.sending,
             interim=partial(self._interim, course),
             deadline=course.deadline,
@@ -590,7 +414,7 @@ class Handler:
 
     @staticmethod
     async def _peek(course: _Course, reply: Reply) -> tuple[bytes, bool]:
-        trickles = reply.length is None and reply.status == 200
+        trickles = reply.head.length is None and reply.head.status == 200
         try:
             return await reply.peek(PEEK_LIMIT, patience=_PATIENCE if trickles else None)
         except BaseException as error:
@@ -614,7 +438,7 @@ class Handler:
         if transport is None or course.call.http10:
             return
         fields = [one for one in headers if one[0].lower() != b"content-length"]
-        transport.write(self._reply_head(course, status, reason=reason, headers=fields))
+        transport.write(self._render(course, ReplyHead(status, reason=reason, headers=fields)))
 
     # -- step 8, and what stands in for it -------------------------------------------------
 
@@ -631,7 +455,7 @@ class Handler:
         )
         if course.hint:
             own += b"Nomba-Proxy-Hint: %b\r\n" % course.hint.encode()
-        if reply.length is None and not reply.bodyless:
+        if reply.head.length is None and not reply.bodyless:
             if whole is not None:
                 own += b"Content-Length: %d\r\n" % len(whole)
             elif call.http10:
@@ -643,10 +467,9 @@ class Handler:
             own += b"Connection: close\r\n"
         elif call.http10:
             own += b"Connection: keep-alive\r\n"
-        exchange.status = reply.status
-        head = self._reply_head(
-            course, reply.status, reason=reply.reason, headers=reply.headers, own=own, final=True
-        )
+        exchange.status = reply.head.status
+        location = course.upstream.locate if self._headers.rewrite_location else None
+        head = self._render(course, reply.head, own=own, location=location)
         capture.reply(head)
         try:
             try:
@@ -667,14 +490,14 @@ class Handler:
             await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
-            connection.cut(reset=call.http10 and reply.length is None)
+            connection.cut(reset=call.http10 and reply.head.length is None)
             raise
         except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = Outcome.UNKNOWN
             capture.failed(error.code)
-            connection.cut(reset=call.http10 and reply.length is None)
+            connection.cut(reset=call.http10 and reply.head.length is None)
         return _ENDS
 
     async def _pass_on(self, course: _Course, head: bytes, *, chunked: bool) -> None:
@@ -690,32 +513,31 @@ class Handler:
         if chunked:
             connection.write(b"0\r\n\r\n")
 
-    def _reply_head(
+    def _render(
         self,
         course: _Course,
-        status: int,
+        head: ReplyHead,
         *,
-        reason: bytes,
-        headers: RawHeaders,
         own: bytes = b"",
-        final: bool = False,
+        location: Callable[[bytes], bytes] | None = None,
     ) -> bytes:
-        """A reply's head, our token masked should the upstream have put it there.
+        """A reply's head for the caller, our token masked should the upstream have put it there.
 
         It is looked for once, in what is ready to be written.
         """
-        upstream = course.upstream
-        location = upstream.locate if final and self._headers.rewrite_location else None
-        shared = not course.ambient
-        render = partial(reply_head, status, own=own, location=location, shared=shared)
-        head = render(reason=reason, headers=headers)
+        upstream, shared = course.upstream, not course.decision.identity.ambient
+        data = head.render(own, location=location, shared=shared)
         text = course.token.access.reveal(to=upstream.dialler.origin.text).encode()
-        if head.find(text) < 0 or len(text) < _MARKED:
-            return head
+        if data.find(text) < 0 or len(text) < _MARKED:
+            return data
         told: dict[str, object] = {"request_id": course.exchange.request_id}
         self._emit(Event("token_in_reply", "error", upstream.name, told))
-        masked = [(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in headers]
-        return render(reason=reason.replace(text, b"***"), headers=masked)
+        masked = ReplyHead(
+            head.status,
+            reason=head.reason.replace(text, b"***"),
+            headers=[(n.replace(text, b"x"), v.replace(text, b"***")) for n, v in head.headers],
+        )
+        return masked.render(own, location=location, shared=shared)
 
     def _refusal(self, course: _Course, error: ProxyError) -> RawReply:
         call, exchange = course.call, course.exchange
@@ -734,13 +556,14 @@ class Handler:
         course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
 
-    def _local(self, course: _Course, local: _Local) -> RawReply:
+    def _local(self, course: _Course, body: Mapping[str, object]) -> RawReply:
+        """An answer of ours that is no error: to a login, or `OPTIONS *`."""
         call, exchange = course.call, course.exchange
         exchange.status = 200
         keep_alive = call.stays_open
         data = local_reply(
             200,
-            body=local.body,
+            body=body,
             request_id=exchange.request_id,
             outcome=exchange.outcome,
             date=formatdate(usegmt=True),
@@ -782,28 +605,3 @@ async def _hear_out(exchange: Exchange, reply: Reply) -> None:
         return
     async for _ in reply.parts():
         pass
-
-
-def _forwarded(target: Target, *, mount: Mount) -> tuple[Target, str | None]:
-    """What goes to the upstream, which is what is judged; and which login call it is.
-
-    A login below a mount is ours, also where the mount is kept and Nomba would not know it as one.
-
-    Raises:
-        TargetAmbiguous: as `login_call`.
-    """
-    below = strip_mount(target, mount=mount.prefix)
-    call = login_call(below.decoded)
-    if mount.strip:
-        return below, call
-    return target, call or login_call(target.decoded)
-
-
-def _refuse_upgrade(wanted: list[bytes]) -> None:
-    if all(one.strip().lower() == b"h2c" for one in wanted):  # h2c may be ignored, and is
-        return
-    raise UpgradeUnsupported(
-        "Protocol upgrades are not forwarded.",
-        hint="Nomba's API is plain HTTP requests and replies.",
-        close=True,
-    )

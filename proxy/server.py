@@ -54,7 +54,7 @@ class Call:
         connection: where it came from, and where its reply goes.
         method: upper case, of those that the parser knows.
         target: as it stood in the request line.
-        version: of HTTP.
+        version, http10: of HTTP, and whether it is 1.0.
         headers: raw fields.
         fields: the same by name.
         body: what comes behind the head.
@@ -63,7 +63,7 @@ class Call:
 
     __slots__ = (
         *("body", "connection", "fields", "headers"),
-        *("method", "persists", "target", "version"),
+        *("http10", "method", "persists", "target", "version"),
     )
 
     def __init__(
@@ -73,15 +73,11 @@ class Call:
         self.method: str = message.method
         self.target: str = message.path
         self.version: HttpVersion = message.version
+        self.http10 = message.version == HttpVersion10
         self.headers: Headers = message.raw_headers
         self.fields: Mapping[str, str] = message.headers
-        self.persists: bool = not message.should_close
+        self.persists: bool = not (message.should_close or message.upgrade)
         self.body = body
-
-    @property
-    def http10(self) -> bool:
-        """Whether the caller speaks HTTP/1.0."""
-        return self.version == HttpVersion10
 
     @property
     def stays_open(self) -> bool:
@@ -91,7 +87,7 @@ class Call:
         for the other protocol, and what came in the same segment is lost. And not while the
         proxy is draining, unless that other request is here already.
         """
-        return self.persists and "Upgrade" not in self.fields and not self.connection.ending
+        return self.persists and not self.connection.ending
 
     def _cancel(self, error: BaseException) -> None:
         """aiohttp: the caller has gone; nothing more of the body will come."""
@@ -99,45 +95,6 @@ class Call:
 
 
 Answer = Callable[[Call], Awaitable[RawReply]]
-
-
-class Departure:
-    """Ends the work for a caller that has gone, as long as that loses nothing.
-
-    Args:
-        call: whose caller is watched.
-
-    Attributes:
-        left: whether the task has been cancelled for it.
-    """
-
-    __slots__ = ("_connection", "_task", "left")
-
-    def __init__(self, call: Call) -> None:
-        self._connection = call.connection
-        self._task = self._connection.work
-        self.left = False
-        self._connection.leaving = self._leave
-
-    def ignore(self) -> None:
-        """From now on the work goes on whoever leaves."""
-        self._connection.leaving = None
-
-    def heed(self) -> None:
-        """The opposite, once more.
-
-        Raises:
-            CallerLeft: the caller has gone meanwhile.
-        """
-        if self._connection.transport is None:
-            raise CallerLeft
-        self._connection.leaving = self._leave
-
-    def _leave(self) -> None:
-        self.ignore()
-        if self._task is not None and not self._task.done():
-            self.left = True
-            self._task.cancel()
 
 
 async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None = None) -> Body:
@@ -208,20 +165,27 @@ class CallerConnection(QuietProtocol):
 
     Attributes:
         work: answers its requests, if need be to the end after the caller has gone.
-        leaving: is told when the caller goes; None for nobody.
+        heeds: whether the work ends when the caller goes, which loses nothing.
+        left: whether it has ended for that.
+        known: what the handler remembers of its last request.
         high_water: bytes not yet read by the caller from which on it is behind.
     """
 
-    __slots__ = ("_answer", "_is_draining", "_partial", "high_water", "leaving", "work")
+    __slots__ = (
+        *("_answer", "_is_draining", "_partial"),
+        *("_unread", "heeds", "high_water", "known", "left", "work"),
+    )
 
     def __init__(self, manager: "TrafficServer", **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._answer = manager.answer
         self._is_draining = manager.is_draining
         self._partial = False
-        self.leaving: Callable[[], None] | None = None
+        self._unread: StreamReader | None = None
+        self.heeds = self.left = False
         self.work: asyncio.Task[None] | None = None
         self.high_water = 0
+        self.known: Any = None
 
     @property
     def idle(self) -> bool:
@@ -252,10 +216,23 @@ class CallerConnection(QuietProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         """asyncio: the caller has gone."""
         super().connection_lost(exc)
-        if self.leaving is not None:
-            self.leaving()
+        if self._unread is not None:
+            self._unread.feed_eof()
+        if self.heeds and self.work is not None:
+            self.heeds, self.left = False, True
+            self.work.cancel()
 
     # -- what the handler does ---------------------------------------------------------
+
+    def heed(self) -> None:
+        """From now on the work ends when the caller goes.
+
+        Raises:
+            CallerLeft: it has gone already.
+        """
+        if self.transport is None:
+            raise CallerLeft
+        self.heeds = True
 
     def write(self, data: bytes) -> bool:
         """Write some of a reply; whether the caller is behind, so that `caught_up` is due.
@@ -367,12 +344,12 @@ class CallerConnection(QuietProtocol):
 
     async def _read_on(self, body: StreamReader) -> None:
         """Read what is left of a body, for a while: a close now could take the reply with it."""
-        self.leaving = body.feed_eof
+        self._unread = body
         with contextlib.suppress(TimeoutError, HttpProcessingError, RequestPayloadError):
             async with asyncio.timeout(_LINGER):
                 while not body.is_eof():
                     await body.readany()
-        self.leaving = None
+        self._unread = None
         if not body.is_eof():
             self._close = True
 

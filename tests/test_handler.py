@@ -14,9 +14,11 @@ from proxy.core.browser import Pages
 from proxy.core.caller import Caller
 from proxy.core.lifetime import Lifetime
 from proxy.core.mounts import Mount
+from proxy.core.reply_heads import ReplyHead
 from proxy.core.secret import Secret
 from proxy.errors import Outcome
-from proxy.handler import Callers, Handler, Headers, Limits, Upstream
+from proxy.gate import Callers, Headers, Upstream
+from proxy.handler import Handler, Limits
 from proxy.server import TrafficServer
 from proxy.settings import parse_origin
 from proxy.telemetry import Telemetry
@@ -39,11 +41,11 @@ class Lender:
 class FaultyReply:
     """A reply that breaks in a way nobody foresaw."""
 
-    status, reason, bodyless, media, coding = 200, b"OK", False, b"", b""
+    bodyless = False
 
     def __init__(self, length):
-        self.length = length
-        self.headers = [(b"Content-Length", b"%d" % length)] if length else []
+        headers = [(b"Content-Length", b"%d" % length)] if length else []
+        self.head = ReplyHead(200, reason=b"OK", headers=headers)
 
     def ready(self):
         return None

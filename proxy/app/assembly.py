@@ -30,7 +30,8 @@ from proxy.core.exchange import Emit
 from proxy.core.limits import Tally
 from proxy.core.origin import host_name
 from proxy.core.secret import Secret
-from proxy.handler import Callers, Handler, Headers, Limits
+from proxy.gate import Callers, Headers
+from proxy.handler import Handler, Limits
 from proxy.settings import (
     ReadyUpstream,
     Settings,

@@ -19,7 +19,7 @@ from proxy.core.exchange import Emit, Event
 from proxy.core.limits import Tally
 from proxy.core.phantom import Phantoms
 from proxy.core.secret import SIGNING
-from proxy.handler import Callers
+from proxy.gate import Callers
 from proxy.settings import (
     ReadyUpstream,
     Settings,

@@ -14,7 +14,7 @@ from proxy.core.exchange import Emit, Event
 from proxy.core.mounts import Mount
 from proxy.core.session import Limits as TokenLimits
 from proxy.errors import ProxyError
-from proxy.handler import Upstream
+from proxy.gate import Upstream
 from proxy.settings import (
     ReadyUpstream,
     Settings,

@@ -58,10 +58,16 @@ class Identity:
     Attributes:
         caller: with what it may do.
         way: what it was recognised by.
+        expires: epoch seconds until which it may call.
+        token_id: names the phantom token, or "".
+        turn: of the registry's knowledge.
     """
 
     caller: Caller
     way: Way
+    expires: float = math.inf
+    token_id: str = ""
+    turn: int = 0
 
     @property
     def ambient(self) -> bool:
@@ -69,7 +75,7 @@ class Identity:
         return self.way in {"anonymous", "basic"}
 
 
-_ANONYMOUS = Identity(Caller(ANONYMOUS), "anonymous")
+_ANONYMOUS = Caller(ANONYMOUS)
 _OWNER = Caller(OWNER)
 
 
@@ -112,6 +118,7 @@ class Registry:
         self._limiters: dict[str, Limiter] = {}
         # What was found right once, by its digest: whose key it is, and what a token says.
         self._keys: dict[bytes, Identity] = {}
+        self._turn = 0  # of what is known, who are the owners and the callers
         self._tokens: dict[bytes, Phantom] = {}
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
@@ -131,6 +138,7 @@ class Registry:
         fresh = tuple(self._named(one, self._doors[upstream]) for one in secrets)
         rest = [one for one in before if one not in fresh]
         self._owners[upstream] = (*fresh, *rest[:1])
+        self._turn += 1
 
     def replace(self, roster: Roster) -> None:
         """Take over another roster; what is under way goes on.
@@ -144,6 +152,7 @@ class Registry:
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
         self._keys.clear()
+        self._turn += 1
         now = self._monotonic()
         for name, limiter in list(self._limiters.items()):
             caller = self._callers.get(name)
@@ -178,8 +187,20 @@ class Registry:
             except CallerUnknown as error:
                 problem = error
         if self.lets_in_anonymous(upstream):
-            return _ANONYMOUS
+            return Identity(_ANONYMOUS, "anonymous", turn=self._turn)
         raise problem or CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
+
+    def knows_still(self, identity: Identity) -> bool:
+        """Whether somebody who was identified would be identified alike now.
+
+        Raises:
+            TokenUnavailable: it is not known yet which tokens were revoked.
+        """
+        return (
+            identity.turn == self._turn
+            and (identity.expires == math.inf or self._wall() < identity.expires)
+            and not (identity.token_id and identity.token_id in self._revoked)
+        )
 
     @property
     def roster(self) -> Roster:
@@ -200,7 +221,8 @@ class Registry:
         digest = hashlib.sha256(keys[0]).digest()
         known = self._keys.get(digest)
         if known is None:
-            known = Identity(self._check(*_read_key(keys[0])), "key")
+            caller = self._check(*_read_key(keys[0]))
+            known = Identity(caller, "key", caller.expires, turn=self._turn)
             _remember(self._keys, digest, known)
         else:
             self._check_living(known.caller)
@@ -210,16 +232,18 @@ class Registry:
         scheme, _, rest = value.strip().partition(b" ")
         scheme = scheme.lower()
         if scheme == b"basic":
-            return Identity(self._check(*_read_basic(rest.strip())), "basic")
+            caller = self._check(*_read_basic(rest.strip()))
+            return Identity(caller, "basic", caller.expires, turn=self._turn)
         text = rest.strip() if scheme == b"bearer" else value.strip()
         digest = hashlib.sha256(text).digest()
         phantom = self._tokens.get(digest)
         if phantom is None and (phantom := self._phantoms.read(text)) is not None:
             _remember(self._tokens, digest, phantom)
         known = self._holder(phantom, upstream) if phantom is not None else None
-        if known is None:
+        if known is None or phantom is None:
             raise CallerUnknown("The token is unknown, expired or revoked.", hint=_LOG_IN)
-        return Identity(known, "phantom")
+        until = min(known.expires, phantom.expires)
+        return Identity(known, "phantom", until, phantom.token_id, self._turn)
 
     def _check(self, name: str, secret: str) -> Caller:
         """The caller that has this secret.

@@ -1,5 +1,7 @@
 """Build heads afresh: what came in is never changed, what goes out is made anew.
 
+Here those of requests; `reply_heads` has those of replies.
+
 Names and values are bytes from the wire and stay so: order, case, duplicates and
 non-UTF-8 values survive. Hop-by-hop fields (RFC 9110 section 7.6.1) and whatever
 `Connection` names are removed first; our own pair is put in last, so nothing a caller
@@ -7,15 +9,14 @@ sends can remove or precede it.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
-from proxy.core.origin import Origin
 from proxy.errors import HeadInvalid, HeadTooLarge
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"close",  # no field of its own, but what `Connection` may name
         b"connection",
@@ -33,11 +34,6 @@ _HOP_BY_HOP = frozenset(
 # Addresses of our network, unless `headers.forwarded` lets them pass.
 _FORWARDED = frozenset({b"forwarded", b"x-real-ip"})
 _FORWARDED_PREFIX = b"x-forwarded-"
-# Headers a reply carries in our name: an upstream must not be able to fake them.
-_REPLY_DROPPED = _HOP_BY_HOP | {b"x-request-id"}
-_REPLY_DROPPED_PREFIX = b"nomba-proxy-"
-# A page of another origin may read a reply that says so.
-_SHARING_PREFIX = b"access-control-"
 # Never forwarded, compared by letters and digits only: servers that map names to variables
 # take `account_id`, `Account-Id` or `account.id` for `accountId`. The first are ours; the
 # others would tell the upstream another method or path than the one we judged.
@@ -50,8 +46,8 @@ _OWN = frozenset(
     }
 )
 # What is to be done with a field; a request has many and few are new, so it is looked up by name.
-_PLAIN, _DROPPED, _HOST, _LENGTH, _CODING, _CONNECTION, _COOKIE, _VIA = range(8)
-_UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS, _SHARING, _LOCATED = range(8, 15)
+_PLAIN, _DROPPED, _HOST, _LENGTH, _CODING, _CONNECTION, _COOKIE = range(7)
+_VIA, _UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS = range(7, 13)
 _REQUEST_FIELDS = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -65,19 +61,16 @@ _REQUEST_FIELDS = {
     b"proxy-authorization": _KEY,
     b"expect": _DROPPED,  # answered by us
 }
-_NAMES = 1024  # of fields that are remembered, if they are not longer than
-_NAME = 64  # bytes
+NAMES = 1024  # of fields that are remembered, if they are not longer than
+NAME = 64  # bytes
 _VERSIONS = frozenset({(1, 1), (1, 0)})
 # What `Connection` says most of the time: it names no fields.
-_OPTIONS = frozenset({b"close", b"keep-alive", b"Close", b"Keep-Alive"})
+ORDINARY_OPTIONS = frozenset({b"close", b"keep-alive", b"Close", b"Keep-Alive"})
 
 # Begins the name of the inspector's session: cookies know no ports, so a browser sends it here too.
 INSPECTOR_COOKIE = b"nomba_proxy_inspector"
 
 _PUNCTUATION = bytes(one for one in range(256) if not chr(one).isalnum() or one > 127)
-# A path, or an authority with what follows it: `scheme://host/…`, `//host/…`.
-_LOCATION = re.compile(rb"(?:(?:(https?):)?//([^/?#]+)|(?=/(?!/)))(.*)", re.IGNORECASE)
-_ODD_LOCATION = re.compile(rb"[\x00-\x20\x7f\\]")
 _CONNECTION_TOKENS = re.compile(rb"[^\s,]+")
 
 
@@ -105,14 +98,14 @@ def _look_at_request_field(name: bytes) -> int:
     squashed = _squash(lower)
     if squashed == b"accountid":
         return _ACCOUNT
-    if squashed in _OWN or lower in _HOP_BY_HOP or lower in _REQUEST_FIELDS:
+    if squashed in _OWN or lower in HOP_BY_HOP or lower in _REQUEST_FIELDS:
         return _DROPPED
     if lower in _FORWARDED or lower.startswith(_FORWARDED_PREFIX):
         return _ADDRESS
     return _PLAIN
 
 
-_known_request_field = lru_cache(_NAMES)(_look_at_request_field)
+_known_request_field = lru_cache(NAMES)(_look_at_request_field)
 _FRAMING = frozenset({b"transfer-encoding", b"content-length"})
 CHUNKED = -1
 
@@ -131,6 +124,7 @@ class CallerHead:
         length: the declared body length; `CHUNKED`, or None if no body is declared.
         accounts: the different account ids, under any spelling of `accountId`.
         keys, authorizations: values of the fields that could say who calls.
+        size: bytes of all that.
         upgrades, vias: values of `Upgrade` and `Via`.
 
     Raises:
@@ -141,7 +135,7 @@ class CallerHead:
 
     __slots__ = (
         *("_host_at", "_length_at", "_lines"),
-        *("accounts", "authorizations", "keys", "length", "upgrades", "vias"),
+        *("accounts", "authorizations", "keys", "length", "size", "upgrades", "vias"),
     )
 
     def __init__(
@@ -169,7 +163,7 @@ class CallerHead:
         for name, value in headers:
             length = len(name)
             size += length + len(value) + 4
-            kind = (_known_request_field if length <= _NAME else _look_at_request_field)(name)
+            kind = (_known_request_field if length <= NAME else _look_at_request_field)(name)
             if kind == _PLAIN:
                 lines += (name, b": ", value, b"\r\n")
             elif kind == _HOST:
@@ -187,7 +181,7 @@ class CallerHead:
             elif kind == _CODING:
                 self._frame(name, value, coding=True, version=version)
             elif kind == _CONNECTION:
-                named = named or value not in _OPTIONS
+                named = named or value not in ORDINARY_OPTIONS
             elif kind == _ACCOUNT:
                 if value and (account := value.decode("latin-1")) not in self.accounts:
                     self.accounts += (account,)
@@ -201,6 +195,7 @@ class CallerHead:
                 self.upgrades.append(value)
             elif kind == _ADDRESS and keep_forwarded:
                 lines += (name, b": ", value, b"\r\n")
+        self.size = size
         if size > limit:
             raise HeadTooLarge(
                 f"The request head is larger than {limit} bytes.",
@@ -295,6 +290,10 @@ class RequestHead:
     def __init__(self, start: bytes) -> None:
         self.start = start
 
+    def with_length(self, length: int) -> "RequestHead":
+        """The same for a body of so many bytes that came in chunks."""
+        return RequestHead(b"%bContent-Length: %d\r\n" % (self.start, length))
+
     def with_token(self, token: str, *, account: str) -> bytes:
         """The complete head with our own pair last."""
         return b"%bAuthorization: Bearer %b\r\naccountId: %b\r\n\r\n" % (
@@ -310,93 +309,3 @@ def _without_ours(cookies: bytes) -> bytes:
         return cookies
     others = (one.strip() for one in cookies.split(b";"))
     return b"; ".join(one for one in others if one and not one.startswith(INSPECTOR_COOKIE))
-
-
-def own_location(value: bytes, *, origin: Origin, mount: bytes) -> bytes:
-    """A `Location` on the upstream's own origin as the caller reaches it; else as it is.
-
-    It becomes a path (RFC 9110 section 10.2.2), so no host has to be believed.
-
-    Args:
-        value: as the upstream sent it.
-        origin: the upstream's.
-        mount: the prefix under which the caller reaches it.
-    """
-    found = None if _ODD_LOCATION.search(value) else _LOCATION.fullmatch(value)
-    if found is None:
-        return value
-    scheme, authority, rest = found.groups()
-    if authority is not None:
-        secure = b"https" if origin.tls else b"http"
-        host, port = _authority(authority, default=b"443" if origin.tls else b"80")
-        here = (origin.host.encode(), b"%d" % origin.port)
-        if (scheme or secure).lower() != secure or (host.strip(b"[]"), port) != here:
-            return value
-        if not rest.startswith(b"/"):
-            rest = b"/" + rest
-    if rest.startswith(b"//") and not mount:
-        return value  # it would be read as a host
-    return mount + rest
-
-
-def _authority(text: bytes, *, default: bytes) -> tuple[bytes, bytes]:
-    host, colon, port = text.lower().rpartition(b":")
-    if not colon or port.endswith(b"]"):
-        return text.lower(), default
-    return host, port or default
-
-
-def reply_head(
-    status: int,
-    *,
-    reason: bytes,
-    headers: Headers,
-    own: bytes = b"",
-    location: Callable[[bytes], bytes] | None = None,
-    shared: bool = True,
-) -> bytes:
-    """The head of a forwarded reply.
-
-    Args:
-        status: as the upstream sent it.
-        reason: the same.
-        headers: raw fields of the upstream's reply.
-        own: lines the proxy adds: request id, outcome, framing.
-        location: makes the `Location` that the caller gets, or None to leave it.
-        shared: whether the upstream may open it to pages of other origins (CORS).
-    """
-    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
-    named: frozenset[bytes] | None = None
-    for name, value in headers:
-        kind = (_known_reply_field if len(name) <= _NAME else _look_at_reply_field)(name)
-        if kind == _PLAIN:
-            lines += (name, b": ", value, b"\r\n")
-        elif kind == _LOCATED:
-            told = value if location is None else location(value)
-            lines += (name, b": ", told, b"\r\n")
-        elif kind == _SHARING:
-            if shared:
-                lines += (name, b": ", value, b"\r\n")
-        elif kind == _CONNECTION and named is None and value not in _OPTIONS:
-            # The length stays whatever `Connection` says: without it the reply would have no end.
-            named = named_by_connection(headers) - {b"content-length"}
-    if named:
-        for at in range(len(lines) - 4, 0, -4):
-            if lines[at].lower() in named:
-                del lines[at : at + 4]
-    lines += (own, b"\r\n")
-    return b"".join(lines)
-
-
-def _look_at_reply_field(name: bytes) -> int:
-    lower = name.lower()
-    if lower == b"connection":
-        return _CONNECTION
-    if lower in _REPLY_DROPPED or lower.startswith(_REPLY_DROPPED_PREFIX):
-        return _DROPPED
-    if lower == b"location":
-        return _LOCATED
-    return _SHARING if lower.startswith(_SHARING_PREFIX) else _PLAIN
-
-
-_known_reply_field = lru_cache(_NAMES)(_look_at_reply_field)

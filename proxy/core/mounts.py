@@ -8,8 +8,9 @@ ends up at production because a path is misspelled.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from proxy.core.heads import Headers, own_location
+from proxy.core.heads import Headers
 from proxy.core.origin import Origin, host_name
+from proxy.core.reply_heads import own_location
 from proxy.errors import HeadInvalid, MountUnknown, TargetAmbiguous
 
 

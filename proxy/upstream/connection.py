@@ -17,6 +17,7 @@ from typing import cast
 import httptools
 
 from proxy.core.capture import Dialled
+from proxy.core.reply_heads import ReplyHead
 from proxy.errors import Outcome, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from proxy.sending import unsent
 
@@ -27,15 +28,7 @@ _WRITE_HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODYLESS = frozenset({204, 304})
-_IDLE_LIMIT = re.compile(rb"\btimeout=(\d{1,9})", re.IGNORECASE)
-_CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
-# Fields that say how a reply ends, what becomes of its connection, and what its body is.
-_READ = frozenset(
-    {
-        *(b"transfer-encoding", b"content-length", b"connection", b"keep-alive"),
-        *(b"content-type", b"content-encoding"),
-    }
-)
+_NO_HEAD = ReplyHead(0, reason=b"", headers=())
 
 
 # What an interim reply says: status, reason, fields.
@@ -54,9 +47,7 @@ class Connection(asyncio.Protocol):
         dialled: when it came about, until its second request; set by who dialled.
         idle_since: loop time since which it waits for the next; set by its keeper.
         idle_limit: seconds it may wait, by the upstream's word (`Keep-Alive: timeout=`).
-        status, reason, headers: the reply's head, once `wait_head` has returned.
-        length: the reply's Content-Length, None if it is delimited otherwise.
-        media, coding: its first Content-Type and Content-Encoding; empty for none.
+        head: the reply's, once `wait_head` has returned.
         bodyless: whether the reply has no body by its nature (HEAD, 204, 304).
     """
 
@@ -76,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._choked = False
         self._asked = False
         self._problem: str | None = None
+        self.head = _NO_HEAD
         self.used = 0
         self.dialled: Dialled | None = None
         self.idle_since = 0.0
@@ -97,11 +89,8 @@ class Connection(asyncio.Protocol):
         self._all_sent = False
         self._received = 0
         self._fruitless = 0
-        self.status = 0
-        self.reason = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.length: int | None = None
-        self.media = self.coding = b""
+        self._reason = b""
+        self._fields: list[tuple[bytes, bytes]] = []
         self.bodyless = False
 
     # -- what its keeper asks ------------------------------------------------------------
@@ -241,7 +230,7 @@ class Connection(asyncio.Protocol):
             left = size
             limit = self.loop.time() + stall
             try:
-                await self._wait(min(by, limit))
+                await self._news(min(by, limit))
             except TimeoutError:
                 if by <= limit:
                     raise
@@ -258,7 +247,7 @@ class Connection(asyncio.Protocol):
         """
         while not self._head_done:
             self._raise_problem()
-            await self._wait(by)
+            await self._news(by)
         if not (self._complete or self._parts):  # what is known to be broken is not begun
             self._raise_problem()
 
@@ -303,7 +292,7 @@ class Connection(asyncio.Protocol):
             if self._complete:
                 return False
             self._raise_problem()
-            await self._wait(by)
+            await self._news(by)
         return True
 
     def close(self) -> None:
@@ -322,15 +311,13 @@ class Connection(asyncio.Protocol):
                 outcome=Outcome.UNKNOWN,
             )
 
-    async def _wait(self, by: float) -> None:
+    def _news(self, by: float) -> asyncio.Future[None]:
+        """Is done when something has happened; a `TimeoutError` if nothing has until `by`."""
         self._by = by
         if by < self._rings:
             self._set_alarm(by)
         self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
@@ -348,8 +335,11 @@ class Connection(asyncio.Protocol):
             self._waiter.set_exception(TimeoutError())
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     # -- what the transport says ---------------------------------------------------------
 
@@ -430,69 +420,52 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._persists = False
         if not self._decided:
-            self.reason = b""
-            if self.headers:  # of an interim reply
-                self.headers = []
+            self._reason = b""
+            if self._fields:  # of an interim reply
+                self._fields = []
 
     def on_status(self, part: bytes) -> None:
         """httptools: some of the reason phrase."""
         if not self._decided:
-            self.reason += part
+            self._reason += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: a field of the head, or of the trailers."""
         if not self._head_done:  # trailers of a chunked body are not forwarded
-            self.headers.append((name, value.rstrip(b" \t")))
+            self._fields.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """httptools: a head is complete; decide how its body ends."""
-        parser = self._parser
+        parser, reason, fields = self._parser, self._reason, self._fields
         if self._decided:
             return
-        if self._received > _MAX_HEAD and _size(self.headers) > _MAX_HEAD:
+        if self._received > _MAX_HEAD and _size(fields) > _MAX_HEAD:
             self._problem = "sent a reply head that is too large"
             return
         status = parser.get_status_code()
-        if _CONTROL.search(self.reason):
+        if reason != b"OK" and _CONTROL.search(reason):
             self._problem = "sent a reason phrase with control characters"
             return
         if 100 <= status < 200:
             if status == 101:
                 self._problem = "switched protocols without being asked"
             elif status != 100:  # that one concerns this hop only; nobody asked for it here
-                self._interim(status, self.reason, self.headers)
+                self._interim(status, reason, fields)
             return
         version = parser.get_http_version()
         if not 200 <= status < 600 or version not in {"1.1", "1.0"}:
             self._problem = "sent a status or version that HTTP/1.1 does not have"
             return
-        self.status = status
-        self._persists = version == "1.1"
-        chunked = False
-        for name, value in self.headers:
-            lower = name.lower()
-            if lower not in _READ:
-                continue
-            if lower == b"content-type":
-                self.media = self.media or value
-            elif lower == b"content-encoding":
-                self.coding = self.coding or value
-            elif lower == b"content-length":
-                self.length = int(value)
-            elif lower == b"transfer-encoding":
-                # Doubled, unknown, or in HTTP/1.0, where it is faulty (RFC 9112 section 6.1).
-                if chunked or version != "1.1" or value.lower() != b"chunked":
-                    self._problem = "framed its reply in a way the proxy does not pass on"
-                    return
-                chunked = True
-            elif lower == b"connection":
-                if _CLOSE.search(value):
-                    self._persists = False
-            elif found := _IDLE_LIMIT.search(value):
-                self.idle_limit = float(found[1])
+        head = ReplyHead(status, reason=reason, headers=fields, old=version == "1.0")
+        if not head.sound:
+            self._problem = "framed its reply in a way the proxy does not pass on"
+            return
+        self.head = head
+        if head.idle_limit != math.inf:
+            self.idle_limit = head.idle_limit
         self.bodyless = self._head_only or status in _BODYLESS
-        self._until_close = not (self.bodyless or chunked or self.length is not None)
-        self._persists = self._persists and not self._until_close
+        self._until_close = not (self.bodyless or head.chunked or head.length is not None)
+        self._persists = head.persists and not self._until_close
         self._head_done = True
         if self.bodyless:
             self._complete = True

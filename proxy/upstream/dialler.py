@@ -227,7 +227,7 @@ class Dialler:
             ) from None
         if not complete:
             raise UpstreamBroken("the reply is too large", outcome=Outcome.UNKNOWN)
-        return WholeReply(reply.status, reply.headers, data)
+        return WholeReply(reply.head.status, reply.head.headers, data)
 
     async def _connect(self, ended: Callable[[Connection], object]) -> Connection:
         timeouts, tls = self._timeouts, self._tls is not None

@@ -71,11 +71,11 @@ class Pool:
         within = self._limits.recent if recent else self._limits.idle
         now = self._loop.time()
         while self._idle:
-            connection = next(reversed(self._idle))
+            connection, _ = self._idle.popitem()
             age = now - connection.idle_since
             if within <= age < self._limits.idle:
-                return None  # still good for others; the older ones are no younger
-            del self._idle[connection]
+                self._idle[connection] = None  # still good for others; the rest are no younger
+                return None
             if age < min(within, connection.idle_limit - _MARGIN) and connection.quiet:
                 return connection
             connection.close()

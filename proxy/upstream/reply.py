@@ -9,14 +9,22 @@ from proxy.upstream.connection import Connection
 
 
 class Reply:
-    """What the handler judges and delivers; its attributes are the connection's.
+    """What the handler judges and delivers.
 
     Args:
         connection: the reply's until it is closed.
         release: takes the connection back.
         between: seconds allowed between two parts of the body.
         deadline: loop time at which the whole attempt has to be over.
+
+    Attributes:
+        head, bodyless: as the connection has them.
     """
+
+    __slots__ = (
+        *("_between", "_closed", "_connection", "_deadline", "_loop", "_peeked", "_release"),
+        *("bodyless", "head"),
+    )
 
     def __init__(
         self,
@@ -32,11 +40,7 @@ class Reply:
         self._between = between
         self._deadline = deadline
         self._loop = connection.loop
-        self.status = connection.status
-        self.reason = connection.reason
-        self.headers = connection.headers
-        self.length = connection.length
-        self.media, self.coding = connection.media, connection.coding
+        self.head = connection.head
         self.bodyless = connection.bodyless
         self._peeked = b""
 

@@ -6,10 +6,9 @@ from proxy.core.heads import (
     CHUNKED,
     CallerHead,
     named_by_connection,
-    own_location,
-    reply_head,
 )
 from proxy.core.origin import Origin
+from proxy.core.reply_heads import ReplyHead, own_location
 from proxy.errors import HeadInvalid, HeadTooLarge
 
 HOP_BY_HOP = [
@@ -286,7 +285,7 @@ reply_headers = st.lists(
 
 def returned(pairs, own=OWN_REPLY):
     lines = b"".join(b"%b: %b\r\n" % one for one in own)
-    data = reply_head(207, reason=b"As It Is", headers=pairs, own=lines)
+    data = ReplyHead(207, reason=b"As It Is", headers=pairs).render(lines)
     assert data.endswith(b"\r\n\r\n")
     first, *lines = data[:-4].split(b"\r\n")
     assert first == b"HTTP/1.1 207 As It Is"
@@ -311,7 +310,7 @@ def test_connection_cannot_remove_a_replys_length():
 
 
 def test_a_reply_without_a_reason_keeps_none():
-    assert reply_head(200, reason=b"", headers=[]) == b"HTTP/1.1 200 \r\n\r\n"
+    assert ReplyHead(200, reason=b"", headers=[]).render() == b"HTTP/1.1 200 \r\n\r\n"
 
 
 # -- where a reply points ----------------------------------------------------------------

@@ -31,7 +31,8 @@ from proxy.core.mounts import Mount
 from proxy.core.secret import Secret
 from proxy.core.session import Token
 from proxy.errors import Outcome
-from proxy.handler import Callers, Handler, Headers, Limits, Upstream
+from proxy.gate import Callers, Headers, Upstream
+from proxy.handler import Handler, Limits
 from proxy.inspector.exit import Exit
 from proxy.inspector.hub import Clock, Hub, listen
 from proxy.inspector.redact import MASK, Redactor

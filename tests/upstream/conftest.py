@@ -37,7 +37,8 @@ async def fetch(dialler, request=REQUEST, *, body=(), head_only=False, **options
         content = b"".join([part async for part in reply.parts()])
     finally:
         reply.close()
-    return Fetched(reply.status, reply.reason, reply.headers, reply.length, reply.bodyless, content)
+    head = reply.head
+    return Fetched(head.status, head.reason, head.headers, head.length, reply.bodyless, content)
 
 
 class Peer:

@@ -186,8 +186,9 @@ async def verdict(pieces, *, end=None, head_only=False):
             body += connection.take()
     except UpstreamBroken as error:
         return error.outcome, error.description
-    head = connection.status, connection.reason, tuple(connection.headers)
-    return *head, connection.length, connection.bodyless, body
+    head = connection.head
+    told = head.status, head.reason, tuple(head.headers), head.length
+    return *told, connection.bodyless, body
 
 
 REPLIES = {
