@@ -52,6 +52,9 @@ from proxy.upstream.reply import Reply
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
 _NO_WORD_OF_THE_TOKEN = frozenset({403, 429})  # statuses that come before it is looked at
+# Python 3.11 looks a member up by its name every time.
+_UNKNOWN, _ANSWERED, _ANSWER = Outcome.UNKNOWN, Outcome.ANSWERED, Verdict.ANSWER
+_MONEY = Kind.MONEY
 _STAYS, _ENDS = RawReply(keep_alive=True), RawReply()
 _LOGIN_LIMIT = 16 * 1024  # bytes of a login's body
 _HINT_REQUERY = (
@@ -136,7 +139,7 @@ class _Course:
 
     def sending(self, dialled: Dialled | None) -> None:
         """From the first byte on nobody knows, until it is answered."""
-        self.exchange.outcome = Outcome.UNKNOWN
+        self.exchange.outcome = _UNKNOWN
         self.capture.sending(dialled)
         if self.exchange.method not in READ_METHODS:
             self.connection.heeds = False
@@ -273,12 +276,12 @@ class Handler:
         verdict = await self._attempt(course, why="first try")
 
         # 7 judge
-        if verdict is Verdict.ANSWER:
-            exchange.outcome = Outcome.ANSWERED
+        if verdict is _ANSWER:
+            exchange.outcome = _ANSWERED
             return
         if not may_replay(verdict, kind=kind):
             session.refused(token, by=pair)
-            exchange.outcome, course.hint = Outcome.UNKNOWN, _HINT_REQUERY
+            exchange.outcome, course.hint = _UNKNOWN, _HINT_REQUERY
             return
         exchange.outcome = Outcome.REFUSED
         try:
@@ -305,16 +308,14 @@ class Handler:
             if error.outcome is Outcome.NOT_SENT:  # the replay was not, the first try was
                 error.outcome = Outcome.REFUSED
             raise
-        if verdict is not Verdict.ANSWER and session.refused_again(
-            course.token.generation, by=pair
-        ):
+        if verdict is not _ANSWER and session.refused_again(course.token.generation, by=pair):
             fields: dict[str, object] = {"caller": exchange.caller, "route": exchange.route}
             fields |= {"request_id": exchange.request_id, "hint": _HINT_REFUSED}
             self._emit(Event("refusal_remembered", "warning", exchange.upstream, fields))
         if verdict is Verdict.REFUSAL_UNPROVEN and kind is not Kind.READ:
             course.hint = _HINT_REQUERY  # and the outcome stays what sending made it: unknown
             return
-        exchange.outcome = Outcome.ANSWERED
+        exchange.outcome = _ANSWERED
 
     async def _login(self, course: _Course, asked: LoginAsked) -> Mapping[str, object]:
         call, exchange, upstream = course.call, course.exchange, asked.upstream
@@ -374,7 +375,7 @@ class Handler:
             except ProxyError as last:
                 capture.failed(last.code)
                 if sent:
-                    last.outcome = Outcome.UNKNOWN
+                    last.outcome = _UNKNOWN
                     last.hint = "A first try was sent, over a connection that ended without a word."
                 raise
         exchange.upstream_seconds = self._monotonic() - started
@@ -388,7 +389,7 @@ class Handler:
                 found = await self._peek(course, reply)
             body, complete = found
         verdict = judge(status, coding=head.coding, body=body, complete=complete)
-        if verdict is Verdict.ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
+        if verdict is _ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
             course.upstream.session.accepted(token.generation, by=course.decision.pair)
         course.reply = reply
         return verdict
@@ -406,7 +407,7 @@ class Handler:
             body=course.body or (),
             head_only=course.exchange.method == "HEAD",
             fresh=fresh,
-            recent=course.decision.route.kind is Kind.MONEY,
+            recent=course.decision.route.kind is _MONEY,
             sending=course.sending,
             interim=partial(self._interim, course),
             deadline=course.deadline,
@@ -489,13 +490,13 @@ class Handler:
                 return _STAYS if keep_alive else _ENDS
             await _hear_out(exchange, reply)
         except asyncio.CancelledError:
-            exchange.error, exchange.outcome = "cancelled", Outcome.UNKNOWN
+            exchange.error, exchange.outcome = "cancelled", _UNKNOWN
             connection.cut(reset=call.http10 and reply.head.length is None)
             raise
         except Exception as fault:  # noqa: BLE001 - nothing may end a cut reply cleanly
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
-            exchange.outcome = Outcome.UNKNOWN
+            exchange.outcome = _UNKNOWN
             capture.failed(error.code)
             connection.cut(reset=call.http10 and reply.head.length is None)
         return _ENDS
@@ -601,7 +602,7 @@ async def _hear_out(exchange: Exchange, reply: Reply) -> None:
     if reply.ready() is not None:
         return
     if exchange.method in READ_METHODS:
-        exchange.outcome = Outcome.UNKNOWN
+        exchange.outcome = _UNKNOWN
         return
     async for _ in reply.parts():
         pass

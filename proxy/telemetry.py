@@ -39,6 +39,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _NOT_ASKED = frozenset({"store", "sealed", "secret"})
 _ROOM = 256 * 1024  # bytes of each kind of metrics of a process
 _ATOMIC = 4096  # bytes that a pipe takes whole, whoever else writes to it (PIPE_BUF, pipe(7))
+_UNKNOWN = Outcome.UNKNOWN  # Python 3.11 looks a member up by its name every time
 _TROUBLE = frozenset({500, 502, 503, 504})  # statuses that are a warning
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 90)
 
@@ -84,8 +85,9 @@ class Metrics:
             values.ValueClass = values.MultiProcessValue(lambda: shared.process)  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         # What counts an exchange, by its labels: looking those up costs more than counting.
-        self._counted: dict[tuple[str, str, str, str, int], Callable[[], None]] = {}
-        self._timed: dict[str, Callable[[float], None]] = {}
+        self._bound: dict[
+            tuple[str, str, str, str, int], tuple[Callable[[], None], Callable[[float], None]]
+        ] = {}
         self._requests = Counter(
             "nomba_proxy_requests",
             "Requests answered.",
@@ -166,31 +168,30 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Count an exchange."""
-        upstream, route = exchange.upstream, exchange.route
-        labels = (exchange.caller, upstream, route, exchange.method, exchange.status // 100)
-        count = self._counted.get(labels)
-        if count is None:
-            count = self._bind(*labels)
+        caller, method = exchange.caller, exchange.method
+        labels = (caller, exchange.upstream, exchange.route, method, exchange.status // 100)
+        bound = self._bound.get(labels)
+        if bound is None:
+            bound = self._bind(*labels)
+        count, time_taken = bound
         count()
-        duration = self._timed.get(upstream)
-        if duration is None:
-            duration = self._timed[upstream] = self._duration.labels(upstream).observe
-        duration(exchange.seconds)
-        if exchange.outcome is Outcome.UNKNOWN:
-            self._unknown.labels(upstream, route).inc()
+        time_taken(exchange.seconds)
+        if exchange.outcome is _UNKNOWN:
+            self._unknown.labels(exchange.upstream, exchange.route).inc()
         if exchange.attempts > 1:
-            self._replays.labels(upstream, str(exchange.outcome)).inc()
+            self._replays.labels(exchange.upstream, str(exchange.outcome)).inc()
 
     def _bind(
         self, caller: str, upstream: str, route: str, method: str, hundreds: int
-    ) -> Callable[[], None]:
+    ) -> tuple[Callable[[], None], Callable[[float], None]]:
         code_class = f"{hundreds}xx" if hundreds else "none"
         known = method in _METHODS
         label = method if known else "other"
         count = self._requests.labels(caller, upstream, route, label, code_class).inc
+        bound = count, self._duration.labels(upstream).observe
         if known:  # the others are not a closed set
-            self._counted[caller, upstream, route, method, hundreds] = count
-        return count
+            self._bound[caller, upstream, route, method, hundreds] = bound
+        return bound
 
     def emit(self, event: Event) -> None:
         """Count an event."""
@@ -251,26 +252,49 @@ class Telemetry:
         console = log_format == "console" or (log_format == "auto" and stream.isatty())
         self.metrics = Metrics(version=version, shared=shared)
         self._console = console
-        self._least = logging.getLevelNamesMapping()[level.upper()]
+        weight = logging.getLevelNamesMapping()
+        least = weight[level.upper()]
+        self._levels = {one for one in ("info", "warning") if weight[one.upper()] >= least}
+        self._over: list[Exchange] = []  # not accounted for yet
         self._lines = _Lines(stream.buffer)
         self._log = _logger(stream, lines=None if console else self._lines, level=level)
 
     def observe(self, exchange: Exchange) -> None:
-        """Write the one canonical line of an exchange and count it."""
-        self.metrics.observe(exchange)
-        trouble = exchange.outcome is Outcome.UNKNOWN or exchange.status in _TROUBLE
+        """Write the one canonical line of an exchange and count it, soon."""
+        self._over.append(exchange)
+        if len(self._over) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._account)
+        except RuntimeError:  # there is none
+            self._account()
+
+    def _account(self) -> None:
+        """Account for all exchanges that ended in one turn of the event loop."""
+        if not self._over:
+            return
+        over, self._over = self._over, []
+        for exchange in over:
+            self.metrics.observe(exchange)
         if self._console:
-            log = self._log.warning if trouble else self._log.info
-            self._write(log, *_for_people(exchange))
-        elif self._least <= (logging.WARNING if trouble else logging.INFO):
-            line = _canonical(exchange)
-            line["event"] = "exchange"
-            line["level"] = "warning" if trouble else "info"
-            line["timestamp"] = self._lines.timestamp()
-            self._lines.msg(orjson.dumps(line))
+            for exchange in over:
+                trouble = _is_trouble(exchange)
+                self._write(
+                    self._log.warning if trouble else self._log.info, *_for_people(exchange)
+                )
+            return
+        lines, timestamp = [], self._lines.timestamp()
+        for exchange in over:
+            level = "warning" if _is_trouble(exchange) else "info"
+            if level in self._levels:
+                line = _canonical(exchange)
+                line["event"], line["level"], line["timestamp"] = "exchange", level, timestamp
+                lines.append(orjson.dumps(line))
+        self._lines.write(lines)
 
     def emit(self, event: Event) -> None:
         """Write an event and count it."""
+        self._account()  # what was over before it stands before it
         self.metrics.emit(event)
         line = event.fields | {"upstream": event.upstream or "-"}
         self._write(getattr(self._log, event.level), event.name, line)
@@ -283,7 +307,7 @@ class Telemetry:
 
 
 class _Lines:
-    """Writes lines of JSON: all that come in one turn of the event loop together.
+    """Writes lines of JSON.
 
     Args:
         stream: gets whole lines only, in pieces that a pipe does not take apart.
@@ -291,7 +315,6 @@ class _Lines:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._lines: list[bytes] = []
         self._second, self._until_seconds = 0, ""
 
     def timestamp(self) -> str:
@@ -303,33 +326,32 @@ class _Lines:
             self._until_seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._until_seconds}.{int((now - second) * 1e6):06d}Z"
 
-    def msg(self, line: bytes) -> None:
-        """Write one line, without the end of line."""
-        self._lines.append(line)
-        if len(self._lines) > 1:
-            return
-        try:
-            asyncio.get_running_loop().call_soon(self._flush)
-        except RuntimeError:  # there is none
-            self._flush()
-
-    debug = info = warning = error = msg
-
-    def _flush(self) -> None:
-        lines, self._lines = self._lines, []
+    def write(self, lines: list[bytes]) -> None:
+        """Write lines, given without their ends."""
         together = b""
         for line in lines:
             if together and len(together) + len(line) >= _ATOMIC:
                 self._put(together)
                 together = b""
             together += line + b"\n"
-        self._put(together)
+        if together:
+            self._put(together)
+
+    def msg(self, line: bytes) -> None:
+        """structlog: write one line."""
+        self._put(line + b"\n")
+
+    debug = info = warning = error = msg
 
     def _put(self, data: bytes) -> None:
         # A reader of our log that went away must not break an exchange.
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(data)
             self._stream.flush()
+
+
+def _is_trouble(exchange: Exchange) -> bool:
+    return exchange.outcome is _UNKNOWN or exchange.status in _TROUBLE
 
 
 def _canonical(exchange: Exchange) -> dict[str, Any]:

@@ -54,6 +54,9 @@ class Verdict(Enum):
     REFUSAL_UNPROVEN = auto()  # the token is dead, but something may have been done
 
 
+_ANSWER = Verdict.ANSWER  # Python 3.11 looks a member up by its name every time
+
+
 def field_value(headers: Headers, name: bytes) -> bytes | None:
     """The first value of a field, by lower-case name."""
     for found, value in headers:
@@ -94,22 +97,22 @@ def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> Verdict
     if status == 401:
         return Verdict.REFUSAL
     if status not in _PEEKED or not body or not complete:
-        return Verdict.ANSWER
+        return _ANSWER
     decode = _DECODERS.get(coding.strip().lower())
     if decode is None:
-        return Verdict.ANSWER
+        return _ANSWER
     try:
         envelope = orjson.loads(decode(body))
     except (ValueError, zlib.error, brotli.error, zstandard.ZstdError):
-        return Verdict.ANSWER
+        return _ANSWER
     if not isinstance(envelope, dict):
-        return Verdict.ANSWER
+        return _ANSWER
     if status != 200:
         refused = _says(envelope, _JWT_EXPIRED)
     else:
         code = str(envelope.get("code"))
         refused = code == "401" or (code in {"01", "02"} and _says(envelope, _TOKEN_TEXT))
-    return Verdict.REFUSAL_UNPROVEN if refused else Verdict.ANSWER
+    return Verdict.REFUSAL_UNPROVEN if refused else _ANSWER
 
 
 def _says(envelope: dict[str, object], what: re.Pattern[str]) -> bool:
