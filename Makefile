@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 ARGS   ?=
 LOOP   ?= asyncio
 export LOOP
@@ -40,7 +41,18 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
+# A peer that cannot be installed is named in the table; the run goes on without it.
+$(PEERS)/.installed: requirements/peers.txt
+	@echo "setting up $(PEERS), the proxies to compare with (only when their lock changes) ..."
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  && touch $@ || echo "bench: the proxies of $< cannot be installed here" >&2
+
+bench/fastify/node_modules: bench/fastify/package-lock.json
+	@cd bench/fastify && npm ci --silent --no-audit --no-fund && touch node_modules \
+	  || echo "bench: @fastify/http-proxy cannot be installed here" >&2
+
+bench: $(STAMP) $(PEERS)/.installed bench/fastify/node_modules ## measure it beside its peers in the same run; ARGS=--quick for two minutes
 	@$(BIN)/python bench/run.py $(ARGS)
 
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
@@ -58,9 +70,11 @@ chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n
 chaos-fleet: $(STAMP) ## kill replicas and their store at random, change secrets under load; CHAOS_SEED=n
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_fleet.py --timeout 3600 $(ARGS)
 
-lock: ## compile the locks anew, with hashes and without addresses (needs uv)
+lock: ## compile the locks anew, with hashes and without addresses (needs uv and npm)
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)
 	@$(call compile,build,requirements/build.in)
+	@$(call compile,peers,requirements/peers.in)
+	@cd bench/fastify && npm install --silent --package-lock-only --omit-lockfile-registry-resolved
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -70,5 +84,5 @@ build: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python -m flit_core.wheel --outdir dist .
 
 clean: ## remove the environment and everything a run leaves behind
-	@rm -rf .venv .venv-* dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* bench/fastify/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

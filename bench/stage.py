@@ -1,0 +1,195 @@
+"""Proxies that are up, and one measurement of one of them."""
+
+import http.client
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from lab import Cores, Missing, Process, environment, free_port, spent
+from load import Load, LoadFailed, wrk
+from origin import ACCOUNT, Origin, need, origin
+from ours import log_in
+from peers import Peer, Site
+from report import Round
+from works import Work
+
+_WARM_UP = 1  # seconds
+_SETTLES = 0.2  # seconds after a round, in which the last log lines are written
+_CIPHER = "TLS_AES_128_GCM_SHA256"  # of the origin, see configs/origin.conf
+_PROBE = "/v1/accounts/parent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A proxy that is up.
+
+    Attributes:
+        process: it.
+        port: where it listens.
+        headers: lines that a request needs to be let through.
+        folder: of its files.
+    """
+
+    process: Process
+    port: int
+    headers: tuple[str, ...]
+    folder: Path
+
+
+class Stage:
+    """Where it all happens; leaving it stops everything.
+
+    Attributes:
+        missing: proxies that cannot take part, and why.
+    """
+
+    def __init__(self, *, short_life: int = 4) -> None:
+        need("wrk", "nginx", "taskset")
+        self.cores = Cores.here()
+        self.missing: dict[str, str] = {}
+        self._standing: dict[tuple[str, bool], Standing] = {}
+        self._warm: set[tuple[str, str]] = set()
+        self._short_life = short_life
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self.origin: Origin = self._stack.enter_context(
+            origin(self._folder / "origin", cores=self.cores.load, short_life=self._short_life)
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def ready(self, peer: Peer, work: Work) -> bool:
+        """Have the peer up and warm for this work; False if it cannot take part."""
+        if peer.name in self.missing:
+            return False
+        try:
+            if (peer.name, work.tls) not in self._standing:
+                self._standing[peer.name, work.tls] = self._start(peer, work)
+            if (peer.name, work.name) not in self._warm:
+                self._warm.add((peer.name, work.name))
+                self._load(self._standing[peer.name, work.tls], work, connections=work.connections)
+        except Missing as error:
+            self.missing[peer.name] = str(error)
+            return False
+        except LoadFailed:  # the rounds will tell
+            pass
+        return True
+
+    def _start(self, peer: Peer, work: Work) -> Standing:
+        folder = self._folder / f"{len(self._standing)}-{free_port()}"
+        folder.mkdir()
+        site = Site(folder=folder, port=free_port(), origin=self.origin, tls=work.tls)
+        plan = peer.plan(site)
+        process = Process(
+            plan.command,
+            cores=self.cores.all[: peer.cores],
+            output=folder / "output",
+            env=environment(**plan.env),
+        )
+        self._stack.callback(process.stop)
+        process.listens(site.port)
+        headers = plan.headers
+        if plan.log_in:
+            headers = (f"Authorization: Bearer {log_in(site.port, plan.log_in)}",)
+        up = Standing(process=process, port=site.port, headers=headers, folder=folder)
+        prove(up, work)
+        return up
+
+    def measure(self, peer: Peer, work: Work, *, connections: int, seconds: int) -> Round:
+        """Put load on a proxy that is up.
+
+        Raises:
+            LoadFailed: not every request was answered well, or a process of the proxy ended.
+        """
+        up = self._standing[peer.name, work.tls]
+        before = up.process.cpu()
+        load = self._load(up, work, connections=connections, seconds=seconds)
+        time.sleep(_SETTLES)
+        try:
+            used = spent(before, up.process.cpu())
+        except RuntimeError as error:
+            raise LoadFailed(str(error)) from None
+        for log in (up.folder / "access.log", up.process.output):
+            if log.exists():
+                with log.open("r+b") as file:
+                    file.truncate()
+        return round_of(load, used, cores=peer.cores)
+
+    def _load(self, up: Standing, work: Work, *, connections: int, seconds: int = _WARM_UP) -> Load:
+        """Ask a proxy that is up, without measuring it."""
+        return wrk(
+            f"http://127.0.0.1:{up.port}{work.path}",
+            cores=self.cores.load,
+            connections=connections,
+            seconds=seconds,
+            headers=up.headers,
+            method=work.method,
+            up=work.up,
+        )
+
+
+def round_of(load: Load, used: float, *, cores: int) -> Round:
+    """What a load says of a proxy that used so many seconds of CPU time."""
+    latency = asdict(load)
+    requests, seconds = latency.pop("requests"), latency.pop("seconds")
+    return Round(
+        cpu=used / requests * 1e6,
+        rate=requests / seconds,
+        busy=used / seconds / cores,
+        **latency,
+    )
+
+
+def prove(up: Standing, work: Work) -> None:
+    """See that a proxy does the whole work, over one connection.
+
+    That is: two headers, HTTP/1.1, connections to the origin kept, TLS, the reply as it is.
+
+    Raises:
+        Missing: it does not.
+    """
+    headers = dict(line.split(": ", 1) for line in up.headers)
+    connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=20)
+    body = b"x" * work.up or None
+    asked = [("GET", _PROBE, None)] * 3 + [(work.method, work.path, body)]
+    try:
+        replies = []
+        for method, path, sent in asked:
+            connection.request(method, path, body=sent, headers=headers)
+            reply = connection.getresponse()
+            replies.append((reply.status, reply.read()))
+    except (OSError, http.client.HTTPException) as error:
+        raise Missing(f"does not answer: {error!r}") from None
+    finally:
+        connection.close()
+    if wrong := list(_wrong(replies, work)):
+        raise Missing(f"does not do the same work: {', '.join(wrong)}")
+
+
+def _wrong(replies: list[tuple[int, bytes]], work: Work) -> Iterator[str]:
+    status, body = replies[-1]
+    if status != 200 or len(body) != work.down:
+        yield f"answers {status} with {len(body)} bytes"
+    status, body = replies[-2]
+    try:
+        seen = json.loads(body)
+    except ValueError:
+        yield f"answers {status} {body[:100]!r}"
+        return
+    expected = {"http": "HTTP/1.1", "accountId": ACCOUNT, "cipher": _CIPHER if work.tls else ""}
+    for name, value in expected.items():
+        if seen[name] != value:
+            yield f"{name} is {seen[name]!r} at the origin"
+    if not seen["authorization"].startswith("Bearer bench-token-"):
+        yield "Authorization is not set"
+    if seen["requests"] == "1":
+        yield "connections to the origin are not kept"
