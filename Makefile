@@ -10,10 +10,10 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,6 +54,12 @@ bench/fastify/node_modules: bench/fastify/package-lock.json
 
 bench: $(STAMP) $(PEERS)/.installed bench/fastify/node_modules ## measure it beside its peers in the same run; ARGS=--quick for two minutes
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-check: $(STAMP) ## fail if a request costs too much, as a ratio to a ClientSession proxy (half a minute)
+	@$(BIN)/python bench/check.py $(ARGS)
+
+bench-growth: $(STAMP) $(PEERS)/.installed ## measure what cost grows with: headers, bodies, callers, rules, connections
+	@$(BIN)/python bench/growth.py $(ARGS)
 
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
 	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)

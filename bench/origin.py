@@ -13,6 +13,7 @@ from lab import CannotMeasure, Process, environment, free_port
 
 CONFIGS = Path(__file__).parent / "configs"
 KIB = 1024
+SHORT_LIFE = 2  # seconds; a token is renewed when a quarter of it is left
 ACCOUNT = "6a3e5ad1-5bd0-4d23-b1a5-7e41d1a2b3c4"
 # As long as Nomba's: a JWT has 300 to 600 characters. The last 32 tell one from another.
 _TOKEN_PREFIX = ("bench-token-" * 36)[:388]
@@ -26,7 +27,7 @@ class Origin:
     Attributes:
         process: the nginx.
         port: of plain HTTP.
-        short_port: the same, but tokens live `short_life` seconds.
+        short_port: the same, but tokens live `SHORT_LIFE` seconds.
         tls_port: HTTPS, for the name `localhost`.
         ca: the certificate that it is checked with (PEM).
     """
@@ -78,13 +79,12 @@ def find(program: str) -> str | None:
 
 
 @contextlib.contextmanager
-def origin(folder: Path, *, cores: tuple[int, ...], short_life: int = 4) -> Iterator[Origin]:
+def origin(folder: Path, *, cores: tuple[int, ...]) -> Iterator[Origin]:
     """Bring one up on these cores.
 
     Args:
         folder: for its files.
         cores: where it runs.
-        short_life: seconds that tokens of `short_port` live.
 
     Raises:
         CannotMeasure: there is no nginx, or it does not start.
@@ -108,7 +108,7 @@ def origin(folder: Path, *, cores: tuple[int, ...], short_life: int = 4) -> Iter
         port=port,
         short_port=short_port,
         tls_port=tls_port,
-        short_life=short_life,
+        short_life=SHORT_LIFE,
         small=json_reply(KIB),
         account=ACCOUNT,
         token=_TOKEN_PREFIX,

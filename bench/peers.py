@@ -211,5 +211,5 @@ PEERS = (
     Peer("fastify", _fastify, _fastify_version),
     Peer("mitmproxy", _mitmproxy, lambda: _says(_in_peers("mitmdump"), "--version")),
     Peer("clientsession", lambda site: _baseline(site, log=True), _aiohttp_version),
-    Peer("clientsession, no log", lambda site: _baseline(site, log=False), _aiohttp_version),
+    Peer("clientsession-no-log", lambda site: _baseline(site, log=False), _aiohttp_version),
 )

@@ -58,7 +58,7 @@ class Series:
         if self.rounds:
             names = [one.name for one in dataclasses.fields(Round)]
             shown["median"] = {name: round(self.median(name), 4) for name in names}
-            shown["cpu_spread"] = [round(value, 2) for value in self.spread("cpu")]
+            shown["cpu_spread"] = [round(value, 4) for value in self.spread("cpu")]
         rounds = [dataclasses.asdict(one) for one in self.rounds]
         shown["rounds"] = [{name: round(value, 4) for name, value in one.items()} for one in rounds]
         return shown | {"errors": self.errors}

@@ -14,73 +14,83 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
+import latency
 from conditions import conditions, lines
 from lab import CannotMeasure, interruptible
 from load import LoadFailed
 from ours import OURS, ours
 from peers import PEERS, Peer
+from pictures import draw
 from report import Group, Series, table
 from stage import Stage
 from works import CONNECTIONS, GET, WORKS, Work
 
-SWEEP = "sweep"
+SWEEP, LATENCY = "sweep", "latency"
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
     """The exit code."""
     options = parse()
-    works = [one for one in WORKS if one.name in options.work]
-    print(f"{math.ceil(estimate(options, works))} minutes at most", file=sys.stderr)
+    print(f"{math.ceil(estimate(options))} minutes at most", file=sys.stderr)
     try:
         with interruptible(), Stage() as stage:
             told = conditions([ours(), *(one for one in PEERS if one.name in options.only)])
-            print("\n".join(lines(told)))
-            groups = measure(stage, [(one, one.connections) for one in works], options)
-            swept: list[Group] = []
-            if SWEEP in options.work:
-                options.rounds = min(options.rounds, options.sweep_rounds)
-                swept = measure(stage, [(GET, count) for count in CONNECTIONS], options)
-            missing = dict(stage.missing)
+            print("\n".join(lines(told)), flush=True)
+            result = {"conditions": told, "seconds": options.seconds, **everything(stage, options)}
     except CannotMeasure as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 1
-    print("\n".join(table(groups, missing=missing)))
-    print("\n".join(table(swept, missing=missing)))
-    result = {
-        "conditions": told,
-        "seconds": options.seconds,
-        "missing": missing,
-        "works": [one.as_json() for one in groups],
-        SWEEP: [one.as_json() for one in swept],
-    }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{options.json}")
-    return 0
+    return draw("plots.py", options.json, options.plots)
+
+
+def everything(stage: Stage, options: argparse.Namespace) -> dict[str, object]:
+    """Measure, print and return all that was asked for."""
+    works = [(one, one.connections) for one in WORKS if one.name in options.work]
+    groups = measure(stage, works, options, rounds=options.rounds)
+    swept: list[Group] = []
+    if SWEEP in options.work:
+        wanted = [(GET, count) for count in CONNECTIONS]
+        swept = measure(stage, wanted, options, rounds=options.sweep_rounds)
+    print("\n".join(table([*groups, *swept], missing=stage.missing)), flush=True)
+    paced: list[latency.Paced] = []
+    if LATENCY in options.work:
+        rounds, seconds = options.sweep_rounds, options.latency_seconds
+        paced = latency.measure(stage, only=options.only, rounds=rounds, seconds=seconds)
+        print("\n".join(latency.table(paced)))
+    return {
+        "missing": stage.missing,
+        "works": [one.as_json() for one in groups],
+        SWEEP: [one.as_json() for one in swept],
+        LATENCY: [one.as_json() for one in paced],
+    }
 
 
 def parse() -> argparse.Namespace:
     """What was asked for; the usual where nothing was."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [one.name for one in PEERS]
-    every = [*(one.name for one in WORKS), SWEEP]
+    every = [*(one.name for one in WORKS), SWEEP, LATENCY]
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement (whole ones)")
     parser.add_argument("--only", type=_of(names), default=names, metavar="PEER,...")
     parser.add_argument("--work", type=_of(every), default=every, metavar="WORK,...")
     parser.add_argument("--json", type=Path, default=RESULTS / "bench.json", metavar="FILE")
+    parser.add_argument("--plots", type=Path, default=RESULTS, metavar="DIR", help="for pictures")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
     options = parser.parse_args()
-    options.sweep_rounds = 3
+    options.latency_seconds = 5
     if options.quick:
-        options.rounds = options.seconds = 1
+        options.rounds = options.seconds = options.latency_seconds = 1
+    options.sweep_rounds = min(options.rounds, 3)
     return options
 
 
@@ -94,13 +104,15 @@ def _of(known: list[str]):
     return names
 
 
-def estimate(options: argparse.Namespace, works: Iterable[Work]) -> float:
+def estimate(options: argparse.Namespace) -> float:
     """How many minutes it takes."""
     each = options.seconds + 0.5
+    works = [one for one in WORKS if one.name in options.work]
     spent = sum(len(takes_part(one, options)) * (options.rounds * each + 2) for one in works)
     if SWEEP in options.work:
-        rounds = min(options.rounds, options.sweep_rounds) * len(CONNECTIONS)
-        spent += len(takes_part(GET, options)) * rounds * each
+        spent += len(takes_part(GET, options)) * options.sweep_rounds * len(CONNECTIONS) * each
+    if LATENCY in options.work:
+        spent += 4 * (3 + options.sweep_rounds * 2 * (options.latency_seconds + 0.5))
     return spent / 60
 
 
@@ -110,7 +122,7 @@ def takes_part(work: Work, options: argparse.Namespace) -> list[Peer]:
 
 
 def measure(
-    stage: Stage, wanted: list[tuple[Work, int]], options: argparse.Namespace
+    stage: Stage, wanted: list[tuple[Work, int]], options: argparse.Namespace, *, rounds: int
 ) -> list[Group]:
     """Works with so many connections each, in interleaved rounds."""
     groups = []
@@ -122,8 +134,8 @@ def measure(
         groups.append(
             Group(work=work.name, title=work.title, connections=connections, series=series)
         )
-    for number in range(options.rounds):
-        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
         for (work, _), group in zip(wanted, groups, strict=True):
             pairs = list(zip(takes_part(work, options), group.series, strict=True))
             # Each follows another one in every second round.

@@ -21,7 +21,7 @@ from works import Work
 _WARM_UP = 1  # seconds
 _SETTLES = 0.2  # seconds after a round, in which the last log lines are written
 _CIPHER = "TLS_AES_128_GCM_SHA256"  # of the origin, see configs/origin.conf
-_PROBE = "/v1/accounts/parent"
+PROBE = "/v1/accounts/parent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +48,26 @@ class Stage:
         missing: proxies that cannot take part, and why.
     """
 
-    def __init__(self, *, short_life: int = 4) -> None:
+    def __init__(self) -> None:
         need("wrk", "nginx", "taskset")
         self.cores = Cores.here()
         self.missing: dict[str, str] = {}
         self._standing: dict[tuple[str, bool], Standing] = {}
-        self._warm: set[tuple[str, str]] = set()
-        self._short_life = short_life
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.origin: Origin = self._stack.enter_context(
-            origin(self._folder / "origin", cores=self.cores.load, short_life=self._short_life)
+            origin(self._folder / "origin", cores=self.cores.load)
         )
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def standing(self, peer: Peer, work: Work) -> Standing:
+        """The peer, which is ready."""
+        return self._standing[peer.name, work.tls]
 
     def ready(self, peer: Peer, work: Work) -> bool:
         """Have the peer up and warm for this work; False if it cannot take part."""
@@ -73,10 +75,8 @@ class Stage:
             return False
         try:
             if (peer.name, work.tls) not in self._standing:
-                self._standing[peer.name, work.tls] = self._start(peer, work)
-            if (peer.name, work.name) not in self._warm:
-                self._warm.add((peer.name, work.name))
-                self._load(self._standing[peer.name, work.tls], work, connections=work.connections)
+                up = self._standing[peer.name, work.tls] = self._start(peer, work)
+                self._load(up, work, connections=work.connections)  # what it compiles, it has
         except Missing as error:
             self.missing[peer.name] = str(error)
             return False
@@ -110,7 +110,7 @@ class Stage:
         Raises:
             LoadFailed: not every request was answered well, or a process of the proxy ended.
         """
-        up = self._standing[peer.name, work.tls]
+        up = self.standing(peer, work)
         before = up.process.cpu()
         load = self._load(up, work, connections=connections, seconds=seconds)
         time.sleep(_SETTLES)
@@ -157,22 +157,35 @@ def prove(up: Standing, work: Work) -> None:
     Raises:
         Missing: it does not.
     """
+    probe = ("GET", PROBE, 0)
+    replies = ask(up, [probe, probe, probe, (work.method, work.path, work.up)])
+    if wrong := list(_wrong(replies, work)):
+        raise Missing(f"does not do the same work: {', '.join(wrong)}")
+
+
+def ask(up: Standing, requests: list[tuple[str, str, int]]) -> list[tuple[int, bytes]]:
+    """The status and the body of each reply, over one connection.
+
+    Args:
+        up: who is asked.
+        requests: method, path, and bytes of body of each.
+
+    Raises:
+        Missing: no reply.
+    """
     headers = dict(line.split(": ", 1) for line in up.headers)
     connection = http.client.HTTPConnection("127.0.0.1", up.port, timeout=20)
-    body = b"x" * work.up or None
-    asked = [("GET", _PROBE, None)] * 3 + [(work.method, work.path, body)]
     try:
         replies = []
-        for method, path, sent in asked:
-            connection.request(method, path, body=sent, headers=headers)
+        for method, path, size in requests:
+            connection.request(method, path, body=b"x" * size or None, headers=headers)
             reply = connection.getresponse()
             replies.append((reply.status, reply.read()))
     except (OSError, http.client.HTTPException) as error:
         raise Missing(f"does not answer: {error!r}") from None
     finally:
         connection.close()
-    if wrong := list(_wrong(replies, work)):
-        raise Missing(f"does not do the same work: {', '.join(wrong)}")
+    return replies
 
 
 def _wrong(replies: list[tuple[int, bytes]], work: Work) -> Iterator[str]:

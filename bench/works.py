@@ -37,13 +37,14 @@ class Work:
     peers: tuple[Peer, ...] = (ours(), *PEERS)
 
 
+RENEWING = ours(f"{OURS}, renewals", short=True)
 # Ours, run otherwise.
 VARIANTS = (
     ours(f"{OURS}, anonymous caller", caller="nobody"),
     ours(f"{OURS}, phantom token", caller="token"),
     ours(f"{OURS}, inspector on", inspect=True),
     ours(f"{OURS}, 2 workers", workers=2),
-    ours(f"{OURS}, renewals", short=True),
+    RENEWING,
 )
 GET = Work(name="get", title="small GET, 1 KiB reply")
 WORKS = (
