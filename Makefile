@@ -52,7 +52,7 @@ bench/fastify/node_modules: bench/fastify/package-lock.json
 	@cd bench/fastify && npm ci --silent --no-audit --no-fund && touch node_modules \
 	  || echo "bench: @fastify/http-proxy cannot be installed here" >&2
 
-bench: $(STAMP) $(PEERS)/.installed bench/fastify/node_modules ## measure it beside its peers in the same run; ARGS=--quick for two minutes
+bench: $(STAMP) $(PEERS)/.installed bench/fastify/node_modules ## measure it beside its peers in the same run; ARGS=--quick for three minutes
 	@$(BIN)/python bench/run.py $(ARGS)
 
 bench-check: $(STAMP) ## fail if a request costs too much, as a ratio to a ClientSession proxy (half a minute)

@@ -14,6 +14,7 @@ from peers import Peer, Plan, Site
 
 from proxy import __version__
 from proxy.cli.serve import event_loop
+from proxy.core.caller import Digest
 
 OURS = "nomba-proxy"
 
@@ -52,7 +53,7 @@ def _caller_file(variant: Variant, env: dict[str, str]) -> str:
     said = json.loads(done.stdout)
     with Path(said["file"]).open("a") as file:
         for at in range(variant.callers):
-            digest = f"hmac-sha256:{'0' * 32}{at:032x}"
+            digest = Digest.of(f"secret-{at}", salt=f"{at:016x}")
             file.write(f'\n[[caller]]\nname = "other-{at}"\nsecrets = ["{digest}"]\n')
     return said["key"]
 
@@ -73,6 +74,7 @@ def _plan(site: Site, variant: Variant) -> Plan:
         "NOMBA_PROXY_WORKERS": str(variant.workers),
         "NOMBA_PROXY_INSPECT": str(variant.inspect).lower(),
         "NOMBA_PROXY_INSPECT_LISTEN": f"127.0.0.1:{free_port()}",
+        "NOMBA_PROXY_CALLERS_IDLE_TIMEOUT": "3600",  # as the peers', or longer than a run
         "NOMBA_PROXY_POOL_SIZE": "1024",  # as the peers' pools, for 512 callers at a time
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }

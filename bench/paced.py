@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import ExitStack
 
 CONNECTIONS = 32
 MARKS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
@@ -70,7 +71,14 @@ def run(port: int, request: bytes, *, rate: float, seconds: float) -> list[float
         ValueError: something else than a success came, or nothing.
         OSError: a connection failed.
     """
-    idle = [Connection(port) for _ in range(CONNECTIONS)]
+    with ExitStack() as stack:
+        connections = [Connection(port) for _ in range(CONNECTIONS)]
+        for one in connections:
+            stack.enter_context(one.sock)
+        return _paced(connections, request, rate=rate, seconds=seconds)
+
+
+def _paced(idle: list[Connection], request: bytes, *, rate: float, seconds: float) -> list[float]:
     busy: dict[int, Connection] = {}
     waiting: deque[float] = deque()
     taken: list[float] = []

@@ -1,7 +1,7 @@
 """Measure the proxy beside its peers, all on the same work in the same run.
 
     make bench                                     # a quarter of an hour
-    make bench ARGS=--quick                        # two minutes, to see that it works
+    make bench ARGS=--quick                        # three minutes, to see that it works
     make bench ARGS="--only envoy --work get,tls"  # ours is always there
 
 The proxy under test has one core, its origin (nginx) and who calls (wrk) have the others. Rounds
@@ -25,7 +25,7 @@ from peers import PEERS, Peer
 from pictures import draw
 from report import Group, Series, table
 from stage import Stage
-from works import CONNECTIONS, GET, WORKS, Work
+from works import CONNECTIONS, GET, USUAL, WORKS, Work
 
 SWEEP, LATENCY = "sweep", "latency"
 RESULTS = Path(__file__).parent / "results"
@@ -58,12 +58,16 @@ def everything(stage: Stage, options: argparse.Namespace) -> dict[str, object]:
     groups = measure(stage, works, options, rounds=options.rounds)
     swept: list[Group] = []
     if SWEEP in options.work:
-        wanted = [(GET, count) for count in CONNECTIONS]
-        swept = measure(stage, wanted, options, rounds=options.sweep_rounds)
-    print("\n".join(table([*groups, *swept], missing=stage.missing)), flush=True)
+        # What the table has, is measured.
+        had = [one for one in groups if one.work == GET.name]
+        wanted = [(GET, count) for count in options.sweep if not had or count != USUAL]
+        swept = had + measure(stage, wanted, options, rounds=options.sweep_rounds)
+        swept.sort(key=lambda one: one.connections)
+    shown = [*groups, *(one for one in swept if one not in groups)]
+    print("\n".join(table(shown, missing=stage.missing)), flush=True)
     paced: list[latency.Paced] = []
     if LATENCY in options.work:
-        rounds, seconds = options.sweep_rounds, options.latency_seconds
+        rounds, seconds = options.latency_rounds, options.latency_seconds
         paced = latency.measure(stage, only=options.only, rounds=rounds, seconds=seconds)
         print("\n".join(latency.table(paced)))
     return {
@@ -87,10 +91,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plots", type=Path, default=RESULTS, metavar="DIR", help="for pictures")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
     options = parser.parse_args()
-    options.latency_seconds = 5
+    options.sweep, options.latency_seconds = CONNECTIONS, 4
     if options.quick:
         options.rounds = options.seconds = options.latency_seconds = 1
-    options.sweep_rounds = min(options.rounds, 3)
+        options.sweep = (CONNECTIONS[0], USUAL, CONNECTIONS[-1])
+    options.sweep_rounds, options.latency_rounds = min(options.rounds, 2), min(options.rounds, 3)
     return options
 
 
@@ -110,9 +115,9 @@ def estimate(options: argparse.Namespace) -> float:
     works = [one for one in WORKS if one.name in options.work]
     spent = sum(len(takes_part(one, options)) * (options.rounds * each + 2) for one in works)
     if SWEEP in options.work:
-        spent += len(takes_part(GET, options)) * options.sweep_rounds * len(CONNECTIONS) * each
+        spent += len(takes_part(GET, options)) * options.sweep_rounds * len(options.sweep) * each
     if LATENCY in options.work:
-        spent += 4 * (3 + options.sweep_rounds * 2 * (options.latency_seconds + 0.5))
+        spent += 4 * (3 + options.latency_rounds * 2 * (options.latency_seconds + 0.5))
     return spent / 60
 
 

@@ -131,7 +131,7 @@ class Stage:
             cores=self.cores.load,
             connections=connections,
             seconds=seconds,
-            headers=up.headers,
+            headers=(*up.headers, *work.headers),
             method=work.method,
             up=work.up,
         )

@@ -23,6 +23,7 @@ class Work:
         down: bytes of the reply's body.
         connections: at a time.
         tls: whether the origin is reached by TLS.
+        headers: lines that the request has beside those that let it through.
         peers: who takes part.
     """
 
@@ -34,6 +35,7 @@ class Work:
     down: int = KIB
     connections: int = USUAL
     tls: bool = False
+    headers: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = (ours(), *PEERS)
 
 
