@@ -48,8 +48,8 @@ def measure(stage: Stage) -> list[tuple[float, float]]:
     """
     both = [ours(), next(one for one in PEERS if one.name == YARDSTICK)]
     for peer in both:
-        if not stage.ready(peer, GET):
-            raise CannotMeasure(f"{peer.name}: {stage.missing[peer.name]}")
+        if why := stage.absent(peer, GET):
+            raise CannotMeasure(f"{peer.name}: {why}")
     rounds = []
     for number in range(ROUNDS):
         # Each goes first in every second round.

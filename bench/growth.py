@@ -162,10 +162,9 @@ def measure(stage: Stage, curves: list[Curve], *, rounds: int, seconds: int) -> 
     found = {(name, one.value): Series(peer=one.peer.name) for name, one in wanted}
     with contextlib.ExitStack() as held:
         for _, point in wanted:
-            # What it needs is proved with the small GET: bodies have no reply of a fixed size.
-            if not stage.ready(point.peer, GET):
-                raise CannotMeasure(stage.missing[point.peer.name])
-            up = stage.standing(point.peer, GET)
+            if why := stage.absent(point.peer, point.work):
+                raise CannotMeasure(f"{point.peer.name}: {why}")
+            up = stage.standing(point.peer, point.work)
             for _ in range(point.idle):
                 held.enter_context(contextlib.closing(connected(up)))
         for number in range(rounds):

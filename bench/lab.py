@@ -95,12 +95,24 @@ def spent(before: Mapping[int, float], after: Mapping[int, float]) -> float:
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
+def core_times(cores: Iterable[int]) -> float:
+    """Seconds for which these cores have worked, for whomever, since the machine started."""
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A program on given cores, with its children in a group of their own.
 
     Args:
         command: what is run.
-        cores: where.
+        cores: where it runs.
         output: takes what it writes to stdout and stderr.
         env: its whole environment.
 
@@ -111,8 +123,8 @@ class Process:
     def __init__(
         self, command: list[str], *, cores: Iterable[int], output: Path, env: Mapping[str, str]
     ) -> None:
-        self.output = output
-        pinned = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+        self.output, self.cores = output, tuple(cores)
+        pinned = ["taskset", "--cpu-list", ",".join(map(str, self.cores)), *command]
         with output.open("ab") as file:
             self._process = subprocess.Popen(
                 pinned, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env),

@@ -61,7 +61,7 @@ def measure(stage: Stage, *, only: list[str], rounds: int, seconds: int) -> list
     """
     resting = ours()
     wanted = [one for one in PEERS if one.name in _COMPARED and one.name in only]
-    peers = [one for one in (resting, RENEWING, *wanted) if stage.ready(one, GET)]
+    peers = [one for one in (resting, RENEWING, *wanted) if not stage.absent(one, GET)]
     rates: dict[str, float] = {}
     for peer in peers:
         most = stage.measure(peer, GET, connections=GET.connections, seconds=2).rate

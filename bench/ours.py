@@ -84,6 +84,7 @@ def _plan(site: Site, variant: Variant) -> Plan:
         command=[sys.executable, "-m", "proxy", "serve"],
         env=env,
         headers=(f"X-Nomba-Proxy-Key: {key}",) if variant.caller == "key" else (),
+        log="output",
         log_in=key if variant.caller == "token" else "",
     )
 

@@ -74,12 +74,14 @@ class Plan:
         command: what is run.
         env: what its environment has beside ours.
         headers: lines that a request needs to be let through.
+        log: the file in its folder that its access log is in; none if it writes none.
         log_in: once it is up, a key to log in with: the token of the reply is such a line too.
     """
 
     command: list[str]
     env: dict[str, str] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
+    log: str = "access.log"
     log_in: str = ""
 
 
@@ -149,7 +151,7 @@ def _haproxy(site: Site) -> Plan:
     ca = site.origin.ca
     tls = f"ssl verify required ca-file {ca} sni str(localhost) verifyhost localhost"
     config = site.fill("haproxy.cfg", tls=tls if site.tls else "")
-    return Plan(command=[_installed("haproxy"), "-db", "-f", str(config)])
+    return Plan(command=[_installed("haproxy"), "-db", "-f", str(config)], log="output")
 
 
 def _mitmproxy(site: Site) -> Plan:
@@ -165,7 +167,7 @@ def _mitmproxy(site: Site) -> Plan:
         command += ["--set", f"{name}={value}"]
     for name, value in (("Authorization", f"Bearer {STATIC_TOKEN}"), ("accountId", ACCOUNT)):
         command += ["--modify-headers", f"/~q/{name}/{value}"]
-    return Plan(command=command)
+    return Plan(command=command, log="output")
 
 
 def _fastify(site: Site) -> Plan:
@@ -185,6 +187,7 @@ def _baseline(site: Site, *, log: bool) -> Plan:
     return Plan(
         command=command,
         env={**env, "BENCH_CA": str(site.origin.ca), "PYTHONPATH": str(ROOT)},
+        log="access.log" if log else "",
     )
 
 

@@ -26,6 +26,7 @@ COLOURS = {
     "clientsession": "#455a64",
     "clientsession-no-log": "#90a4ae",
 }
+_DISTURBED = 0.1  # of a core
 _GAP = 0.052  # of the axis, between two labels
 
 
@@ -59,7 +60,13 @@ def note(figure: Figure, told: dict) -> None:
     """Under which conditions it was measured."""
     said = told["conditions"]
     text = f"{said['cpu']}, one core for the proxy · Python {said['python']} · {said['date'][:10]}"
-    figure.text(0.01, 0.005, f"{text} · commit {said['commit']}", fontsize=7.5, color="#777777")
+    text += f" · commit {said['commit']}"
+    groups = [*told.get("works", ()), *told.get("sweep", ()), *told.get("curves", ())]
+    every = [one for group in groups for one in group.get("series") or group["points"]]
+    others = [one["median"]["others"] for one in every if one["rounds"]]
+    if max(others) > _DISTURBED:
+        text += f" · other processes used {max(others):.0%} of that core at worst"
+    figure.text(0.01, 0.005, text, fontsize=7.5, color="#777777")
 
 
 def lines(axes: Axes, told: dict, field: str) -> None:

@@ -16,13 +16,15 @@ class Round:
     Attributes:
         cpu: microseconds of user and system time per request, of the whole process tree.
         rate: requests a second.
-        busy: the share of its cores that the proxy used; well below 1, the load was the limit.
+        busy: the share of its cores that the proxy used.
+        others: the share that others used. If both together are well below 1, the load was the limit.
         p50, p90, p99, p999: latency in milliseconds.
     """
 
     cpu: float
     rate: float
     busy: float
+    others: float
     p50: float
     p90: float
     p99: float
@@ -37,11 +39,13 @@ class Series:
         peer: its name.
         rounds: that went well.
         errors: what went wrong in the others.
+        missing: why it took no part, if it did not.
     """
 
     peer: str
     rounds: list[Round] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    missing: str = ""
 
     def median(self, name: str) -> float:
         """Of a field of its rounds."""
@@ -61,7 +65,7 @@ class Series:
             shown["cpu_spread"] = [round(value, 4) for value in self.spread("cpu")]
         rounds = [dataclasses.asdict(one) for one in self.rounds]
         shown["rounds"] = [{name: round(value, 4) for name, value in one.items()} for one in rounds]
-        return shown | {"errors": self.errors}
+        return shown | {"errors": self.errors, "missing": self.missing}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,28 +95,23 @@ def ratio(series: Series, reference: Series) -> float:
     return series.median("cpu") / reference.median("cpu")
 
 
-def table(groups: Iterable[Group], *, missing: dict[str, str]) -> Iterator[str]:
-    """Lines for a terminal.
-
-    Args:
-        groups: what was measured.
-        missing: proxies that took no part, and why.
-    """
+def table(groups: Iterable[Group]) -> Iterator[str]:
+    """Lines for a terminal."""
     for group in groups:
         yield ""
         yield f"{group.title} · {group.connections} connections"
         yield (
             f"  {'':<30} {'CPU µs/request':>14} {'least to most':>17} {'ratio':>7}"
-            f" {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'busy':>5}"
+            f" {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'busy':>5} {'others':>6}"
         )
         reference = next((one for one in group.series if one.peer == OURS and one.rounds), None)
         for one in group.series:
             yield from _row(one, reference)
-        absent = {one.peer for one in group.series if one.peer in missing}
-        yield from (f"  {peer:<30} MISSING: {missing[peer]}" for peer in sorted(absent))
 
 
 def _row(one: Series, reference: Series | None) -> Iterator[str]:
+    if one.missing:
+        yield f"  {one.peer:<30} MISSING: {one.missing}"
     if one.rounds:
         least, most = one.spread("cpu")
         spread = f"{least:,.1f} to {most:,.1f}"
@@ -120,7 +119,7 @@ def _row(one: Series, reference: Series | None) -> Iterator[str]:
         yield (
             f"  {one.peer:<30} {one.median('cpu'):>14,.1f} {spread:>17} {times:>7}"
             f" {one.median('rate'):>11,.0f} {one.median('p50'):>8.2f} {one.median('p99'):>8.2f}"
-            f" {one.median('busy'):>5.0%}"
+            f" {one.median('busy'):>5.0%} {one.median('others'):>6.0%}"
         )
     for text in sorted(set(one.errors)):
         count = f"{one.errors.count(text)} of {len(one.errors) + len(one.rounds)} rounds failed"

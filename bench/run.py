@@ -64,14 +64,16 @@ def everything(stage: Stage, options: argparse.Namespace) -> dict[str, object]:
         swept = had + measure(stage, wanted, options, rounds=options.sweep_rounds)
         swept.sort(key=lambda one: one.connections)
     shown = [*groups, *(one for one in swept if one not in groups)]
-    print("\n".join(table(shown, missing=stage.missing)), flush=True)
+    print("\n".join(table(shown)), flush=True)
     paced: list[latency.Paced] = []
     if LATENCY in options.work:
         rounds, seconds = options.latency_rounds, options.latency_seconds
         paced = latency.measure(stage, only=options.only, rounds=rounds, seconds=seconds)
         print("\n".join(latency.table(paced)))
     return {
-        "missing": stage.missing,
+        "missing": {
+            one.peer: one.missing for group in shown for one in group.series if one.missing
+        },
         "works": [one.as_json() for one in groups],
         SWEEP: [one.as_json() for one in swept],
         LATENCY: [one.as_json() for one in paced],
@@ -133,9 +135,7 @@ def measure(
     groups = []
     for work, connections in wanted:
         peers = takes_part(work, options)
-        series = [Series(peer=one.name) for one in peers]
-        for one in peers:
-            stage.ready(one, work)
+        series = [Series(peer=one.name, missing=stage.absent(one, work)) for one in peers]
         groups.append(
             Group(work=work.name, title=work.title, connections=connections, series=series)
         )
@@ -145,7 +145,7 @@ def measure(
             pairs = list(zip(takes_part(work, options), group.series, strict=True))
             # Each follows another one in every second round.
             for peer, series in pairs if number % 2 == 0 else reversed(pairs):
-                if stage.ready(peer, work):
+                if not series.missing:
                     once(stage, peer, work, group=group, series=series, seconds=options.seconds)
     return groups
 

@@ -1,25 +1,27 @@
 """Proxies that are up, and one measurement of one of them."""
 
+import contextlib
 import http.client
 import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from lab import Cores, Missing, Process, environment, free_port, spent
+from lab import Cores, Missing, Process, core_times, environment, free_port, spent
 from load import Load, LoadFailed, wrk
 from origin import ACCOUNT, Origin, need, origin
 from ours import log_in
 from peers import Peer, Site
 from report import Round
-from works import Work
+from works import GET, Work
 
 _WARM_UP = 1  # seconds
 _SETTLES = 0.2  # seconds after a round, in which the last log lines are written
+_LOGGED = 50  # lines, at least, after the warm-up
 _CIPHER = "TLS_AES_128_GCM_SHA256"  # of the origin, see configs/origin.conf
 PROBE = "/v1/accounts/parent"
 
@@ -42,17 +44,13 @@ class Standing:
 
 
 class Stage:
-    """Where it all happens; leaving it stops everything.
-
-    Attributes:
-        missing: proxies that cannot take part, and why.
-    """
+    """Where it all happens; leaving it stops everything."""
 
     def __init__(self) -> None:
         need("wrk", "nginx", "taskset")
         self.cores = Cores.here()
-        self.missing: dict[str, str] = {}
-        self._standing: dict[tuple[str, bool], Standing] = {}
+        self._standing: dict[tuple[str, bool], Standing | Missing] = {}
+        self._absent: dict[tuple[str, str], str] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -66,26 +64,35 @@ class Stage:
         self._stack.close()
 
     def standing(self, peer: Peer, work: Work) -> Standing:
-        """The peer, which is ready."""
-        return self._standing[peer.name, work.tls]
+        """The peer, started if it is not up.
 
-    def ready(self, peer: Peer, work: Work) -> bool:
-        """Have the peer up and warm for this work; False if it cannot take part."""
-        if peer.name in self.missing:
-            return False
-        try:
-            if (peer.name, work.tls) not in self._standing:
-                up = self._standing[peer.name, work.tls] = self._start(peer, work)
-                self._load(up, work, connections=work.connections)  # what it compiles, it has
-        except Missing as error:
-            self.missing[peer.name] = str(error)
-            return False
-        except LoadFailed:  # the rounds will tell
-            pass
-        return True
+        Raises:
+            Missing: it cannot be had.
+        """
+        key = (peer.name, work.tls)
+        if key not in self._standing:
+            try:
+                self._standing[key] = self._start(peer, work)
+            except Missing as error:
+                self._standing[key] = error
+        up = self._standing[key]
+        if isinstance(up, Missing):
+            raise up
+        return up
+
+    def absent(self, peer: Peer, work: Work) -> str:
+        """Why the peer cannot take part in this work; empty if it is up and can."""
+        key = (peer.name, work.name)
+        if key not in self._absent:
+            try:
+                prove(self.standing(peer, work), work)
+                self._absent[key] = ""
+            except Missing as error:
+                self._absent[key] = str(error)
+        return self._absent[key]
 
     def _start(self, peer: Peer, work: Work) -> Standing:
-        folder = self._folder / f"{len(self._standing)}-{free_port()}"
+        folder = self._folder / f"{len(self._standing)}-{work.name}"
         folder.mkdir()
         site = Site(folder=folder, port=free_port(), origin=self.origin, tls=work.tls)
         plan = peer.plan(site)
@@ -101,7 +108,11 @@ class Stage:
         if plan.log_in:
             headers = (f"Authorization: Bearer {log_in(site.port, plan.log_in)}",)
         up = Standing(process=process, port=site.port, headers=headers, folder=folder)
-        prove(up, work)
+        prove(up, replace(GET, tls=work.tls))
+        with contextlib.suppress(LoadFailed):  # the rounds will tell
+            self._load(up, GET, connections=GET.connections)  # what it compiles, it has
+        if plan.log and len((folder / plan.log).read_bytes().splitlines()) < _LOGGED:
+            raise Missing("writes no access log")
         return up
 
     def measure(self, peer: Peer, work: Work, *, connections: int, seconds: int) -> Round:
@@ -111,18 +122,19 @@ class Stage:
             LoadFailed: not every request was answered well, or a process of the proxy ended.
         """
         up = self.standing(peer, work)
-        before = up.process.cpu()
+        before, worked = up.process.cpu(), core_times(up.process.cores)
         load = self._load(up, work, connections=connections, seconds=seconds)
         time.sleep(_SETTLES)
         try:
             used = spent(before, up.process.cpu())
+            worked = core_times(up.process.cores) - worked
         except RuntimeError as error:
             raise LoadFailed(str(error)) from None
         for log in (up.folder / "access.log", up.process.output):
             if log.exists():
                 with log.open("r+b") as file:
                     file.truncate()
-        return round_of(load, used, cores=peer.cores)
+        return round_of(load, used, worked=worked, cores=peer.cores)
 
     def _load(self, up: Standing, work: Work, *, connections: int, seconds: int = _WARM_UP) -> Load:
         """Ask a proxy that is up, without measuring it."""
@@ -137,14 +149,15 @@ class Stage:
         )
 
 
-def round_of(load: Load, used: float, *, cores: int) -> Round:
-    """What a load says of a proxy that used so many seconds of CPU time."""
+def round_of(load: Load, used: float, *, worked: float, cores: int) -> Round:
+    """What a load says of a proxy that used so many seconds of the time that its cores worked."""
     latency = asdict(load)
     requests, seconds = latency.pop("requests"), latency.pop("seconds")
     return Round(
         cpu=used / requests * 1e6,
         rate=requests / seconds,
         busy=used / seconds / cores,
+        others=max(0.0, worked - used) / seconds / cores,
         **latency,
     )
 

@@ -11,6 +11,7 @@ from lab import (
     Cores,
     Missing,
     Process,
+    core_times,
     cpu_times,
     environment,
     free_port,
@@ -79,6 +80,15 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_what_a_core_has_worked_counts_for_whomever():
+    """Hundredths of a second, so somewhat less than what was burnt may be seen."""
+    cores = os.sched_getaffinity(0)
+    before, own = core_times(cores), time.process_time()
+    while time.process_time() - own < BURNT:
+        pass
+    assert core_times(cores) - before > BURNT / 2
 
 
 def test_only_what_was_used_meanwhile_counts():
