@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 ARGS   ?=
 LOOP   ?= asyncio
 export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +41,25 @@ format: $(STAMP) ## rewrite the code in the one format, mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## measure the forwarding path against an aiohttp ClientSession proxy in the same run
+# A peer that cannot be installed is named in the table; the run goes on without it.
+$(PEERS)/.installed: requirements/peers.txt
+	@echo "setting up $(PEERS), the proxies to compare with (only when their lock changes) ..."
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  && touch $@ || echo "bench: the proxies of $< cannot be installed here" >&2
+
+bench/fastify/node_modules: bench/fastify/package-lock.json
+	@cd bench/fastify && npm ci --silent --no-audit --no-fund && touch node_modules \
+	  || echo "bench: @fastify/http-proxy cannot be installed here" >&2
+
+bench: $(STAMP) $(PEERS)/.installed bench/fastify/node_modules ## measure it beside its peers in the same run; ARGS=--quick for three minutes
 	@$(BIN)/python bench/run.py $(ARGS)
+
+bench-check: $(STAMP) ## fail if a request costs too much, as a ratio to a ClientSession proxy (half a minute)
+	@$(BIN)/python bench/check.py $(ARGS)
+
+bench-growth: $(STAMP) $(PEERS)/.installed ## measure what cost grows with: headers, bodies, callers, rules, connections
+	@$(BIN)/python bench/growth.py $(ARGS)
 
 bench-micro: $(STAMP) ## time the functions that every request goes through, one by one
 	@$(BIN)/python -m pytest bench/micro --benchmark-warmup=on --benchmark-disable-gc \
@@ -71,9 +89,11 @@ chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n
 chaos-fleet: $(STAMP) ## kill replicas and their store at random, change secrets under load; CHAOS_SEED=n
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_fleet.py --timeout 3600 $(ARGS)
 
-lock: ## compile the locks anew, with hashes and without addresses (needs uv)
+lock: ## compile the locks anew, with hashes and without addresses (needs uv and npm)
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)
 	@$(call compile,build,requirements/build.in)
+	@$(call compile,peers,requirements/peers.in)
+	@cd bench/fastify && npm install --silent --package-lock-only --omit-lockfile-registry-resolved
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -83,5 +103,5 @@ build: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python -m flit_core.wheel --outdir dist .
 
 clean: ## remove the environment and everything a run leaves behind
-	@rm -rf .venv .venv-* dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* bench/fastify/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,148 +1,166 @@
-"""Measure the forwarding path: CPU per request, as a ratio to a peer in the same run.
+"""Measure the proxy beside its peers, all on the same work in the same run.
 
-    make bench                       # a minute
-    make bench ARGS="--rounds 9 --requests 4000"
+    make bench                                     # a quarter of an hour
+    make bench ARGS=--quick                        # three minutes, to see that it works
+    make bench ARGS="--only envoy --work get,tls"  # ours is always there
 
-The peers are the obvious aiohttp + ClientSession proxy (bench/baseline.py), with a pool and
-with a fresh connection per request, and this proxy itself with the inspector on. Rounds are
-interleaved; CPU (user + system) is read from the proxy process's own accounting, so neither
-the origin nor the load counts. Only ratios mean anything: machines differ and are shared.
+The proxy under test has one core, its origin (nginx) and who calls (wrk) have the others. Rounds
+are interleaved: each round asks every proxy once, so that what else happens on the machine meets
+all of them. CPU time is that of the proxy's processes as the kernel accounts for it, so neither the
+origin nor the load counts. Only ratios mean anything elsewhere: machines differ and are shared.
 """
 
 import argparse
-import asyncio
 import json
-import os
-import socket
-import statistics
-import subprocess
+import math
 import sys
-import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
-POST = b"POST /v1/transfers/bank/lookup HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1024\r\n\r\n"
-WORK = {"GET, 1 KiB reply": GET, "POST 1 KiB, 1 KiB reply": POST + b"x" * 1024}
-TICK = os.sysconf("SC_CLK_TCK")
+import latency
+from conditions import conditions, lines
+from lab import CannotMeasure, interruptible
+from load import LoadFailed
+from ours import OURS, ours
+from peers import PEERS, Peer
+from pictures import draw
+from report import Group, Series, table
+from stage import Stage
+from works import CONNECTIONS, GET, USUAL, WORKS, Work
+
+SWEEP, LATENCY = "sweep", "latency"
+RESULTS = Path(__file__).parent / "results"
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def wait_for(port: int) -> None:
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit(f"nothing listens on {port}")
-
-
-def cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
-async def load(port: int, request: bytes, *, requests: int, callers: int) -> None:
-    async def caller(count: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(count):
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            lower = head.lower()
-            if b"content-length: " in lower:
-                length = int(lower.partition(b"content-length: ")[2].split(b"\r\n")[0])
-                await reader.readexactly(length)
-            else:
-                await reader.readuntil(b"0\r\n\r\n")
-        writer.close()
-
-    await asyncio.gather(*(caller(requests // callers) for _ in range(callers)))
-
-
-def spawn(*command: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=os.environ | env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=2000, help="per round, work and peer")
-    parser.add_argument("--callers", type=int, default=16, help="connections at a time")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-
-    origin_port, ports = free_port(), [free_port() for _ in range(4)]
-    admins = [free_port(), free_port()]
-    origin = f"http://127.0.0.1:{origin_port}"
-    processes = {"origin": spawn(str(HERE / "origin.py"), str(origin_port))}
-    wait_for(origin_port)
-    names = ["nomba-proxy", "the same, inspector on"]
-    names += ["ClientSession, no pool", "ClientSession, pooled"]
-    for at, name in enumerate(names[:2]):
-        processes[name] = spawn(
-            "-m",
-            "proxy",
-            "serve",
-            f"--listen=127.0.0.1:{ports[at]}",
-            f"--admin-listen=127.0.0.1:{admins[at]}",
-            NOMBA_CLIENT_ID="bench",
-            NOMBA_CLIENT_SECRET="bench",
-            NOMBA_ACCOUNT_ID="bench",
-            NOMBA_BASE_URL=origin,
-            NOMBA_PROXY_INSPECT="true" if at else "false",
-            NOMBA_PROXY_INSPECT_LISTEN="127.0.0.1:0",
-        )
-    baseline = str(HERE / "baseline.py")
-    processes[names[2]] = spawn(baseline, origin, str(ports[2]), "--no-pool")
-    processes[names[3]] = spawn(baseline, origin, str(ports[3]))
-    results: dict[str, dict[str, list[float]]] = {
-        work: {name: [] for name in names} for work in WORK
-    }
+def main() -> int:
+    """The exit code."""
+    options = parse()
+    print(f"{math.ceil(estimate(options))} minutes at most", file=sys.stderr)
     try:
-        for port in ports:
-            wait_for(port)
-            asyncio.run(load(port, GET, requests=200, callers=4))
-        for _ in range(options.rounds):
-            for work, request in WORK.items():
-                for name, port in zip(names, ports, strict=False):
-                    before = cpu(processes[name].pid)
-                    counts = {"requests": options.requests, "callers": options.callers}
-                    asyncio.run(load(port, request, **counts))
-                    spent = cpu(processes[name].pid) - before
-                    results[work][name].append(spent / options.requests * 1e6)
-    finally:
-        for process in processes.values():
-            process.terminate()
-            process.wait(10)
-    report(results, names, as_json=options.json)
+        with interruptible(), Stage() as stage:
+            told = conditions([ours(), *(one for one in PEERS if one.name in options.only)])
+            print("\n".join(lines(told)), flush=True)
+            result = {"conditions": told, "seconds": options.seconds, **everything(stage, options)}
+    except CannotMeasure as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 1
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"\n{options.json}")
+    return draw("plots.py", options.json, options.plots)
 
 
-def report(results: dict, names: list[str], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(results, indent=2))
-        return
-    for work, rounds in results.items():
-        print(f"{work}: CPU per request, median of rounds (least to most)")
-        ours = statistics.median(rounds[names[0]])
-        for name in names:
-            values = rounds[name]
-            middle = statistics.median(values)
-            spread = f"{min(values):.0f} to {max(values):.0f}"
-            print(f"  {name:<24} {middle:6.0f} us  ({spread})  x {middle / ours:.2f}")
+def everything(stage: Stage, options: argparse.Namespace) -> dict[str, object]:
+    """Measure, print and return all that was asked for."""
+    works = [(one, one.connections) for one in WORKS if one.name in options.work]
+    groups = measure(stage, works, options, rounds=options.rounds)
+    swept: list[Group] = []
+    if SWEEP in options.work:
+        # What the table has, is measured.
+        had = [one for one in groups if one.work == GET.name]
+        wanted = [(GET, count) for count in options.sweep if not had or count != USUAL]
+        swept = had + measure(stage, wanted, options, rounds=options.sweep_rounds)
+        swept.sort(key=lambda one: one.connections)
+    shown = [*groups, *(one for one in swept if one not in groups)]
+    print("\n".join(table(shown)), flush=True)
+    paced: list[latency.Paced] = []
+    if LATENCY in options.work:
+        rounds, seconds = options.latency_rounds, options.latency_seconds
+        paced = latency.measure(stage, only=options.only, rounds=rounds, seconds=seconds)
+        print("\n".join(latency.table(paced)))
+    return {
+        "missing": {
+            one.peer: one.missing for group in shown for one in group.series if one.missing
+        },
+        "works": [one.as_json() for one in groups],
+        SWEEP: [one.as_json() for one in swept],
+        LATENCY: [one.as_json() for one in paced],
+    }
+
+
+def parse() -> argparse.Namespace:
+    """What was asked for; the usual where nothing was."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [one.name for one in PEERS]
+    every = [*(one.name for one in WORKS), SWEEP, LATENCY]
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement (whole ones)")
+    parser.add_argument("--only", type=_of(names), default=names, metavar="PEER,...")
+    parser.add_argument("--work", type=_of(every), default=every, metavar="WORK,...")
+    parser.add_argument("--json", type=Path, default=RESULTS / "bench.json", metavar="FILE")
+    parser.add_argument("--plots", type=Path, default=RESULTS, metavar="DIR", help="for pictures")
+    parser.add_argument("--quick", action="store_true", help="one round of one second")
+    options = parser.parse_args()
+    options.sweep, options.latency_seconds = CONNECTIONS, 4
+    if options.quick:
+        options.rounds = options.seconds = options.latency_seconds = 1
+        options.sweep = (CONNECTIONS[0], USUAL, CONNECTIONS[-1])
+    options.sweep_rounds, options.latency_rounds = min(options.rounds, 2), min(options.rounds, 3)
+    return options
+
+
+def _of(known: list[str]):
+    def names(text: str) -> list[str]:
+        asked = text.split(",")
+        if unknown := [one for one in asked if one not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there is {', '.join(known)}")
+        return asked
+
+    return names
+
+
+def estimate(options: argparse.Namespace) -> float:
+    """How many minutes it takes."""
+    each = options.seconds + 0.5
+    works = [one for one in WORKS if one.name in options.work]
+    spent = sum(len(takes_part(one, options)) * (options.rounds * each + 2) for one in works)
+    if SWEEP in options.work:
+        spent += len(takes_part(GET, options)) * options.sweep_rounds * len(options.sweep) * each
+    if LATENCY in options.work:
+        spent += 4 * (3 + options.latency_rounds * 2 * (options.latency_seconds + 0.5))
+    return spent / 60
+
+
+def takes_part(work: Work, options: argparse.Namespace) -> list[Peer]:
+    """Who is asked for it: ours always, peers if they are wanted."""
+    return [one for one in work.peers if one.name.startswith(OURS) or one.name in options.only]
+
+
+def measure(
+    stage: Stage, wanted: list[tuple[Work, int]], options: argparse.Namespace, *, rounds: int
+) -> list[Group]:
+    """Works with so many connections each, in interleaved rounds."""
+    groups = []
+    for work, connections in wanted:
+        peers = takes_part(work, options)
+        series = [Series(peer=one.name, missing=stage.absent(one, work)) for one in peers]
+        groups.append(
+            Group(work=work.name, title=work.title, connections=connections, series=series)
+        )
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        for (work, _), group in zip(wanted, groups, strict=True):
+            pairs = list(zip(takes_part(work, options), group.series, strict=True))
+            # Each follows another one in every second round.
+            for peer, series in pairs if number % 2 == 0 else reversed(pairs):
+                if not series.missing:
+                    once(stage, peer, work, group=group, series=series, seconds=options.seconds)
+    return groups
+
+
+def once(
+    stage: Stage, peer: Peer, work: Work, *, group: Group, series: Series, seconds: int
+) -> None:
+    """Add one round."""
+    try:
+        series.rounds.append(
+            stage.measure(peer, work, connections=group.connections, seconds=seconds)
+        )
+    except LoadFailed as error:
+        series.errors.append(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
