@@ -45,7 +45,7 @@ _OWN = frozenset(
         *(b"xenvoyoriginalpath", b"xforwardeduri", b"xforwardedmethod"),
     }
 )
-# What is to be done with a field; a request has many and few are new, so it is looked up by name.
+# What is to be done with a field.
 _PLAIN, _DROPPED, _HOST, _LENGTH, _CODING, _CONNECTION, _COOKIE = range(7)
 _VIA, _UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS = range(7, 13)
 _REQUEST_FIELDS = {
@@ -61,8 +61,8 @@ _REQUEST_FIELDS = {
     b"proxy-authorization": _KEY,
     b"expect": _DROPPED,  # answered by us
 }
-NAMES = 1024  # of fields that are remembered, if they are not longer than
-NAME = 64  # bytes
+_NAMES = 1024  # of fields that are remembered, if they are not longer than
+_NAME = 64  # bytes
 _VERSIONS = frozenset({(1, 1), (1, 0)})
 # What `Connection` says most of the time: it names no fields.
 ORDINARY_OPTIONS = frozenset({b"close", b"keep-alive", b"Close", b"Keep-Alive"})
@@ -88,7 +88,7 @@ def named_by_connection(headers: Headers) -> frozenset[bytes]:
     )
 
 
-def _look_at_request_field(name: bytes) -> int:
+def _look_at(name: bytes) -> int:
     exact = name.lower()
     lower = exact.replace(b"_", b"-")
     if lower in _FRAMING:  # under any spelling, to be refused
@@ -105,7 +105,8 @@ def _look_at_request_field(name: bytes) -> int:
     return _PLAIN
 
 
-_known_request_field = lru_cache(NAMES)(_look_at_request_field)
+# A request has many fields and few are new.
+_known = lru_cache(_NAMES)(_look_at)
 _FRAMING = frozenset({b"transfer-encoding", b"content-length"})
 CHUNKED = -1
 
@@ -163,7 +164,7 @@ class CallerHead:
         for name, value in headers:
             length = len(name)
             size += length + len(value) + 4
-            kind = (_known_request_field if length <= NAME else _look_at_request_field)(name)
+            kind = (_known if length <= _NAME else _look_at)(name)
             if kind == _PLAIN:
                 lines += (name, b": ", value, b"\r\n")
             elif kind == _HOST:

@@ -11,8 +11,6 @@ from functools import lru_cache
 
 from proxy.core.heads import (
     HOP_BY_HOP,
-    NAME,
-    NAMES,
     ORDINARY_OPTIONS,
     Headers,
     named_by_connection,
@@ -24,6 +22,7 @@ _DROPPED_NAMES = HOP_BY_HOP | {b"x-request-id"}
 _DROPPED_PREFIX = b"nomba-proxy-"
 # A page of another origin may read a reply that says so.
 _SHARING_PREFIX = b"access-control-"
+_NAMES = 256  # of fields that are remembered
 # What is to be done with a field: some go on as they are, and may be read;
 _PLAIN, _LENGTH, _MEDIA, _CODING = range(4)
 # some do not go on to every caller as they are;
@@ -64,7 +63,7 @@ class ReplyHead:
     """
 
     __slots__ = (
-        *("_lines", "_named", "_special"),
+        *("_kept", "_named", "_special"),
         *("chunked", "coding", "headers", "idle_limit", "length", "media", "persists"),
         *("reason", "sound", "status"),
     )
@@ -75,13 +74,14 @@ class ReplyHead:
         self.chunked, self.sound, self.persists = False, True, not old
         self.idle_limit = math.inf
         self.media = self.coding = b""
-        self._named = False
-        self._special: tuple[int, ...] = ()  # where a field stands that is not for every caller
-        lines = self._lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
-        for name, value in headers:
-            kind = (_known_field if len(name) <= NAME else _look_at_field)(name)
+        self._named = self._special = False
+        kept: list[tuple[bytes, bytes]] = []
+        self._kept = kept
+        for field in headers:
+            name, value = field
+            kind = _known(name)
             if kind <= _SHARING:
-                lines += (name, b": ", value, b"\r\n")
+                kept.append(field)
                 if kind == _PLAIN:
                     continue
                 if kind == _LENGTH:
@@ -91,7 +91,7 @@ class ReplyHead:
                 elif kind == _CODING:
                     self.coding = self.coding or value
                 else:
-                    self._special += (len(lines) - 4,)
+                    self._special = True
             elif kind == _CONNECTION:
                 if value not in ORDINARY_OPTIONS:
                     self._named = True
@@ -119,25 +119,22 @@ class ReplyHead:
             location: makes the `Location` that the caller gets, or None to leave it.
             shared: whether the upstream may open it to pages of other origins (CORS).
         """
-        if not self._special and not self._named:
-            return b"%b%b\r\n" % (b"".join(self._lines), own)
-        lines = [*self._lines, own, b"\r\n"]
-        for at in reversed(self._special):
-            if _look_at_field(lines[at]) == _LOCATED:
-                if location is not None:
-                    lines[at + 2] = location(lines[at + 2])
-            elif not shared:
-                del lines[at : at + 4]
+        kept = self._kept
         if self._named:
             # The length stays whatever `Connection` says: without it the reply would have no end.
             named = named_by_connection(self.headers) - {b"content-length"}
-            for at in range(len(lines) - 6, 0, -4):
-                if lines[at].lower() in named:
-                    del lines[at : at + 4]
-        return b"".join(lines)
+            kept = [one for one in kept if one[0].lower() not in named]
+        if self._special:
+            kept = [
+                (name, location(value) if location and kind == _LOCATED else value)
+                for name, value in kept
+                if (kind := _look_at(name)) != _SHARING or shared
+            ]
+        start = b"HTTP/1.1 %d %b" % (self.status, self.reason)
+        return b"\r\n".join([start, *map(b": ".join, kept), own + b"\r\n"])
 
 
-def _look_at_field(name: bytes) -> int:
+def _look_at(name: bytes) -> int:
     lower = name.lower()
     kind = _FIELDS.get(lower, _PLAIN)
     if kind != _PLAIN:
@@ -147,7 +144,8 @@ def _look_at_field(name: bytes) -> int:
     return _SHARING if lower.startswith(_SHARING_PREFIX) else _PLAIN
 
 
-_known_field = lru_cache(NAMES)(_look_at_field)
+# A reply has many fields and few are new.
+_known = lru_cache(_NAMES)(_look_at)
 
 
 def own_location(value: bytes, *, origin: Origin, mount: bytes) -> bytes:

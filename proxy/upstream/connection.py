@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._persists = False
         self._all_sent = False
         self._received = 0
+        self._modern = False
         self._fruitless = 0
         self._reason = b""
         self._fields: list[tuple[bytes, bytes]] = []
@@ -364,6 +365,8 @@ class Connection(asyncio.Protocol):
         if not self._asked or self._complete:  # to nothing, so nobody must get it
             self._fail("sent something that nobody had asked for")
             return
+        if not self._received:
+            self._modern = data.startswith(b"HTTP/1.1 ")
         self._received += len(data)
         self._fruitless += len(data)
         try:
@@ -447,12 +450,13 @@ class Connection(asyncio.Protocol):
             self._problem = "sent a reason phrase with control characters"
             return
         if 100 <= status < 200:
+            self._modern = False  # what follows has a version of its own
             if status == 101:
                 self._problem = "switched protocols without being asked"
             elif status != 100:  # that one concerns this hop only; nobody asked for it here
                 self._interim(status, reason, fields)
             return
-        version = parser.get_http_version()
+        version = "1.1" if self._modern else parser.get_http_version()
         if not 200 <= status < 600 or version not in {"1.1", "1.0"}:
             self._problem = "sent a status or version that HTTP/1.1 does not have"
             return
