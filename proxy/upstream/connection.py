@@ -11,7 +11,7 @@ import re
 import select
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import cast
 
 import httptools
@@ -192,27 +192,40 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._problem is not None:
             raise UpstreamUnreachable("The upstream closed the connection; nothing was sent.")
         sending(self.dialled)
-        if body:
-            return self._send_on(head, body=body, stall=stall, by=by)
-        self._write(head)
-        self._all_sent = True
-        return None
+        if not body:
+            self._write(head)
+            self._all_sent = True
+            return None
+        parts = iter(body)
+        pending = self._fill(head, parts)
+        if pending is None:
+            return None
+        return self._send_on(pending, parts=parts, stall=stall, by=by)
 
-    async def _send_on(
-        self, pending: bytes, *, body: Iterable[bytes], stall: float, by: float
-    ) -> None:
-        for part in body:
+    def _fill(self, pending: bytes, parts: Iterator[bytes]) -> bytes | None:
+        """Write as much as the upstream takes at once; what has to wait, or None if nothing has."""
+        for part in parts:
             if len(pending) + len(part) <= _MAX_HEAD:
                 pending += part
                 continue
             self._write(pending)
             pending = part
             if self._choked:
-                await self._taken(stall, by=by)
+                return pending
             if self._decided:
-                return
+                return None
         self._write(pending)
         self._all_sent = True
+        return None
+
+    async def _send_on(
+        self, pending: bytes | None, *, parts: Iterator[bytes], stall: float, by: float
+    ) -> None:
+        while pending is not None:
+            await self._taken(stall, by=by)
+            if self._decided:
+                return
+            pending = self._fill(pending, parts)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:  # once it is lost, `wait_head` says so

@@ -138,6 +138,20 @@ def test_only_a_proven_refusal_is_replayed_unless_it_is_a_read(what, kind, allow
     assert may_replay(what, kind=kind) is allowed
 
 
+def test_what_begins_as_a_success_is_an_answer_however_it_goes_on():
+    assert verdict(200, b'{"code":"00","data":' + b"[" * 1000) is Verdict.ANSWER
+    assert verdict(200, b'{"code": "00","code":"401"}') is Verdict.ANSWER
+
+
+@pytest.mark.parametrize("spaced", [b"", b" "])
+@pytest.mark.parametrize("before", [b"", b" ", b'{"data":'])
+def test_only_what_begins_so_is_taken_for_a_success_unread(spaced, before):
+    inner = b'{"code":' + spaced + b'"00"}'
+    body = before + inner + (b',"code":"401"}' if before.strip() else b"")
+    expected = Verdict.REFUSAL_UNPROVEN if before.strip() else Verdict.ANSWER
+    assert verdict(200, body) is expected
+
+
 # -- anchored to the envelope ----------------------------------------------------------
 
 
