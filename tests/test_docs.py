@@ -162,3 +162,9 @@ def test_lock_files_name_no_host():
         text = path.read_text()
         assert "--hash=sha256:" in text
         assert not re.search(r"https?://|--index|--find-links", text), path.name
+
+
+def test_the_lock_of_the_bench_names_no_registry():
+    text = (ROOT / "bench/fastify/package-lock.json").read_text()
+    assert '"integrity": "sha512-' in text
+    assert '"resolved"' not in text
