@@ -2,8 +2,9 @@
 
 import pytest
 
-from proxy.core.heads import RequestHead, caller_accounts, check_head, names_us, reply_head
+from proxy.core.heads import CallerHead
 from proxy.core.ids import request_id
+from proxy.core.reply_heads import ReplyHead
 from proxy.core.routes import login_call
 from proxy.core.target import parse_target
 
@@ -24,27 +25,16 @@ def test_login_call(benchmark):
     assert benchmark(login_call, "/v1/accounts/balance") is None
 
 
-def test_check_head(benchmark, headers):
-    assert benchmark(check_head, headers, target_length=20, limit=65536) == 1024
-
-
-def test_names_us(benchmark, headers):
-    assert not benchmark(names_us, headers, via=b"1.1 nomba-proxy-0123456789abcdef")
-
-
-def test_caller_accounts(benchmark, headers):
+def test_caller_head(benchmark, headers):
     sent = (*headers, (b"accountId", b"account"))
-    assert benchmark(caller_accounts, sent) == ("account",)
+    head = benchmark(CallerHead, sent, target_length=20)
+    assert (head.length, head.accounts) == (1024, ("account",))
 
 
 def test_request_head(benchmark, headers, token):
     def build():
-        head = RequestHead(
-            b"POST",
-            target=b"/v1/transfers/bank/lookup",
-            headers=headers,
-            host=b"api.nomba.com",
-            body_length=1024,
+        head = CallerHead(headers).forward(
+            b"POST", target=b"/v1/transfers/bank/lookup", host=b"api.nomba.com", body_length=1024
         )
         return head.with_token(token, account="account")
 
@@ -54,12 +44,12 @@ def test_request_head(benchmark, headers, token):
 
 
 def test_reply_head(benchmark, reply_headers):
-    own = (
-        (b"X-Request-Id", b"0123456789abcdef0123456789abcdef"),
-        (b"Nomba-Proxy-Outcome", b"answered"),
-    )
-    head = benchmark(reply_head, 200, reason=b"OK", headers=reply_headers, own=own)
-    assert head.endswith(b"Nomba-Proxy-Outcome: answered\r\n\r\n")
+    own = b"X-Request-Id: 0123456789abcdef0123456789abcdef\r\nNomba-Proxy-Outcome: answered\r\n"
+
+    def build():
+        return ReplyHead(200, reason=b"OK", headers=reply_headers).render(own)
+
+    assert benchmark(build).endswith(b"Nomba-Proxy-Outcome: answered\r\n\r\n")
 
 
 def test_request_id_made(benchmark):

@@ -9,6 +9,7 @@ from proxy.callers.registry import Door, Registry
 from proxy.callers.revoked import Revoked
 from proxy.core.account import AccountRule, decide_account
 from proxy.core.caller import Caller, Digest, Reading, Roster, parse_rule, why_refused
+from proxy.core.heads import CallerHead
 from proxy.core.phantom import Phantoms
 from proxy.core.routes import Kind, RouteTable
 from proxy.core.target import parse_target
@@ -32,12 +33,28 @@ def registry(request, key, tmp_path):
 
 
 def test_identify_anonymous(benchmark, registry, headers):
-    assert benchmark(registry.identify, headers[:-1], upstream="nomba").way == "anonymous"
+    head = CallerHead(headers[:-1])
+    assert benchmark(registry.identify, head, upstream="nomba").way == "anonymous"
 
 
 def test_identify_key(benchmark, registry, headers):
-    identity = benchmark(registry.identify, headers, upstream="nomba")
+    identity = benchmark(registry.identify, CallerHead(headers), upstream="nomba")
     assert (identity.way, identity.caller.name) == ("key", "bench")
+
+
+def test_identify_key_seen_first(benchmark, registry, headers):
+    head, roster = CallerHead(headers), registry.roster
+
+    def identify():
+        registry.replace(roster)  # forgets what it has seen
+        return registry.identify(head, upstream="nomba")
+
+    assert benchmark(identify).caller.name == "bench"
+
+
+def test_knows_still(benchmark, registry, headers):
+    identity = registry.identify(CallerHead(headers), upstream="nomba")
+    assert benchmark(registry.knows_still, identity)
 
 
 def test_identify_phantom(benchmark, registry, headers, key):
@@ -49,7 +66,7 @@ def test_identify_phantom(benchmark, registry, headers, key):
         chance=os.urandom(56),
     )
     sent = (*headers[:-1], (b"Authorization", b"Bearer " + pair.access.encode()))
-    identity = benchmark(registry.identify, sent, upstream="nomba")
+    identity = benchmark(registry.identify, CallerHead(sent), upstream="nomba")
     assert (identity.way, identity.caller.name) == ("phantom", "bench")
 
 

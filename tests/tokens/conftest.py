@@ -292,7 +292,7 @@ def credentials(simulator):
 
 
 @pytest.fixture
-def call(simulator):
+async def call(simulator):
     """What carries the token calls to the simulator, over real sockets."""
     return Dialler(parse_origin(simulator.origin), timeouts=Timeouts()).call
 
