@@ -79,11 +79,14 @@ class Body:
         size: bytes so far.
     """
 
+    __slots__ = ("_bodies", "_file", "_limit", "_limits", "_memory", "_spooled", "size")
+
     def __init__(self, bodies: Bodies, *, limit: int) -> None:
         self._bodies = bodies
         self._limit = limit
         self._limits = bodies.limits
-        self._memory = bytearray()
+        # Most come in one piece, which is kept as it is.
+        self._memory: bytes | bytearray = b""
         self._file: IO[bytes] | None = None
         self._spooled = 0
         self.size = 0
@@ -99,7 +102,12 @@ class Body:
         self.check(size)
         if self._file is None and size <= self._limits.memory:
             self._reserve_memory(len(data))
-            self._memory += data
+            if not self._memory:
+                self._memory = data
+            elif isinstance(self._memory, bytearray):
+                self._memory += data
+            else:
+                self._memory = bytearray().join((self._memory, data))
         else:
             self._spool(data)
         self.size = size
@@ -120,11 +128,13 @@ class Body:
 
     def __iter__(self) -> Iterator[bytes]:
         """The parts, none of them empty."""
-        if self._file is None:
-            if self._memory:
-                yield bytes(self._memory)
-            return
-        at, descriptor = 0, self._file.fileno()
+        if self._file is not None:
+            return self._read(self._file.fileno())
+        return iter((bytes(self._memory),) if self._memory else ())
+
+    @staticmethod
+    def _read(descriptor: int) -> Iterator[bytes]:
+        at = 0
         while part := os.pread(descriptor, _PART, at):
             at += len(part)
             yield part
@@ -133,7 +143,7 @@ class Body:
         """Let go of it; safe to call twice."""
         self._bodies.memory -= len(self._memory)
         self._bodies.spooled -= self._spooled
-        self._memory, self._spooled, self.size = bytearray(), 0, 0
+        self._memory, self._spooled, self.size = b"", 0, 0
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -153,11 +163,11 @@ class Body:
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115 - `close` closes it
                     dir=self._limits.spool_dir, buffering=0
                 )
-            _write(self._file, self._memory + data if self._memory else data)
+            _write(self._file, b"".join((self._memory, data)))
         except OSError as error:
             raise _overloaded(f"body.spool_dir ({error.strerror})") from None
         self._bodies.memory -= len(self._memory)
-        self._memory = bytearray()
+        self._memory = b""
         self._bodies.spooled += more
         self._spooled += more
 

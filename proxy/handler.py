@@ -503,14 +503,18 @@ class Handler:
 
     async def _pass_on(self, course: _Course, head: bytes, *, chunked: bool) -> None:
         """Pass a reply on as it comes, no faster than the caller reads it."""
-        connection, stall = course.call.connection, self._limits.write_stall
-        if connection.write(head):
-            await connection.caught_up(stall=stall)
-        async for part in course.reply.parts():
-            course.exchange.reply_bytes += len(part)
-            course.capture.part(part)
-            if connection.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part):
+        connection, reply, stall = course.connection, course.reply, self._limits.write_stall
+        data, part = head, reply.at_hand()
+        while True:
+            if part:
+                course.exchange.reply_bytes += len(part)
+                course.capture.part(part)
+                data += b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+            if connection.write(data):
                 await connection.caught_up(stall=stall)
+            data, part = b"", await reply.part()
+            if not part:
+                break
         if chunked:
             connection.write(b"0\r\n\r\n")
 

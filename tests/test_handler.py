@@ -56,8 +56,10 @@ class FaultyReply:
     def close(self):
         pass
 
-    async def parts(self):
-        yield b"abc"
+    def at_hand(self):
+        return b"abc"
+
+    async def part(self):
         raise RuntimeError("marked-secret")
 
 

@@ -70,16 +70,25 @@ class Reply:
                         wait.reschedule(self._loop.time() + patience)
         return self._peeked, len(self._peeked) <= limit and self._connection.complete
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The body, part by part, peeked bytes first.
+    def at_hand(self) -> bytes:
+        """What of the body is here and has not been taken; the peeked bytes first."""
+        peeked, self._peeked = self._peeked, b""
+        return peeked + self._connection.take()
+
+    async def part(self) -> bytes:
+        """The next part of the body; empty at its end.
 
         Raises:
             UpstreamBroken, UpstreamTimeout: the body was cut short.
         """
-        if self._peeked:
-            yield self._peeked
-        while await self._more():
-            yield self._connection.take()
+        if self._peeked or await self._more():
+            return self.at_hand()
+        return b""
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The body, part by part, as `part` brings it."""
+        while part := await self.part():
+            yield part
 
     def ready(self) -> bytes | None:
         """The whole rest of the body if it is here already, else None."""
@@ -88,13 +97,11 @@ class Reply:
         return self._peeked + self._connection.take()
 
     async def _more(self) -> bool:
-        if self._loop.time() >= self._deadline and not self._connection.complete:
+        connection, now = self._connection, self._loop.time()
+        if now >= self._deadline and not connection.complete:
             raise UpstreamTimeout("The upstream's reply took too long.", outcome=Outcome.UNKNOWN)
-        if not self._connection.waiting:
-            return await self._connection.more()
-        by = min(self._loop.time() + self._between, self._deadline)
         try:
-            return await self._connection.more(by=by)
+            return await connection.more(by=min(now + self._between, self._deadline))
         except TimeoutError:
             raise UpstreamTimeout(
                 "The upstream stopped in the middle of its reply.", outcome=Outcome.UNKNOWN
