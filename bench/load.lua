@@ -1,4 +1,5 @@
--- wrk ... -s load.lua URL -- METHOD BODY_BYTES: one request over and over; the result as one line.
+-- wrk ... -s load.lua URL -- METHOD BODY_BYTES ALIKE: one request over and over, or each with a
+-- query and an id of its own if ALIKE is "no"; the result as one line.
 local marks = { 50, 90, 99, 99.9 }
 
 function init(args)
@@ -7,6 +8,14 @@ function init(args)
   if size > 0 then
     wrk.body = string.rep("x", size)
     wrk.headers["Content-Type"] = "application/json"
+  end
+  if args[3] == "no" then
+    local number, path = 0, wrk.path
+    function request()
+      number = number + 1
+      wrk.headers["X-Request-Id"] = "request-" .. number
+      return wrk.format(nil, path .. "?number=" .. number)
+    end
   end
 end
 

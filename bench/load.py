@@ -65,6 +65,7 @@ def wrk(
     headers: tuple[str, ...] = (),
     method: str = "GET",
     up: int = 0,
+    alike: bool = True,
 ) -> Load:
     """Ask for `url` as fast as it is answered.
 
@@ -76,6 +77,7 @@ def wrk(
         headers: lines that each request has.
         method: of each request.
         up: bytes of body that each request has.
+        alike: whether all are the same; else each has a query and an id of its own.
 
     Raises:
         LoadFailed: a request was not answered, or not with a success.
@@ -85,6 +87,7 @@ def wrk(
     for header in headers:
         command += ["--header", header]
     command += ["--script", str(_SCRIPT), url, "--", method, str(up)]
+    command.append("yes" if alike else "no")
     try:
         done = subprocess.run(
             command,

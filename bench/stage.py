@@ -146,6 +146,7 @@ class Stage:
             headers=(*up.headers, *work.headers),
             method=work.method,
             up=work.up,
+            alike=work.alike,
         )
 
 

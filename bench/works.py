@@ -23,6 +23,7 @@ class Work:
         down: bytes of the reply's body.
         connections: at a time.
         tls: whether the origin is reached by TLS.
+        alike: whether all requests are the same, to the byte.
         headers: lines that the request has beside those that let it through.
         peers: who takes part.
     """
@@ -35,6 +36,7 @@ class Work:
     down: int = KIB
     connections: int = USUAL
     tls: bool = False
+    alike: bool = True
     headers: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = (ours(), *PEERS)
 
@@ -51,6 +53,7 @@ VARIANTS = (
 GET = Work(name="get", title="small GET, 1 KiB reply")
 WORKS = (
     GET,
+    Work(name="unlike", title="small GET, each with a query and an id of its own", alike=False),
     Work(
         name="post",
         title="POST of 1 KiB, 1 KiB reply",
