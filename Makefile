@@ -10,7 +10,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-check bench-growth bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-check: $(STAMP) ## fail if a request costs too much, as a ratio to a Clien
 
 bench-growth: $(STAMP) $(PEERS)/.installed ## measure what cost grows with: headers, bodies, callers, rules, connections
 	@$(BIN)/python bench/growth.py $(ARGS)
+
+bench-page: $(STAMP) ## write the tables of docs/performance.md anew from docs/performance/*.json
+	@$(BIN)/python bench/page.py
 
 bench-micro: $(STAMP) ## time the functions that every request goes through, one by one
 	@$(BIN)/python -m pytest bench/micro --benchmark-warmup=on --benchmark-disable-gc \

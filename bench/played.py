@@ -159,3 +159,12 @@ async def serving(
             process.terminate()
         async with asyncio.timeout(PATIENCE):
             await process.communicate()
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":  # an upstream of its own process
+    asyncio.run(_serve(int(sys.argv[1])))

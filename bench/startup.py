@@ -141,7 +141,7 @@ def main() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    origin = subprocess.Popen([sys.executable, str(HERE / "origin.py"), str(port)])
+    origin = subprocess.Popen([sys.executable, str(HERE / "played.py"), str(port)])
     try:
         with tempfile.TemporaryDirectory() as folder:
             results = measure(options, origin=f"http://127.0.0.1:{port}", folder=folder)

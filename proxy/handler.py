@@ -22,7 +22,7 @@ from functools import partial
 
 from proxy.body import Bodies, Body
 from proxy.callers.login import LoginCall
-from proxy.core.capture import NO_CAPTURE, Capture, Dialled, Watch
+from proxy.core.capture import Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import CHUNKED, RequestHead
 from proxy.core.heads import Headers as RawHeaders
@@ -88,7 +88,7 @@ class _Course:
     Args:
         call: the caller's request.
         exchange: the record of it.
-        capture: is told.
+        capture: is told; None if nobody watches.
 
     Attributes:
         connection: the caller's.
@@ -115,7 +115,7 @@ class _Course:
     token: Token
     reply: Reply
 
-    def __init__(self, call: Call, exchange: Exchange, capture: Capture) -> None:
+    def __init__(self, call: Call, exchange: Exchange, capture: Capture | None) -> None:
         self.call = call
         self.exchange = exchange
         self.capture = capture
@@ -132,7 +132,7 @@ class _Course:
         self.head = decision.head
 
     def free(self) -> None:
-        """Let go of the body; nothing is sent any more."""
+        """Let go of the body, if there is one; nothing is sent any more."""
         if self.body is not None:
             self.body.close()
             self.body = None
@@ -140,13 +140,15 @@ class _Course:
     def sending(self, dialled: Dialled | None) -> None:
         """From the first byte on nobody knows, until it is answered."""
         self.exchange.outcome = _UNKNOWN
-        self.capture.sending(dialled)
+        if self.capture is not None:
+            self.capture.sending(dialled)
         if self.exchange.method not in READ_METHODS:
             self.connection.heeds = False
 
     def drop(self) -> None:
         """Let go of a reply that another one takes the place of."""
-        self.capture.part(self.reply.ready() or b"")
+        if self.capture is not None:
+            self.capture.part(self.reply.ready() or b"")
         self.reply.close()
 
 
@@ -202,7 +204,7 @@ class Handler:
         """Answer one request (`server.Answer`)."""
         started = self._monotonic()
         exchange = Exchange(request_id(call.fields.get("X-Request-Id")), started, call.method)
-        capture = NO_CAPTURE
+        capture = None
         if self._watch is not None:
             start = f"{call.target} {'HTTP/1.0' if call.http10 else 'HTTP/1.1'}"
             capture = self._watch(exchange, start, call.headers)
@@ -246,7 +248,8 @@ class Handler:
             if course.limiter is not None:
                 course.limiter.leave()
             exchange.seconds = self._monotonic() - started
-            capture.end()
+            if capture is not None:
+                capture.end()
             self._observe(exchange)
 
     # -- steps 4 to 7 --------------------------------------------------------------------
@@ -257,7 +260,8 @@ class Handler:
         body = await read_body(course.call, length=length, bodies=self._bodies, most=most)
         course.body = body
         course.exchange.body_bytes = body.size
-        course.capture.body(body)
+        if course.capture is not None:
+            course.capture.body(body)
         if length == CHUNKED:
             course.head = course.head.with_length(body.size)
 
@@ -334,7 +338,8 @@ class Handler:
             )
             exchange.body_bytes = body.size
             data = b"".join(body)
-            course.capture.body((data,))
+            if course.capture is not None:
+                course.capture.body((data,))
             body.close()
         answer = self._callers.login.answer(
             LoginCall(asked.call, data, upstream.name, upstream.account, asked.accounts)
@@ -354,7 +359,8 @@ class Handler:
         try:
             reply = await self._send(course, why=why)
         except ProxyError as error:
-            capture.failed(error.code)
+            if capture is not None:
+                capture.failed(error.code)
             if (
                 not isinstance(error, UpstreamError)
                 or course.resent
@@ -373,7 +379,8 @@ class Handler:
                 why = "sent again over a new connection"
                 reply = await self._send(course, why=why, fresh=True)
             except ProxyError as last:
-                capture.failed(last.code)
+                if capture is not None:
+                    capture.failed(last.code)
                 if sent:
                     last.outcome = _UNKNOWN
                     last.hint = "A first try was sent, over a connection that ended without a word."
@@ -381,7 +388,8 @@ class Handler:
         exchange.upstream_seconds = self._monotonic() - started
         head = reply.head
         status = head.status
-        capture.answered(status, reason=head.reason, headers=head.headers)
+        if capture is not None:
+            capture.answered(status, reason=head.reason, headers=head.headers)
         body, complete = b"", False
         if method != "HEAD" and needs_body(status, media=head.media, length=head.length):
             found = reply.peeked(PEEK_LIMIT)
@@ -398,9 +406,10 @@ class Handler:
         """Send once; money goes over a connection that is new or was just used."""
         dialler, head, account = course.upstream.dialler, course.head, course.decision.account
         token = course.token
-        course.capture.attempt(
-            head, account=account, token=token.access, generation=token.generation, why=why
-        )
+        if course.capture is not None:
+            course.capture.attempt(
+                head, account=account, token=token.access, generation=token.generation, why=why
+            )
         text = token.access.reveal(to=dialler.origin.text)
         return dialler.send(
             head.with_token(text, account=account),
@@ -419,18 +428,20 @@ class Handler:
         try:
             return await reply.peek(PEEK_LIMIT, patience=_PATIENCE if trickles else None)
         except BaseException as error:
-            if isinstance(error, ProxyError):
+            if isinstance(error, ProxyError) and course.capture is not None:
                 course.capture.failed(error.code)
             reply.close()
             raise
 
     async def _waiting(self, course: _Course, token: Awaitable[Token]) -> Token:
         started = self._monotonic()
-        course.capture.waiting()
+        if course.capture is not None:
+            course.capture.waiting()
         try:
             return await token
         finally:
-            course.capture.waited()
+            if course.capture is not None:
+                course.capture.waited()
             course.exchange.waited += self._monotonic() - started
 
     def _interim(self, course: _Course, status: int, reason: bytes, headers: RawHeaders) -> None:
@@ -471,14 +482,16 @@ class Handler:
         exchange.status = reply.head.status
         location = course.upstream.locate if self._headers.rewrite_location else None
         head = self._render(course, reply.head, own=own, location=location)
-        capture.reply(head)
+        if capture is not None:
+            capture.reply(head)
         try:
             try:
                 if whole is None:
                     await self._pass_on(course, head, chunked=chunked)
                 else:
                     exchange.reply_bytes = len(whole)
-                    capture.part(whole)
+                    if capture is not None:
+                        capture.part(whole)
                     if connection.write(head + whole):
                         await connection.caught_up(stall=self._limits.write_stall)
             except ConnectionError:
@@ -497,7 +510,8 @@ class Handler:
             error = fault if isinstance(fault, ProxyError) else self._internal(exchange, fault)
             exchange.error, exchange.detail = error.code, error.description
             exchange.outcome = _UNKNOWN
-            capture.failed(error.code)
+            if capture is not None:
+                capture.failed(error.code)
             connection.cut(reset=call.http10 and reply.head.length is None)
         return _ENDS
 
@@ -508,7 +522,8 @@ class Handler:
         while True:
             if part:
                 course.exchange.reply_bytes += len(part)
-                course.capture.part(part)
+                if course.capture is not None:
+                    course.capture.part(part)
                 data += b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
             if connection.write(data):
                 await connection.caught_up(stall=stall)
@@ -558,7 +573,8 @@ class Handler:
             http10=call.http10,
             head_only=call.method == "HEAD",
         )
-        course.capture.reply(data)
+        if course.capture is not None:
+            course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
 
     def _local(self, course: _Course, body: Mapping[str, object]) -> RawReply:
@@ -575,7 +591,8 @@ class Handler:
             keep_alive=keep_alive,
             http10=call.http10,
         )
-        course.capture.reply(data)
+        if course.capture is not None:
+            course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
 
     def _internal(self, exchange: Exchange, fault: Exception) -> ProxyError:

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import page
 import pytest
 
 from proxy import __version__, errors
@@ -168,3 +169,10 @@ def test_the_lock_of_the_bench_names_no_registry():
     text = (ROOT / "bench/fastify/package-lock.json").read_text()
     assert '"integrity": "sha512-' in text
     assert '"resolved"' not in text
+
+
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_the_figures_are_those_that_were_measured(path):
+    text = path.read_text()
+    assert page.filled(text) == text
+    assert "<!-- table" in text

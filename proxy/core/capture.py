@@ -1,4 +1,4 @@
-"""What somebody who watches an exchange is told while it happens; where nobody does, nothing.
+"""What somebody who watches an exchange is told while it happens.
 
 The handler tells; `Capture` itself takes it and keeps nothing. What keeps it is a room of its
 own (`inspector/`), which the handler knows nothing of.
@@ -72,8 +72,6 @@ class Capture:
     def end(self) -> None:
         """The exchange is over."""
 
-
-NO_CAPTURE = Capture()
 
 # Begins the capture of an exchange: the exchange, target and version of its request line (the
 # method is the exchange's), its fields.

@@ -260,7 +260,8 @@ class Connection(asyncio.Protocol):
             TimeoutError: it did not come in time.
         """
         while not self._head_done:
-            self._raise_problem()
+            if self._problem is not None:
+                self._raise_problem()
             await self._news(by)
         if not (self._complete or self._parts):  # what is known to be broken is not begun
             self._raise_problem()
