@@ -489,7 +489,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
-            self._complete = self._parsed = True
+            self._complete = True
+            # It reads nothing more once it takes the connection for ended, by its own rules.
+            self._parsed = self._parser.should_keep_alive()
 
 
 def _size(headers: list[tuple[bytes, bytes]]) -> int:
