@@ -220,16 +220,16 @@ class Connection(asyncio.Protocol):
 
     async def _taken(self, stall: float, *, by: float) -> None:
         """Wait until the upstream has taken enough, or has answered."""
-        left = -1
+        left, limit = -1, -math.inf
         while self._choked and not self._decided and self._transport is not None:
-            size = unsent(self._transport)
-            if size == left:
-                raise UpstreamTimeout(
-                    f"The upstream took nothing of the request for {stall:g} seconds.",
-                    outcome=Outcome.UNKNOWN,
-                )
-            left = size
-            limit = self.loop.time() + stall
+            if self.loop.time() >= limit:  # else something else came, as half a head
+                size = unsent(self._transport)
+                if size == left:
+                    raise UpstreamTimeout(
+                        f"The upstream took nothing of the request for {stall:g} seconds.",
+                        outcome=Outcome.UNKNOWN,
+                    )
+                left, limit = size, self.loop.time() + stall
             try:
                 await self._news(min(by, limit))
             except TimeoutError:
