@@ -118,7 +118,7 @@ class Decision:
 
     __slots__ = (
         *("account", "head", "identity", "length", "pair", "replaced", "route", "upstream"),
-        *("_headers", "_method", "_target"),
+        *("_headers", "_method", "_target", "_version"),
     )
 
     def __init__(
@@ -133,7 +133,8 @@ class Decision:
         pair: Pair,
         head: RequestHead,
     ) -> None:
-        self._method, self._target, self._headers = call.method, call.target, call.headers
+        self._method, self._target, self._version = call.method, call.target, call.version
+        self._headers = call.headers
         self.upstream = upstream
         self.length = length
         self.identity = identity
@@ -149,6 +150,7 @@ class Decision:
             self._target == call.target
             and self._headers == call.headers
             and self._method == call.method
+            and self._version == call.version
         )
 
 

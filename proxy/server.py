@@ -26,6 +26,7 @@ from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import unsent
 
 _STALL = 60.0
+_NO_TRAILERS = b"\r\n0\r\n\r\n"  # ends a body in chunks behind which nothing has come
 _LINGER = 10.0  # seconds for which the rest of a body is read that nobody wants
 
 
@@ -58,12 +59,13 @@ class Call:
         headers: raw fields.
         fields: the same by name.
         body: what comes behind the head.
+        chunked: whether the body comes in chunks.
         persists: whether the caller wants to ask more.
     """
 
     __slots__ = (
         *("body", "connection", "fields", "headers"),
-        *("http10", "method", "persists", "target", "version"),
+        *("chunked", "http10", "method", "persists", "target", "version"),
     )
 
     def __init__(
@@ -76,6 +78,7 @@ class Call:
         self.http10 = message.version == HttpVersion10
         self.headers: Headers = message.raw_headers
         self.fields: Mapping[str, str] = message.headers
+        self.chunked: bool = message.chunked
         self.persists: bool = not (message.should_close or message.upgrade)
         self.body = body
 
@@ -84,9 +87,12 @@ class Call:
         """Whether another request may follow on the caller's connection.
 
         Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
-        for the other protocol, and what came in the same segment is lost. And not while the
-        proxy is draining, unless that other request is here already.
+        for the other protocol, and what came in the same segment is lost. Not behind trailers,
+        of which it takes the last one for a field of the next head. And not while the proxy is
+        draining, unless that other request is here already.
         """
+        if self.chunked and self.connection.last != _NO_TRAILERS:
+            return False
         return self.persists and not self.connection.ending
 
     def _cancel(self, error: BaseException) -> None:
@@ -168,12 +174,13 @@ class CallerConnection(QuietProtocol):
         heeds: whether the work ends when the caller goes, which loses nothing.
         left: whether it has ended for that.
         known: what the handler remembers of its last request.
+        last: the last bytes that have come, as many as may end a body in chunks.
         high_water: bytes not yet read by the caller from which on it is behind.
     """
 
     __slots__ = (
         *("_answer", "_is_draining", "_partial"),
-        *("_unread", "heeds", "high_water", "known", "left", "work"),
+        *("_unread", "heeds", "high_water", "known", "last", "left", "work"),
     )
 
     def __init__(self, manager: "TrafficServer", **kwargs: Any) -> None:
@@ -186,6 +193,7 @@ class CallerConnection(QuietProtocol):
         self.work: asyncio.Task[None] | None = None
         self.high_water = 0
         self.known: Any = None
+        self.last = b""
 
     @property
     def idle(self) -> bool:
@@ -206,6 +214,8 @@ class CallerConnection(QuietProtocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: something has come."""
+        end = len(_NO_TRAILERS)
+        self.last = data[-end:] if len(data) >= end else (self.last + data)[-end:]
         super().data_received(data)
         waiter = self._waiter
         if waiter is None or waiter.done():

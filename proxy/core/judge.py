@@ -114,7 +114,8 @@ def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> Verdict
     if status != 200:
         refused = _says(envelope, _JWT_EXPIRED)
     else:
-        code = str(envelope.get("code"))
+        code = envelope.get("code")
+        code = str(code) if isinstance(code, str | int) else ""  # others may be too deep to say
         refused = code == "401" or (code in {"01", "02"} and _says(envelope, _TOKEN_TEXT))
     return Verdict.REFUSAL_UNPROVEN if refused else _ANSWER
 

@@ -233,16 +233,16 @@ class Connection(asyncio.Protocol):
 
     async def _taken(self, stall: float, *, by: float) -> None:
         """Wait until the upstream has taken enough, or has answered."""
-        left = -1
+        left, limit = -1, -math.inf
         while self._choked and not self._decided and self._transport is not None:
-            size = unsent(self._transport)
-            if size == left:
-                raise UpstreamTimeout(
-                    f"The upstream took nothing of the request for {stall:g} seconds.",
-                    outcome=Outcome.UNKNOWN,
-                )
-            left = size
-            limit = self.loop.time() + stall
+            if self.loop.time() >= limit:  # else something else came, as half a head
+                size = unsent(self._transport)
+                if size == left:
+                    raise UpstreamTimeout(
+                        f"The upstream took nothing of the request for {stall:g} seconds.",
+                        outcome=Outcome.UNKNOWN,
+                    )
+                left, limit = size, self.loop.time() + stall
             try:
                 await self._news(min(by, limit))
             except TimeoutError:
@@ -503,7 +503,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
-            self._complete = self._parsed = True
+            self._complete = True
+            # It reads nothing more once it takes the connection for ended, by its own rules.
+            self._parsed = self._parser.should_keep_alive()
 
 
 def _size(headers: list[tuple[bytes, bytes]]) -> int:

@@ -199,6 +199,11 @@ def test_what_is_no_envelope_is_an_answer(body):
     assert verdict(500, body) is Verdict.ANSWER
 
 
+def test_a_code_of_any_depth_is_an_answer():
+    deep = b'{"code":' + b"[" * 1020 + b"]" * 1020 + b"}"
+    assert verdict(200, deep) is Verdict.ANSWER
+
+
 def test_a_half_body_is_not_judged():
     assert verdict(500, {"detail": EXPIRED}, complete=False) is Verdict.ANSWER
 

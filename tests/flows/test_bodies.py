@@ -83,6 +83,37 @@ async def test_a_broken_chunk_is_answered_and_not_sent(start_proxy, upstream):
     assert upstream.requests == []
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_trailers_of_a_request_are_no_fields_of_the_next(through, upstream, together):
+    first = (
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2\r\nhi\r\n0\r\nX-A: 1\r\nX-B: 0\r\n\r\n"
+    )
+    second = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*through.address)
+    writer.write(first + second if together else first)
+    reply = await read_reply(reader)
+    assert (reply.status, reply.get("Connection")) == (200, "close")
+    if not together:
+        writer.write(second)
+    assert await reader.read() == b""
+    assert [body for _, body in upstream.requests] == [b"hi"]
+    writer.close()
+
+
+@pytest.mark.parametrize("end", [(b"0\r\n\r\n",), (b"0", b"\r\n\r", b"\n")])
+async def test_behind_chunks_without_trailers_the_connection_goes_on(through, upstream, end):
+    reader, writer = await asyncio.open_connection(*through.address)
+    for _ in range(2):
+        head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for part in (head + b"2\r\nhi\r\n", *end):
+            writer.write(part)
+            await asyncio.sleep(0.01)
+        assert (await read_reply(reader)).get("Connection") is None
+    assert [body for _, body in upstream.requests] == [b"hi"] * 2
+    writer.close()
+
+
 async def test_expect_100_continue_is_answered_by_us(through, upstream):
     reader, writer = await asyncio.open_connection(*through.address)
     writer.write(

@@ -40,8 +40,9 @@ class Kept:
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
 
-    async def ask(self, *fields, target=BALANCE, method="GET", body=b""):
-        head = "\r\n".join((f"{method} {target} HTTP/1.1", "Host: localhost", *fields, "", ""))
+    async def ask(self, *fields, target=BALANCE, method="GET", body=b"", version="1.1"):
+        start = f"{method} {target} HTTP/{version}"
+        head = "\r\n".join((start, "Host: localhost", *fields, "", ""))
         self._writer.write(head.encode() + body)
         return await asyncio.wait_for(read_reply(self._reader), 20)
 
@@ -184,6 +185,23 @@ async def test_bodies_of_the_same_head_have_their_own_lengths(start_proxy, upstr
     assert [body for _, body in upstream.requests] == [b"x" * size for size in (1, 5, 0, 15)]
     for head, body in upstream.requests:
         assert head.lower().count(b"content-length: %d\r\n" % len(body)) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "field", "body"),
+    [("1.0", "Transfer-Encoding: chunked", b"0\r\n\r\n"), ("2.0", "X-A: 0", b"")],
+)
+async def test_another_version_of_http_is_another_head(
+    start_proxy, upstream, roster, version, field, body
+):
+    roster(entry())
+    proxy = await start_proxy(base_url=upstream.origin)
+    async with kept(proxy) as connection:
+        for said, status in (("1.1", 200), ("1.1", 200), (version, 400)):
+            fields = (HOW, field, "Connection: keep-alive")
+            reply = await connection.ask(*fields, method="POST", body=body, version=said)
+            assert reply.status == status
+    assert len(upstream.requests) == 2
 
 
 async def test_what_is_observed_is_told_every_time(start_proxy, upstream, roster):

@@ -547,6 +547,36 @@ async def test_a_reply_before_the_body_was_read_is_delivered(serve, fetch):
     assert peer.received == head
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"HTTP/1.1 413 Too ", b"much\r\nContent-", b"Length: 2\r\n\r\nno"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n",) * 3
+        + (b"HTTP/1.1 413 Too much\r\nContent-Length: 2\r\n\r\nno",),
+    ],
+)
+async def test_an_answer_that_comes_in_parts_is_no_stall_of_the_upload(serve, say, fetch, parts):
+    body = b"x" * (16 * 1024 * 1024)
+    gaps = [one for part in parts for one in (part, b"")]  # so that each arrives by itself
+
+    async def script(peer, reader, writer):
+        await peer.head(reader)
+        await asyncio.sleep(0.1)  # the upload has come to a stop: nothing more fits
+        for part in gaps:
+            writer.write(part)
+            await asyncio.sleep(0.02)
+        await asyncio.Event().wait()
+
+    peer = await serve(script)
+    head = b"POST /v1/x HTTP/1.1\r\nHost: u\r\nContent-Length: %d\r\n\r\n" % len(body)
+    dialler = peer.dialler()
+    reply = await dialler.send(
+        head, body=[body[at : at + 2**18] for at in range(0, len(body), 2**18)], head_only=False
+    )
+    assert reply.head.status == 413
+    reply.close()
+
+
 @pytest.mark.parametrize("size", [10, 70_000, 1024 * 1024])
 async def test_a_connection_lost_in_the_upload_is_broken_and_not_sent_again(
     serve, say, fetch, size

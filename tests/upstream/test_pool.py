@@ -75,6 +75,23 @@ async def test_a_connection_that_said_more_or_less_is_not_used_again(serve, fetc
     assert (peer.connections, bytes(peer.received)) == (3, REQUEST * 3)
 
 
+# The parser takes each for the end of the connection, but only `Connection` in the head says so.
+NO_END = {
+    "Proxy-Connection": OK + b"Proxy-Connection: close\r\nContent-Length: 2\r\n\r\nhi",
+    "a trailer": OK
+    + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nConnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("form", NO_END)
+async def test_what_does_not_end_a_connection_does_not_spoil_the_next_reply(serve, fetch, form):
+    peer = await serve(talk(NO_END[form]))
+    dialler = peer.dialler()
+    for _ in range(3):
+        assert (await fetch(dialler)).body == b"hi"
+    assert (peer.connections, bytes(peer.received)) == (1, REQUEST * 3)
+
+
 async def test_after_a_head_request_with_a_body_the_connection_is_not_used_again(serve, fetch):
     peer = await serve(talk(HI))
     dialler = peer.dialler()
