@@ -100,13 +100,13 @@ class _Course:
         deadline: loop time at which it has to be over, whatever is sent in it.
         resent: whether the one resend over a fresh connection has been had.
         token: the one of the last attempt, which must not come back in its reply.
-        reply: to the last attempt.
+        reply: to the last attempt; `open` as long as it has to be closed.
         hint: for the caller, if the outcome needs one.
     """
 
     __slots__ = (
         *("body", "call", "capture", "connection", "deadline", "decision", "exchange"),
-        *("head", "hint", "limiter", "reply", "resent", "token", "upstream"),
+        *("head", "hint", "limiter", "open", "reply", "resent", "token", "upstream"),
     )
     decision: Decision
     upstream: Upstream
@@ -122,6 +122,7 @@ class _Course:
         self.connection = call.connection
         self.limiter: Limiter | None = None
         self.body: Body | None = None
+        self.open: Reply | None = None
         self.resent = False
         self.hint = ""
 
@@ -238,13 +239,12 @@ class Handler:
         else:
             course.free()
             connection.heeds = False  # from here on, writing to it tells
-            try:
-                return await self._deliver(course)
-            finally:
-                course.reply.close()
+            return await self._deliver(course)
         finally:
             connection.heeds = False
             course.free()
+            if course.open is not None:
+                course.open.close()
             if course.limiter is not None:
                 course.limiter.leave()
             exchange.seconds = self._monotonic() - started
@@ -385,6 +385,7 @@ class Handler:
                     last.outcome = _UNKNOWN
                     last.hint = "A first try was sent, over a connection that ended without a word."
                 raise
+        course.reply = course.open = reply
         exchange.upstream_seconds = self._monotonic() - started
         head = reply.head
         status = head.status
@@ -399,7 +400,6 @@ class Handler:
         verdict = judge(status, coding=head.coding, body=body, complete=complete)
         if verdict is _ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
             course.upstream.session.accepted(token.generation, by=course.decision.pair)
-        course.reply = reply
         return verdict
 
     def _send(self, course: _Course, *, why: str, fresh: bool = False) -> Awaitable[Reply]:
@@ -430,7 +430,6 @@ class Handler:
         except BaseException as error:
             if isinstance(error, ProxyError) and course.capture is not None:
                 course.capture.failed(error.code)
-            reply.close()
             raise
 
     async def _waiting(self, course: _Course, token: Awaitable[Token]) -> Token:

@@ -354,6 +354,8 @@ class CallerConnection(QuietProtocol):
 
     async def _read_on(self, body: StreamReader) -> None:
         """Read what is left of a body, for a while: a close now could take the reply with it."""
+        if self.transport is None:  # nothing more will come
+            return
         self._unread = body
         with contextlib.suppress(TimeoutError, HttpProcessingError, RequestPayloadError):
             async with asyncio.timeout(_LINGER):

@@ -138,6 +138,7 @@ class Registry:
         fresh = tuple(self._named(one, self._doors[upstream]) for one in secrets)
         rest = [one for one in before if one not in fresh]
         self._owners[upstream] = (*fresh, *rest[:1])
+        self._keys.clear()
         self._turn += 1
 
     def replace(self, roster: Roster) -> None:
