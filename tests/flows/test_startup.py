@@ -1,7 +1,11 @@
 """What a start loads: nothing of what is off, or it would be paid for in time and memory."""
 
 import asyncio
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -129,3 +133,28 @@ def mib(pid):
     if not rollup.exists():
         pytest.skip("this system does not say what a process holds")
     return int(re.search(r"(?m)^Pss: +(\d+) kB", rollup.read_text())[1]) / MIB
+
+
+FAULTS = """
+import resource
+from proxy.cli.serve import keep_freed_memory
+{first}
+def reply():
+    body = b"x" * 100_000 + b"y"
+    return len(b"head" + (body + b"z"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(1000):
+    reply()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
+def test_memory_of_a_large_reply_is_not_had_from_the_kernel_page_by_page_for_every_one():
+    def faults(first):
+        command = (sys.executable, "-c", FAULTS.format(first=first))
+        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | UNWATCHED)
+        return int(done.stdout)
+
+    assert faults("keep_freed_memory()") < 1000
+    assert faults("") > 10_000  # else the function is for nothing
