@@ -178,6 +178,9 @@ class Gate:
     ) -> None:
         self._upstreams = {one.mount: one for one in upstreams}
         self._mounts = Mounts(self._upstreams)
+        # Most proxies have one upstream, which is asked for everything.
+        only = upstreams[0] if len(upstreams) == 1 else None
+        self._only = only if only and not (only.mount.prefix or only.mount.hosts) else None
         self._limit = limit
         self._callers = callers
         self._headers = headers
@@ -310,6 +313,8 @@ class Gate:
         return upstream.name, gravest
 
     def _select(self, target: Target, headers: RawHeaders) -> Upstream:
+        if self._only is not None:
+            return self._only
         host = called_by(headers, authority=target.authority) if self._mounts.by_host else ""
         return self._upstreams[self._mounts.find(target.path, host=host)]
 
@@ -356,6 +361,8 @@ def _forwarded(target: Target, *, mount: Mount) -> tuple[Target, str | None]:
     Raises:
         TargetAmbiguous: as `login_call`.
     """
+    if not mount.prefix:
+        return target, login_call(target.decoded)
     below = strip_mount(target, mount=mount.prefix)
     call = login_call(below.decoded)
     if mount.strip:
