@@ -270,6 +270,7 @@ async def test_apps_may_log_in_with_the_old_and_the_new_secret(start_proxy, file
         body = json.dumps({"client_id": simulator.switches.client_id, "client_secret": secret})
         return await proxy.send("POST", ISSUE, body=body.encode())
 
+    await until(lambda: proxy.log.lines("token_renewed"))  # else nothing is switched from
     first = await login(old)
     token = json.loads(first.body)["data"]["access_token"]
     assert (await login(new)).status == 401
