@@ -97,7 +97,19 @@ lock: ## compile the locks anew, with hashes and without addresses (needs uv and
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,peers,requirements/peers.in)
 	@cd bench/fastify && npm install --silent --package-lock-only --omit-lockfile-registry-resolved
+	@$(PYTHON) -c "$$WITHOUT_FUNDING" bench/fastify/package-lock.json
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
+
+# npm writes down whom a package asks for money, and where.
+define WITHOUT_FUNDING
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+lock = json.loads(file.read_text())
+for package in lock["packages"].values():
+    package.pop("funding", None)
+file.write_text(json.dumps(lock, indent=2) + "\n")
+endef
+export WITHOUT_FUNDING
 
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate $(2) -o requirements/$(1).txt $(ARGS)

@@ -165,10 +165,11 @@ def test_lock_files_name_no_host():
         assert not re.search(r"https?://|--index|--find-links", text), path.name
 
 
-def test_the_lock_of_the_bench_names_no_registry():
+def test_the_lock_of_the_bench_holds_no_address():
     text = (ROOT / "bench/fastify/package-lock.json").read_text()
     assert '"integrity": "sha512-' in text
     assert '"resolved"' not in text
+    assert not re.search(r"https?://", text)
 
 
 @pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)

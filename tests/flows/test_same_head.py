@@ -59,6 +59,17 @@ async def reloaded(proxy):
         await asyncio.sleep(0.05)
 
 
+async def log_in(proxy):
+    """A phantom token of the caller's."""
+    body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
+    login = await proxy.send("POST", "/v1/auth/token/issue", body=body)
+    return login.json["data"]["access_token"]
+
+
+def bearer(token):
+    return f"Authorization: Bearer {token}"
+
+
 HOW = f"X-Nomba-Proxy-Key: {KEY}"
 NOW_REFUSED = {
     "disabled": (entry(enabled=False), 401),
@@ -78,11 +89,7 @@ async def test_a_caller_is_not_let_in_for_having_been_let_in_before(
 ):
     roster(entry())
     proxy = await start_proxy(base_url=upstream.origin)
-    how = HOW
-    if way == "phantom":
-        body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
-        login = await proxy.send("POST", "/v1/auth/token/issue", body=body)
-        how = f"Authorization: Bearer {login.json['data']['access_token']}"
+    how = HOW if way == "key" else bearer(await log_in(proxy))
     async with kept(proxy) as connection:
         for _ in range(2):
             assert (await connection.ask(how)).status == 200
@@ -98,15 +105,13 @@ async def test_a_revoked_phantom_opens_nothing_on_a_connection_that_knows_it(
 ):
     roster(entry())
     proxy = await start_proxy(base_url=upstream.origin)
-    body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
-    login = await proxy.send("POST", "/v1/auth/token/issue", body=body)
-    token = login.json["data"]["access_token"]
+    token = await log_in(proxy)
     async with kept(proxy) as connection:
         for _ in range(2):
-            assert (await connection.ask(f"Authorization: Bearer {token}")).status == 200
+            assert (await connection.ask(bearer(token))).status == 200
         revoked = json.dumps({"access_token": token}).encode()
         assert (await proxy.send("POST", REVOKE, body=revoked)).status == 200
-        assert (await connection.ask(f"Authorization: Bearer {token}")).status == 401
+        assert (await connection.ask(bearer(token))).status == 401
     assert len(upstream.requests) == 2
 
 
@@ -115,11 +120,7 @@ async def test_a_caller_that_expires_meanwhile_is_refused(start_proxy, upstream,
     soon = datetime.now(UTC) + timedelta(seconds=2)
     roster(entry(expires=str(soon)))
     proxy = await start_proxy(base_url=upstream.origin)
-    how = HOW
-    if way == "phantom":
-        body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
-        login = await proxy.send("POST", "/v1/auth/token/issue", body=body)
-        how = f"Authorization: Bearer {login.json['data']['access_token']}"
+    how = HOW if way == "key" else bearer(await log_in(proxy))
     async with kept(proxy) as connection:
         assert (await connection.ask(how)).status == 200
         await asyncio.sleep((soon - datetime.now(UTC)).total_seconds() + 0.01)
@@ -129,9 +130,7 @@ async def test_a_caller_that_expires_meanwhile_is_refused(start_proxy, upstream,
 async def test_a_phantom_that_ends_meanwhile_is_refused(start_proxy, upstream, roster):
     roster(entry())
     proxy = await start_proxy(base_url=upstream.origin, callers__login_lifetime=1)
-    body = json.dumps({"client_id": "app", "client_secret": KEY}).encode()
-    login = await proxy.send("POST", "/v1/auth/token/issue", body=body)
-    how = f"Authorization: Bearer {login.json['data']['access_token']}"
+    how = bearer(await log_in(proxy))
     statuses = []
     async with kept(proxy) as connection:
         while 401 not in statuses:
