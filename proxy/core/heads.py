@@ -78,6 +78,14 @@ def _squash(name: bytes) -> bytes:
     return name.translate(None, _PUNCTUATION)
 
 
+def field_value(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a field, by lower-case name."""
+    for found, value in headers:
+        if found.lower() == name:
+            return value
+    return None
+
+
 def named_by_connection(headers: Headers) -> frozenset[bytes]:
     """Lower-case names that `Connection` fields declare to be hop-by-hop."""
     return frozenset(

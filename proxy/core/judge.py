@@ -30,7 +30,6 @@ import brotli
 import orjson
 import zstandard
 
-from proxy.core.heads import Headers
 from proxy.core.routes import READ_METHODS, Kind
 from proxy.errors import Outcome
 
@@ -57,14 +56,6 @@ class Verdict(Enum):
 
 
 _ANSWER = Verdict.ANSWER  # Python 3.11 looks a member up by its name every time
-
-
-def field_value(headers: Headers, name: bytes) -> bytes | None:
-    """The first value of a field, by lower-case name."""
-    for found, value in headers:
-        if found.lower() == name:
-            return value
-    return None
 
 
 def needs_body(status: int, *, media: bytes, length: int | None) -> bool:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from proxy.core.heads import Headers
-from proxy.core.judge import field_value
+from proxy.core.heads import Headers, field_value
 from proxy.core.lifetime import parse_http_date, token_life
 from proxy.core.reply import CallUpstream, WholeReply
 from proxy.core.secret import Secret

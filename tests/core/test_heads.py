@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from proxy.core.heads import (
     CHUNKED,
     CallerHead,
+    field_value,
     named_by_connection,
 )
 from proxy.core.origin import Origin
@@ -343,3 +344,8 @@ def test_what_is_told_of_a_location_is_a_path_of_ours_or_what_the_upstream_said(
     for start in (b"", b"/", b"//", b"https://api.nomba.com", b"//api.nomba.com"):
         told = own_location(start + tail, origin=NOMBA, mount=mount)
         assert told == start + tail or (told.startswith(mount + b"/") and told[:2] != b"//")
+
+
+def test_a_field_is_found_by_its_lower_case_name_the_first_one_first():
+    pairs = [(b"X-A", b"1"), (b"x-a", b"2")]
+    assert (field_value(pairs, b"x-a"), field_value(pairs, b"x-b")) == (b"1", None)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from proxy.core.judge import (
     PEEK_LIMIT,
     Verdict,
-    field_value,
     judge,
     may_replay,
     may_resend,
@@ -240,11 +239,6 @@ def test_other_statuses_are_not_looked_into(status):
 )
 def test_a_large_200_is_not_looked_into(status, length, looked):
     assert needs_body(status, media=JSON, length=length) is looked
-
-
-def test_a_field_is_found_by_its_lower_case_name_the_first_one_first():
-    pairs = [(b"X-A", b"1"), (b"x-a", b"2")]
-    assert (field_value(pairs, b"x-a"), field_value(pairs, b"x-b")) == (b"1", None)
 
 
 # -- encodings -------------------------------------------------------------------------
