@@ -179,7 +179,7 @@ def environment(**more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("NOMBA_") and name.lower() not in proxies
     }
-    return kept | more
+    return kept | {"NOMBA_PROXY_DRAIN_DELAY": "0"} | more
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ def settings(origin: str) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="nomba-proxy-bench-") as state:
         yield {
             "PATH": os.environ["PATH"],
+            "NOMBA_PROXY_DRAIN_DELAY": "0",
             "PYTHONHASHSEED": "0",
             "NOMBA_CLIENT_ID": "client",
             "NOMBA_CLIENT_SECRET": "secret",

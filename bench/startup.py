@@ -154,6 +154,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, *, origin: str, folder: str) -> dict[str, dict]:
     """Every case, in interleaved rounds; memory in a round of its own."""
     env = {name: value for name, value in os.environ.items() if name != UNCOMPILED} | {
+        "NOMBA_PROXY_DRAIN_DELAY": "0",
         "NOMBA_CLIENT_ID": "bench",
         "NOMBA_CLIENT_SECRET": "bench",
         "NOMBA_ACCOUNT_ID": "bench",

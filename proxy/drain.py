@@ -22,7 +22,9 @@ class Drain:
         listening: what the server listens with; whoever has come and was not accepted stays
             in its sockets, for others who have them open.
         server: whose connections are waited for. It has to know of `begun`.
-        begun: is set as soon as this has.
+        announced: is set when nobody more should come.
+        begun: is set when nobody more is accepted.
+        delay: seconds between the two.
         limit: seconds after which what is left is cut.
     """
 
@@ -31,15 +33,24 @@ class Drain:
         listening: asyncio.Server,
         *,
         server: TrafficServer,
+        announced: asyncio.Event,
         begun: asyncio.Event,
+        delay: float,
         limit: float,
     ) -> None:
         self._listening = listening
         self._server = server
+        self._announced = announced
         self._begun = begun
+        self._delay = delay
         self._limit = limit
         self._deadline = 0.0
         self._beginning = asyncio.Lock()
+
+    async def announce(self) -> None:
+        """Say that the end is near and go on, until whoever sends callers here has heard it."""
+        self._announced.set()
+        await asyncio.sleep(self._delay)
 
     async def begin(self) -> None:
         """Take no connection more; those there are end with their next reply.
@@ -49,6 +60,7 @@ class Drain:
         async with self._beginning:
             if self._begun.is_set():
                 return
+            self._announced.set()
             self._begun.set()
             loop = asyncio.get_running_loop()
             self._deadline = loop.time() + self._limit

@@ -12,6 +12,7 @@
     ├── OriginRefused                   403  not_sent
     ├── MountUnknown                    404  not_sent
     ├── MethodNotAllowed                405  not_sent
+    ├── HeadTimeout                     408  not_sent
     ├── BodyTimeout                     408  not_sent
     ├── BodyTooLarge                    413  not_sent
     ├── RateLimited                     429  not_sent
@@ -168,6 +169,13 @@ class MethodNotAllowed(ProxyError):
     ) -> None:
         super().__init__(description, hint=hint, close=close)
         self.allow = allow
+
+
+class HeadTimeout(ProxyError):
+    """The caller began a request head and did not end it."""
+
+    code = "head_timeout"
+    status = 408
 
 
 class BodyTimeout(ProxyError):

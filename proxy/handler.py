@@ -29,6 +29,7 @@ from proxy.core.heads import Headers as RawHeaders
 from proxy.core.ids import request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.limits import Limiter
+from proxy.core.reference import LONGEST, find_reference
 from proxy.core.refusal import local_reply
 from proxy.core.reply_heads import ReplyHead
 from proxy.core.routes import READ_METHODS, Kind
@@ -45,8 +46,9 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.gate import Callers, Decision, Gate, Headers, LoginAsked, Upstream
+from proxy.intake import read_body
 from proxy.quiet import refusal
-from proxy.server import Call, CallerLeft, RawReply, read_body
+from proxy.server import Call, CallerLeft, RawReply
 from proxy.upstream.reply import Reply
 
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged
@@ -237,12 +239,16 @@ class Handler:
         except Exception as fault:  # noqa: BLE001 - a fault of ours is answered and reported too
             return self._refusal(course, self._internal(exchange, fault))
         else:
-            course.free()
+            if course.body is not None and course.body.size > LONGEST:
+                course.free()
             connection.heeds = False  # from here on, writing to it tells
             return await self._deliver(course)
         finally:
             connection.heeds = False
-            course.free()
+            if course.body is not None:
+                if exchange.outcome is _UNKNOWN and course.body.size <= LONGEST:
+                    exchange.reference = find_reference(b"".join(course.body))
+                course.free()
             if course.open is not None:
                 course.open.close()
             if course.limiter is not None:

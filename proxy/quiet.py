@@ -13,6 +13,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.core.exchange import Emit, Event, Exchange, Observe
@@ -23,8 +25,8 @@ from proxy.errors import HeadInvalid, HeadTooLarge, Internal, ProxyError
 # aiohttp's own loggers write tracebacks that contain what the caller sent.
 _SILENT = logging.getLogger("proxy.silent")
 _SILENT.disabled = True
-_MAX_LINE = 16 * 1024
-_MAX_FIELDS = 128
+_LINE = 16 * 1024
+_FIELDS = 128
 
 
 def refusal(
@@ -62,6 +64,13 @@ class _Written(web.StreamResponse):
         """Nothing is left to write."""
 
 
+class _Request(web.BaseRequest):
+    """Whoever is answered need not know what we are made of, and in which version."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        response.headers.popall("Server", None)
+
+
 class QuietProtocol(RequestHandler):
     """One caller's connection; what it sends wrong is answered without repeating it."""
 
@@ -80,12 +89,15 @@ class QuietProtocol(RequestHandler):
             status: 400, or another for a fault of ours.
         """
         error: ProxyError
-        if status != 400:
+        if isinstance(exc, ProxyError):
+            error = exc
+        elif status != 400:
             self.report(exc)
             error = Internal("The proxy failed.", close=True)
         elif isinstance(exc, LineTooLong) or (exc is not None and "Too many headers" in str(exc)):
             error = HeadTooLarge(
-                f"A header is larger than {_MAX_LINE} bytes, or there are more than {_MAX_FIELDS}.",
+                f"A header is larger than {self.max_line_size} bytes, or there are more than "
+                f"{self.max_headers}.",
                 hint="Send fewer or shorter headers (cookies are the usual reason).",
                 close=True,
             )
@@ -131,10 +143,21 @@ class QuietServer(web.Server):
         observe: takes the record of a malformed request.
         emit: takes events.
         keepalive: seconds an idle connection is kept.
+        line: bytes of a request line, and of a header.
+        fields: how many headers there may be.
     """
 
-    def __init__(self, handler: Any, *, observe: Observe, emit: Emit, keepalive: float) -> None:
-        super().__init__(handler)
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        observe: Observe,
+        emit: Emit,
+        keepalive: float,
+        line: int = _LINE,
+        fields: int = _FIELDS,
+    ) -> None:
+        super().__init__(handler, request_factory=self._make)
         self.observe = observe
         self.emit = emit
         self.options = {
@@ -142,10 +165,20 @@ class QuietServer(web.Server):
             "access_log": None,
             "logger": _SILENT,
             "auto_decompress": False,
-            "max_line_size": _MAX_LINE,
-            "max_field_size": _MAX_LINE,
-            "max_headers": _MAX_FIELDS,
+            "max_line_size": line,
+            "max_field_size": line,
+            "max_headers": fields,
         }
+
+    @staticmethod
+    def _make(
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
     def __call__(self) -> QuietProtocol:
         """A protocol for a new connection."""

@@ -9,25 +9,31 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 from aiohttp.http import HttpVersion, HttpVersion10
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from proxy.body import Bodies, Body
 from proxy.core.exchange import Emit, Observe
 from proxy.core.heads import Headers
-from proxy.errors import BodyTimeout, HeadInvalid
+from proxy.errors import HeadInvalid, HeadTimeout, HeadTooLarge, Overloaded, ProxyError
 from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import unsent
+from proxy.slow import SlowHeads
 
 _STALL = 60.0
 _NO_TRAILERS = b"\r\n0\r\n\r\n"  # ends a body in chunks behind which nothing has come
 _LINGER = 10.0  # seconds for which the rest of a body is read that nobody wants
+_LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
+# Bytes beside those of its content that a body in chunks may have: some, and so many for each.
+_FRAMING, _FRAMING_EACH = 64 * 1024, 16
+_OLDEST = 128  # connections among which an idle one is looked for, to make room
 
 
 class CallerLeft(Exception):
@@ -46,6 +52,31 @@ class RawReply(NamedTuple):
     data: bytes = b""
     keep_alive: bool = False
     stall: float = _STALL
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What callers' connections may take.
+
+    Attributes:
+        idle: seconds a connection is kept on which nothing happens.
+        head_time: seconds from the first byte of a head to its last.
+        head_size: bytes of a head.
+        head_fields: how many it may have.
+        connections: how many there may be.
+    """
+
+    idle: float = 75.0
+    head_time: float = 15.0
+    head_size: int = 64 * 1024
+    head_fields: int = 128
+    connections: int = 10_000
+
+
+class _Refused(NamedTuple):
+    """Stands in the queue of requests for what is no request."""
+
+    exc: ProxyError
 
 
 class Call:
@@ -103,62 +134,6 @@ class Call:
 Answer = Callable[[Call], Awaitable[RawReply]]
 
 
-async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None = None) -> Body:
-    """The whole body. Whoever gets it closes it.
-
-    Args:
-        call: whose body is read.
-        length: declared length, or `CHUNKED`.
-        bodies: makes it, and refuses what is too much.
-        most: bytes it may have, if that is less than everybody's limit.
-
-    Raises:
-        BodyTooLarge, BodyTimeout, HeadInvalid: the body did not arrive whole.
-        Overloaded: there is no room for it.
-        CallerLeft: it will never be whole.
-    """
-    limits = bodies.limits
-    body = bodies.begin(length, most=most)
-    if length == 0:
-        return body
-    content = call.body
-    try:
-        if content.is_eof():  # as most are: it came with its head
-            while not content.at_eof():
-                body.add(content.read_nowait())
-            return body
-        _continue(call)
-        async with asyncio.timeout(limits.total):
-            while not content.at_eof():
-                async with asyncio.timeout(limits.stall):
-                    data = await content.readany()
-                body.add(data)
-    except BaseException as error:
-        body.close()
-        if isinstance(error, TimeoutError):
-            raise BodyTimeout(
-                "The body did not arrive in time; nothing was sent to the upstream.",
-                hint="Send the whole body that Content-Length or chunked framing announces.",
-                close=True,
-            ) from None
-        if isinstance(error, OSError | HttpProcessingError | RequestPayloadError):
-            transport = call.connection.transport
-            if transport is None or transport.is_closing():
-                raise CallerLeft from None
-            raise HeadInvalid("The body is framed wrongly.", close=True) from None
-        raise
-    return body
-
-
-def _continue(call: Call) -> None:
-    """Answer `Expect: 100-continue` (RFC 9110 section 10.1.1) once we want the body."""
-    expected = [value for name, value in call.headers if name.lower() == b"expect"]
-    waits = b"100-continue" in (one.strip() for one in b",".join(expected).lower().split(b","))
-    transport = call.connection.transport
-    if waits and call.version > HttpVersion10 and transport is not None:
-        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
 def _reset(transport: asyncio.Transport) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None:
@@ -179,7 +154,7 @@ class CallerConnection(QuietProtocol):
     """
 
     __slots__ = (
-        *("_answer", "_is_draining", "_partial"),
+        *("_answer", "_coming", "_deaf", "_framing", "_gone", "_is_draining", "_partial", "_slow"),
         *("_unread", "heeds", "high_water", "known", "last", "left", "work"),
     )
 
@@ -187,7 +162,12 @@ class CallerConnection(QuietProtocol):
         super().__init__(manager, **kwargs)
         self._answer = manager.answer
         self._is_draining = manager.is_draining
-        self._partial = False
+        self._slow = manager.slow
+        self._coming: StreamReader = EMPTY_PAYLOAD  # the body that the parser is in, or was
+        self._partial = 0  # bytes of a head that is not complete
+        self._framing = 0  # bytes of a body as they came
+        self._deaf = False  # whether what comes is thrown away
+        self._gone: asyncio.Future[None] | None = None
         self._unread: StreamReader | None = None
         self.heeds = self.left = False
         self.work: asyncio.Task[None] | None = None
@@ -209,23 +189,99 @@ class CallerConnection(QuietProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a caller has come."""
         self.high_water = cast("asyncio.Transport", transport).get_write_buffer_limits()[1]
+        server = cast("TrafficServer", self._manager)
         super().connection_made(transport)
         self.work = self._task_handler  # aiohttp forgets it when the caller goes
+        server.admit(self)
 
     def data_received(self, data: bytes) -> None:
         """asyncio: something has come."""
+        if self._deaf:
+            return
         end = len(_NO_TRAILERS)
         self.last = data[-end:] if len(data) >= end else (self.last + data)[-end:]
+        messages = self._messages
+        before = len(messages)
         super().data_received(data)
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            self._partial = False
-        elif data.strip(b"\r\n"):  # empty lines may stand before a head (RFC 9112 section 2.2)
-            self._partial = True
+        if len(messages) > before:
+            message, body = messages[-1]
+            if isinstance(message, RawRequestMessage):
+                self._coming = body
+                self._framing = 0
+                if self._partial:
+                    self._partial = 0
+                    self._slow.forget(self)
+            else:
+                self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
+        elif not self._coming.is_eof():
+            self._part_of_a_body(len(data))
+        # Empty lines may stand before a head (RFC 9112 section 2.2).
+        elif self._partial or data.strip(b"\r\n"):
+            self._part_of_a_head(len(data))
+
+    def _part_of_a_head(self, size: int) -> None:
+        self._partial += size
+        limit = self.max_line_size
+        if self._partial > limit:
+            self.refuse_next(
+                HeadTooLarge(
+                    f"The request head is larger than {limit} bytes.",
+                    hint="Send fewer or shorter headers (cookies are the usual reason).",
+                    close=True,
+                )
+            )
+        elif self._waiter is not None:
+            self._slow.watch(self)
+
+    def _part_of_a_body(self, size: int) -> None:
+        """Refuse a body of which the framing is the greater part; extensions are no content."""
+        self._framing += size
+        if self._framing > _FRAMING + _FRAMING_EACH * self._coming.total_bytes:
+            self._break_off(
+                HeadInvalid(
+                    "The body's chunks are mostly framing.",
+                    hint="Send larger chunks, without extensions.",
+                    close=True,
+                )
+            )
+
+    def _break_off(self, error: ProxyError) -> None:
+        """Nothing behind this can be read, what is missing of a body neither."""
+        self._deaf = True
+        if not self._coming.is_eof():
+            self._coming.set_exception(error)
+
+    def refuse_next(self, error: ProxyError) -> None:
+        """Answer what was asked, then refuse what comes next, whatever it is."""
+        self._deaf = True
+        self._slow.forget(self)
+        self._messages.append((cast("Any", _Refused(error)), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def late(self) -> None:
+        """The time of its head is over (`slow.Slow`)."""
+        if self._partial and self._waiter is not None:
+            self.refuse_next(
+                HeadTimeout(
+                    "The request head did not arrive in time; nothing was sent to the upstream.",
+                    hint="Send the head at once; callers.head_timeout is its limit.",
+                    close=True,
+                )
+            )
+
+    def _process_keepalive(self) -> None:
+        if self._partial:  # it is not idle, and that head has a time of its own
+            self._keepalive_handle = None
+        else:
+            super()._process_keepalive()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """asyncio: the caller has gone."""
         super().connection_lost(exc)
+        self._slow.forget(self)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
         if self._unread is not None:
             self._unread.feed_eof()
         if self.heeds and self.work is not None:
@@ -303,6 +359,8 @@ class CallerConnection(QuietProtocol):
             while not self._force_close:
                 if not messages:
                     self._waiter = loop.create_future()
+                    if self._partial:  # it began while another request was being answered
+                        self._slow.watch(self)
                     try:
                         await self._waiter
                     finally:
@@ -320,6 +378,7 @@ class CallerConnection(QuietProtocol):
                     finally:
                         self._current_request = None
                 else:
+                    self._deaf = True
                     reply = RawReply(self.refuse(message.exc))
                 if reply.data:
                     await self._put(reply)
@@ -332,6 +391,8 @@ class CallerConnection(QuietProtocol):
                     self._keepalive_handle = loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
                     )
+            if self._deaf and not self._force_close:
+                await self._linger()
         except asyncio.CancelledError:
             self.force_close()
             raise
@@ -352,12 +413,23 @@ class CallerConnection(QuietProtocol):
         except TimeoutError:  # it asks and asks, and reads nothing
             self.cut(reset=True)
 
+    async def _linger(self) -> None:
+        """End our half first: a close with unread bytes is a reset, which can take the reply."""
+        transport = self.transport
+        if transport is None or not transport.can_write_eof():
+            return
+        transport.write_eof()
+        self._gone = self._loop.create_future()
+        await asyncio.wait((self._gone,), timeout=_LAST_WORD)
+
     async def _read_on(self, body: StreamReader) -> None:
         """Read what is left of a body, for a while: a close now could take the reply with it."""
         if self.transport is None:  # nothing more will come
             return
         self._unread = body
-        with contextlib.suppress(TimeoutError, HttpProcessingError, RequestPayloadError):
+        with contextlib.suppress(
+            TimeoutError, HttpProcessingError, RequestPayloadError, ProxyError
+        ):
             async with asyncio.timeout(_LINGER):
                 while not body.is_eof():
                     await body.readany()
@@ -373,7 +445,7 @@ class TrafficServer(QuietServer):
         answer: answers a request.
         observe: takes the record of a malformed request.
         emit: takes events.
-        keepalive: seconds an idle connection is kept.
+        limits: of their connections.
         is_draining: whether connections are to end.
     """
 
@@ -383,16 +455,46 @@ class TrafficServer(QuietServer):
         *,
         observe: Observe,
         emit: Emit,
-        keepalive: float,
+        limits: CallerLimits | None = None,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(answer, observe=observe, emit=emit, keepalive=keepalive)
+        limits = limits or CallerLimits()
+        super().__init__(
+            answer,
+            observe=observe,
+            emit=emit,
+            keepalive=limits.idle,
+            line=limits.head_size,
+            fields=limits.head_fields,
+        )
         self.answer = answer
         self.is_draining = is_draining
+        self.slow = SlowHeads(limits.head_time)
+        self._most = limits.connections
 
     def __call__(self) -> CallerConnection:
         """A protocol for a new connection."""
         return CallerConnection(self, loop=asyncio.get_running_loop(), **self.options)
+
+    def admit(self, newest: CallerConnection) -> None:
+        """Keep within the limit: an idle connection makes room, else the newest is refused."""
+        if len(self._connections) <= self._most:
+            return
+        for one in cast("Iterable[CallerConnection]", islice(self._connections, _OLDEST)):
+            if one.idle and one is not newest:
+                one.force_close()
+                return
+        if len(self._connections) > 2 * self._most:
+            newest.cut(reset=True)
+            return
+        newest.refuse_next(
+            Overloaded(
+                "The proxy has as many connections as it takes on; nothing was sent.",
+                hint="Keep connections and use them again. The limit is callers.connections.",
+                retry_after=1,
+                close=True,
+            )
+        )
 
     @property
     def unfinished(self) -> list[CallerConnection]:

@@ -28,7 +28,8 @@ _LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
 _SIGN = 5.0  # seconds between two signs of life
 _SILENT = 30.0  # seconds without one after which a process hangs, perhaps with a lock
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-CUT = b"cut"  # what a process is told whose work is not to be waited for
+CUT = b"c"  # what a process is told whose work is not to be waited for
+GO = b"g"  # what one is told whose place another takes
 _LONGEST = 64 * 1024  # bytes of what a process says at once
 
 
@@ -36,7 +37,7 @@ class Link:
     """A process's line to its supervisor.
 
     Args:
-        sock: the process's end. It brings `CUT`, or its end: the supervisor is gone.
+        sock: the process's end. It brings `CUT`, `GO`, or its end: the supervisor is gone.
         count: how many processes there were at its post before it.
         after: whether the one before it ended without being told to.
     """
@@ -127,6 +128,7 @@ class Supervisor:
     Args:
         emit: takes events.
         limit: seconds a process may take to end.
+        told: what to tell of an end that a signal asks for.
         silent: seconds without a sign of life after which a process hangs.
         monotonic: seconds.
     """
@@ -136,11 +138,13 @@ class Supervisor:
         *,
         emit: Emit,
         limit: float,
+        told: Callable[[int], Mapping[str, object]] = lambda _: {},
         silent: float = _SILENT,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
         self._limit = limit
+        self._told = told
         self._silent = silent
         self._now = monotonic
         self._posts: list[Post] = []
@@ -151,6 +155,7 @@ class Supervisor:
             end.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ)
         self._stops = 0
+        self._asked_by: signal.Signals = signal.SIGTERM  # how it was told to stop
         self._looked = monotonic()
         self._rolling: list[tuple[Post, _Process]] = []
         self._before: dict[int, Any] = {}
@@ -197,10 +202,10 @@ class Supervisor:
         while not self._stops:
             self._turn()
         asked = self._stops
-        self._emit(Event("draining", fields={"limit_seconds": self._limit}))
+        self._emit(Event("draining", fields=dict(self._told(self._asked_by))))
         for last in (False, True):
             deadline = self._now() + self._limit + _LAST_WAIT
-            self._end_all(signal.SIGTERM, last=last)
+            self._end_all(self._asked_by, last=last)
             while self._left(last=last):
                 if self._now() > deadline or self._stops > asked + 1:
                     self._end_all(signal.SIGKILL, last=last)
@@ -251,6 +256,7 @@ class Supervisor:
         with contextlib.suppress(BlockingIOError):
             for number in self._signals.recv(4096):
                 if number in {signal.SIGTERM, signal.SIGINT}:
+                    self._asked_by = signal.Signals(number) if not self._stops else self._asked_by
                     self._stops += 1
                 elif number == signal.SIGHUP and not self._rolling:
                     posts = [post for post in self._posts if not post.last]
@@ -290,7 +296,8 @@ class Supervisor:
             if one is old:
                 if not old.leaving:
                     old.leaving = self._now()
-                    self._kill(old, signal.SIGTERM)
+                    with contextlib.suppress(OSError):
+                        old.sock.send(GO)
                 return
             del self._rolling[0]
 

@@ -379,6 +379,8 @@ def _canonical(exchange: Exchange) -> dict[str, Any]:
         line["error"] = exchange.error
     if exchange.detail:
         line["detail"] = exchange.detail
+    if exchange.reference:
+        line["reference"] = exchange.reference
     return line
 
 
@@ -399,6 +401,8 @@ def _for_people(exchange: Exchange) -> tuple[str, dict[str, Any]]:
         unusual["error"] = exchange.error
     if exchange.detail:
         unusual["detail"] = exchange.detail
+    if exchange.reference:
+        unusual["reference"] = exchange.reference
     return sentence, unusual
 
 

@@ -87,7 +87,7 @@ async def call():
             is_own_authority=lambda _: False,
             **watch,
         )
-        runner = web.ServerRunner(TrafficServer(handler, keepalive=75, **watch))
+        runner = web.ServerRunner(TrafficServer(handler, **watch))
         runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -159,7 +159,7 @@ def assemble(
     authorities: set[str] = set()
     handler = Handler(
         tuple(wired),
-        limits=Limits(write_stall=model.callers.write_stall),
+        limits=Limits(head=int(model.callers.head_limit), write_stall=model.callers.write_stall),
         bodies=Bodies(
             BodyLimits(
                 size=int(model.body.limit),

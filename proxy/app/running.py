@@ -20,6 +20,7 @@ class Running:
         listen, admin_listen: the addresses it got.
         upstreams: what it forwards to.
         faults: the address of the simulator's control API, if it is the upstream; else "".
+        announce: says that the end is near, and goes on for `drain.delay`.
         drain: begins the end: once it returns nothing more is accepted. The rest happens
             when the stack is left.
         inspector: the address of the inspector with its key, or "".
@@ -30,6 +31,7 @@ class Running:
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     faults: str
+    announce: Callable[[], Awaitable[None]]
     drain: Callable[[], Awaitable[None]]
     inspector: str = ""
     reread: Callable[[], None] = lambda: None

@@ -16,13 +16,14 @@ from proxy.admin import build_admin
 from proxy.app.assembly import assemble, both
 from proxy.app.banner import banner
 from proxy.app.listeners import authorities_of, listen_on, take_traffic
+from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.running import Place, Running
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
 from proxy.quiet import QuietServer
-from proxy.server import TrafficServer
-from proxy.settings import Address, Settings, is_loopback
+from proxy.server import CallerLimits, TrafficServer
+from proxy.settings import Address, Settings, SettingsModel, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
 
 if TYPE_CHECKING:  # imported where it is on
@@ -95,12 +96,12 @@ async def start(
     with contextlib.suppress(TimeoutError):  # a server that is away does not keep us from starting
         async with asyncio.timeout(_SETTLING):
             await made.settled()
-    draining = asyncio.Event()
+    announced, draining = asyncio.Event(), asyncio.Event()
     admin = web.ServerRunner(
         QuietServer(
             build_admin(
                 made.controls,
-                is_draining=draining.is_set,
+                is_draining=announced.is_set,
                 metrics=telemetry.metrics.render,
                 metrics_type=METRICS_TYPE,
                 is_loopback=is_loopback,
@@ -118,11 +119,24 @@ async def start(
         made.handler,
         observe=observe,
         emit=telemetry.emit,
-        keepalive=model.callers.idle_timeout,
+        limits=CallerLimits(
+            idle=model.callers.idle_timeout,
+            head_time=model.callers.head_timeout,
+            head_size=int(model.callers.head_limit),
+            head_fields=model.callers.head_fields,
+            connections=-(-model.callers.connections // model.workers),
+        ),
         is_draining=draining.is_set,
     )
     traffic = await take_traffic(server, settings.listen, sock=place.traffic)
-    drain = Drain(traffic, server=server, begun=draining, limit=model.drain.limit)
+    drain = Drain(
+        traffic,
+        server=server,
+        announced=announced,
+        begun=draining,
+        delay=model.drain.delay,
+        limit=model.drain.limit,
+    )
     stack.push_async_exit(drain.end)
     listen = Address(*traffic.sockets[0].getsockname()[:2])
     made.authorities.update(authorities_of(listen))
@@ -138,11 +152,20 @@ async def start(
     # session of the one that is running already.
     for session in made.sessions.values():
         session.start()
-    return Running(listen, admin_listen, upstreams, faults, drain.begin, inspector, made.reread)
+    return Running(
+        listen,
+        admin_listen,
+        upstreams,
+        faults,
+        drain.announce,
+        drain.begin,
+        inspector,
+        made.reread,
+    )
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM; a second signal cuts what is under way.
+    """Run until SIGTERM, which is announced, or SIGINT; a second one cuts what is under way.
 
     SIGHUP reads the client secrets again.
 
@@ -153,30 +176,41 @@ async def serve(settings: Settings) -> None:
     model = settings.model
     telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
     stopping = stop_signals()
+    see_to_process(settings, emit=telemetry.emit)
+    see_to_loop(emit=telemetry.emit)
     async with AsyncExitStack() as stack:
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reread)
         gc.freeze()  # all of this stays: no collection that callers wait for looks through it
-        await stopping.wait()
-        telemetry.emit(Event("draining", fields={"limit_seconds": model.drain.limit}))
+        asked = await stopping
+        telemetry.emit(Event("draining", fields=drain_of(model, by=asked)))
+        if asked == signal.SIGTERM:
+            await running.announce()
 
 
-def stop_signals() -> asyncio.Event:
-    """Is set by SIGINT or SIGTERM; a second one cancels the present task, a third ends it all."""
+def drain_of(model: SettingsModel, *, by: int) -> dict[str, object]:
+    """How long the end may take that a signal asks for: somebody waits for that of a Ctrl-C."""
+    delay = model.drain.delay if by == signal.SIGTERM else 0.0
+    return {"delay_seconds": delay, "limit_seconds": model.drain.limit}
+
+
+def stop_signals() -> asyncio.Future[int]:
+    """Brings SIGINT or SIGTERM; a second one cancels the present task, a third ends it all."""
     loop = asyncio.get_running_loop()
-    stopping, aborting = asyncio.Event(), asyncio.Event()
+    stopping, aborting = loop.create_future(), asyncio.Event()
     main = asyncio.current_task()
     assert main is not None  # noqa: S101 - a coroutine runs in a task
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         if aborting.is_set():
             os._exit(1)
-        if stopping.is_set():
+        if stopping.done():
             aborting.set()
             main.cancel()  # what is cut is still logged, as unknown
-        stopping.set()
+        else:
+            stopping.set_result(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     return stopping

@@ -27,17 +27,18 @@ from proxy.app.assembly import assemble
 from proxy.app.banner import banner
 from proxy.app.callers import end_task, signing_key
 from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
+from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.running import Place, Running
-from proxy.app.start import start
+from proxy.app.start import drain_of, start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
 from proxy.settings import Address, ReadyUpstream, Settings, parse_address, share_metrics
-from proxy.supervisor import CannotRun, Link, Post, Supervisor
+from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Shared, Telemetry
 
 _NAMES = 8  # of one worker's processes, in turn
 LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
-_Body = Callable[[Link, asyncio.Event, AsyncExitStack], Coroutine[Any, Any, None]]
+_Body = Callable[[Link, asyncio.Future[int], AsyncExitStack], Coroutine[Any, Any, None]]
 
 
 def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
@@ -55,6 +56,7 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
         # Without shared metrics: they lie in files, and what fails there must not end everything.
         model = settings.model
         telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
+        see_to_process(settings, emit=telemetry.emit)
         if settings.signing_key is None:  # one that is given stays what it is for other replicas
             key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
             settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
@@ -75,7 +77,11 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
         except OSError as error:
             raise CannotStart(f"{folder}: {error.strerror}") from None
         supervisor = stack.enter_context(
-            Supervisor(emit=telemetry.emit, limit=settings.model.drain.limit)
+            Supervisor(
+                emit=telemetry.emit,
+                limit=model.drain.delay + model.drain.limit,
+                told=lambda number: drain_of(model, by=number),
+            )
         )
         gc.freeze()  # what is there now stays shared with the processes
         counts = Counts(settings.model.workers * _NAMES)
@@ -134,7 +140,13 @@ class _House:
         supervisor.fill(*(self._worker(at) for at in range(len(self.traffic))))
         faults = self.known["control"] if self.known else ""
         running = Running(
-            settings.listen, settings.admin_listen, self._upstreams(), faults, _nothing, inspector
+            settings.listen,
+            settings.admin_listen,
+            self._upstreams(),
+            faults,
+            announce=_nothing,
+            drain=_nothing,
+            inspector=inspector,
         )
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201
         code = supervisor.run()
@@ -183,7 +195,7 @@ class _House:
         return target
 
     def _worker(self, at: int) -> Post:
-        async def work(link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+        async def work(link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack) -> None:
             # Another name than those before, which may still be draining, and before long the same
             # again: what a name has counted goes on.
             process = f"worker-{at + 1}-{link.count % _NAMES}"
@@ -197,10 +209,12 @@ class _House:
                 hub=self.folder / "hub" if self.hub is not None else None,
                 tally=partial(self.counts.tally, column=column(link.count)),
             )
+            see_to_loop(emit=telemetry.emit)
             running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
             link.say(up={})
             gc.freeze()  # as `serve` does
-            await stopping.wait()
+            if await stopping == signal.SIGTERM:
+                await running.announce()
             await running.drain()
             link.say(draining=True)
 
@@ -222,7 +236,9 @@ class _House:
         target = self._target(work, keeps=lambda: (self.traffic[at], self.admin))
         return Post(name, target, prepare=prepare, missing=missing, ended=ended)
 
-    async def _inspect(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+    async def _inspect(
+        self, link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack
+    ) -> None:
         from proxy.app.inspection import Inspection
         from proxy.inspector.hub import Hub
 
@@ -249,15 +265,17 @@ class _House:
             token=self.token,
         )
         link.say(up={"url": url})
-        await stopping.wait()
+        await stopping
 
-    async def _simulate(self, link: Link, stopping: asyncio.Event, stack: AsyncExitStack) -> None:
+    async def _simulate(
+        self, link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack
+    ) -> None:
         from proxy.app.simulated import known_of, start_simulator
 
         link.say(up=known_of(*await start_simulator(self.settings, stack=stack)))
-        await stopping.wait()
+        await stopping
 
-    async def _revoke(self, _: Link, __: asyncio.Event, stack: AsyncExitStack) -> None:
+    async def _revoke(self, _: Link, __: asyncio.Future[int], stack: AsyncExitStack) -> None:
         telemetry = _telemetry(self.settings, self.folder, "revocation")
         assemble(self.settings, self._upstreams(), stack=stack, telemetry=telemetry, revoke=True)
 
@@ -269,7 +287,7 @@ async def _life(link: Link, body: _Body) -> None:
     (systemd does): only the supervisor says that work is to be cut.
     """
     loop = asyncio.get_running_loop()
-    stopping, main = asyncio.Event(), asyncio.current_task()
+    stopping, main = loop.create_future(), asyncio.current_task()
     assert main is not None  # noqa: S101 - a coroutine runs in a task
 
     def told() -> None:
@@ -279,11 +297,15 @@ async def _life(link: Link, body: _Body) -> None:
             return
         except OSError:
             data = b""
-        if data:
+        if CUT in data:
             main.cancel()
-        else:
+        elif not data:
             loop.remove_reader(link.sock)
-        stopping.set()
+        stop(0)
+
+    def stop(number: int) -> None:
+        if not stopping.done():
+            stopping.set_result(number)
 
     async def give_signs() -> None:
         while True:
@@ -291,7 +313,7 @@ async def _life(link: Link, body: _Body) -> None:
             link.say(alive=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop, number)
     link.sock.setblocking(False)
     loop.add_reader(link.sock, told)
     signs = asyncio.create_task(give_signs())

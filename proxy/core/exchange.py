@@ -10,7 +10,8 @@ from proxy.errors import Outcome
 class Exchange:
     """One request and its reply, with all its attempts.
 
-    It holds no header values, query strings or bodies, so no observer can leak one.
+    It holds no header values, query strings or bodies, so no observer can leak one; of a
+    body whose fate nobody knows, its reference.
 
     Attributes:
         request_id: the caller's sane `X-Request-Id`, or ours.
@@ -26,6 +27,8 @@ class Exchange:
         generation: the token's generation of the last attempt; 0 for none.
         error: the proxy's own error code, or "".
         detail: why that happened, redacted by construction: our words, no caller data.
+        reference: the caller's own, by which a request can be asked for whose outcome is
+            `unknown` (`core.reference`); "" for all others.
         account_replaced: whether a differing accountId of the caller was replaced.
         body_bytes, reply_bytes: sizes of the two bodies.
         waited: seconds spent waiting for a token.
@@ -46,6 +49,7 @@ class Exchange:
     generation: int = 0
     error: str = ""
     detail: str = ""
+    reference: str = ""
     account_replaced: bool = False
     body_bytes: int = 0
     reply_bytes: int = 0

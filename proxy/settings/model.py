@@ -60,8 +60,12 @@ class CallerSettings(_Section):
     login_failure: Annotated[Literal["401", "200"], BeforeValidator(str)] = "401"
     hosts: Texts = ()
     origins: Texts = ()
+    head_timeout: Seconds = 15.0
     idle_timeout: Seconds = 75.0
     write_stall: Seconds = 60.0
+    head_limit: Annotated[ByteSize, Field(ge=1024, le=1024 * 1024)] = ByteSize(64 * 1024)
+    head_fields: Annotated[int, Field(ge=8, le=10_000)] = 128
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
 
 
 class BodySettings(_Section):
@@ -134,6 +138,7 @@ class InspectorSettings(_Section):
 class DrainSettings(_Section):
     """Shutting down."""
 
+    delay: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
     limit: Seconds = 25.0
 
 
@@ -275,6 +280,7 @@ ALLOWED = {
     "inspector.body_limit": "a size such as 256KiB",
     "callers.anonymous": "true, false or auto",
     "callers.login_failure": "401 or 200",
+    "callers.head_limit": "a size from 1KiB to 1MiB",
     "caller.0.name": "a short lower-case name (letters, digits and -)",
     "caller.0.role": "full, no-money or read-only",
     "caller.0.expires": "a date such as 2027-01-31, or a time with one",

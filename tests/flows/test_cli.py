@@ -122,7 +122,7 @@ async def test_check_prints_json_for_machines():
 )
 def test_production_is_closed_to_anonymous_callers_until_they_are_allowed(more, text):
     settings = load(environ=CREDENTIALS | more)  # nothing is started: tests dial loopback only
-    running = Running(settings.listen, settings.admin_listen, settings.upstreams, "", None)
+    running = Running(settings.listen, settings.admin_listen, settings.upstreams, "", None, None)
     shown = banner(running, settings=settings)
     assert "production, https://api.nomba.com" in shown
     assert text in shown

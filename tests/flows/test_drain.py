@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import ClientSession
 from harness import read_reply, served
 
 from proxy.drain import Drain
@@ -305,6 +306,74 @@ async def test_what_comes_to_nothing_is_cut_at_the_limit(start_proxy, simulator)
     assert (line["error"], line["outcome"], line["attempts"]) == ("cancelled", "not_sent", 0)
 
 
+@pytest.mark.parametrize("heard_out", [True, False])
+async def test_what_is_cut_is_logged_with_the_reference_to_ask_for_it_by(
+    start_proxy, simulator, upstream, heard_out
+):
+    """Before its reply has begun, and while its reply is delivered."""
+    proxy = await start_proxy(drain__limit="0.3", base_url=None if heard_out else upstream.origin)
+
+    async def begin(head, body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nsome of it")
+        await asyncio.sleep(20)
+
+    upstream.answer = begin
+    with simulator.hold(TRANSFER) as hold:
+        call = asyncio.create_task(proxy.transfer("ref-7"))
+        if heard_out:
+            await hold.caught(1)
+        while not heard_out and not upstream.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        await over(stopping(proxy))
+        await asyncio.wait((call,))
+        assert isinstance(call.exception(), ConnectionError | asyncio.IncompleteReadError)
+    (line,) = proxy.log.lines("exchange")
+    assert (line["error"], line["outcome"], line["reference"]) == ("cancelled", "unknown", "ref-7")
+
+
+async def test_an_end_that_is_announced_takes_callers_until_it_begins(start_proxy):
+    proxy = await start_proxy(drain__delay="0.5")
+    await proxy.get(BALANCE)
+    async with calling(proxy.address) as caller, ClientSession(proxy.admin) as admin:
+        announcing = asyncio.create_task(proxy.running.announce())
+        while (await admin.get("/readyz")).status == 200:
+            await asyncio.sleep(0.01)
+        assert "draining" in await (await admin.get("/readyz")).text()
+        assert (await admin.get("/livez")).status == 200
+        assert not closes(await caller.ask())
+        assert not closes(await proxy.get(BALANCE))  # who comes now is accepted
+        assert not announcing.done()
+        await over(announcing)
+        await proxy.running.drain()
+        assert closes(await caller.ask())
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection(*proxy.address)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("how", ["term", "int", "twice"])
+async def test_a_sigterm_is_announced_and_ctrl_c_or_a_second_signal_waits_for_nothing(how, workers):
+    delay = "2" if how == "term" else "3600"
+    async with served(f"--workers={workers}", "--simulate", NOMBA_PROXY_DRAIN_DELAY=delay) as proxy:
+        async with ClientSession(f"http://{proxy.admin}") as admin:
+            while (await admin.get("/readyz")).status != 200:
+                await asyncio.sleep(0.05)
+            proxy.process.send_signal(signal.SIGINT if how == "int" else signal.SIGTERM)
+            if how != "int":
+                while (await admin.get("/readyz")).status == 200:
+                    await asyncio.sleep(0.01)
+                host, _, port = proxy.address.partition(":")
+                async with calling((host, int(port))) as caller:
+                    assert (await caller.ask()).status == 200
+            if how == "twice":
+                proxy.process.send_signal(signal.SIGTERM)
+        out, _ = await asyncio.wait_for(proxy.process.communicate(), 30)
+    assert proxy.process.returncode == (how == "twice")
+    told = [json.loads(line) for line in out.splitlines() if b'"draining"' in line]
+    assert [one["delay_seconds"] for one in told] == [0.0 if how == "int" else float(delay)]
+
+
 async def test_what_is_cut_after_its_caller_has_gone_is_logged_as_unknown(start_proxy, simulator):
     proxy = await start_proxy(drain__limit="0.3")
     with simulator.hold(TRANSFER) as hold:
@@ -346,9 +415,11 @@ async def test_what_is_not_written_yet_at_the_limit_is_seen_to_be_cut():
         return RawReply()
 
     begun = asyncio.Event()
-    server = TrafficServer(answer, observe=list, emit=list, keepalive=75, is_draining=begun.is_set)
+    server = TrafficServer(answer, observe=list, emit=list, is_draining=begun.is_set)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    drain = Drain(listening, server=server, begun=begun, limit=0.2)
+    drain = Drain(
+        listening, server=server, announced=asyncio.Event(), begun=begun, delay=0, limit=0.2
+    )
     async with calling(listening.sockets[0].getsockname()) as caller:
         caller.writer.write(GET)
         await caller.reader.readexactly(10)

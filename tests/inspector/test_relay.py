@@ -687,7 +687,7 @@ async def worker(upstream, stack):
             emit=relay.emit,
             watch=relay.watch,
         )
-        server = TrafficServer(handler, observe=relay.note, emit=relay.emit, keepalive=9)
+        server = TrafficServer(handler, observe=relay.note, emit=relay.emit)
         runner = web.ServerRunner(server)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

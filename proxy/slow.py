@@ -1,0 +1,48 @@
+"""Heads that have begun to come and are not complete: none may take for ever."""
+
+import asyncio
+from typing import Protocol
+
+
+class Slow(Protocol):
+    """Whose head is waited for."""
+
+    def late(self) -> None:
+        """Its time is over."""
+
+
+class SlowHeads:
+    """Tells whose time is over; one timer for all.
+
+    All have the same time, so they are due in the order in which they began.
+
+    Args:
+        limit: seconds a head may take from its first byte on.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._due: dict[Slow, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, one: Slow) -> None:
+        """A head begins; if it is watched already, nothing changes."""
+        if one not in self._due:
+            loop = asyncio.get_running_loop()
+            self._due[one] = due = loop.time() + self._limit
+            if self._timer is None:
+                self._timer = loop.call_at(due, self._look)
+
+    def forget(self, one: Slow) -> None:
+        """It is complete, or will never be."""
+        self._due.pop(one, None)
+
+    def _look(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        now = loop.time()
+        for one, due in list(self._due.items()):
+            if due > now:
+                self._timer = loop.call_at(due, self._look)
+                return
+            del self._due[one]
+            one.late()

@@ -1,0 +1,303 @@
+"""The edges of a caller's connection: heads, limits and times, and what is no HTTP."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from harness import read_reply
+
+GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def through(start_proxy, upstream):
+    return await start_proxy(base_url=upstream.origin)
+
+
+class Caller:
+    """One connection, over which bytes are sent as a test likes."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, *parts):
+        for part in parts:
+            self.writer.write(part)
+            await self.writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def hear(self):
+        return await asyncio.wait_for(read_reply(self.reader), 20)
+
+    async def closed(self):
+        """Whether the connection ends, with nothing more before that."""
+        return await asyncio.wait_for(self.reader.read(), 20) == b""
+
+
+@asynccontextmanager
+async def calling(proxy):
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    try:
+        yield Caller(reader, writer)
+    finally:
+        writer.close()
+
+
+def said(reply):
+    return reply.status, reply.json["proxy"]["error"]
+
+
+# -- heads -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [b"", GET, b"\r\n\r\n"])
+async def test_a_head_that_does_not_end_in_time_gets_408(start_proxy, upstream, before):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.3")
+    async with calling(proxy) as caller:
+        if before == GET:
+            await caller.say(GET)
+            assert (await caller.hear()).status == 200
+        else:
+            await caller.say(before)
+        await caller.say(b"GET /v1/x HT", b"TP/1.1\r\nHo", b"st: local")
+        reply = await caller.hear()
+        assert said(reply) == (408, "head_timeout")
+        assert (reply.outcome, reply.get("Connection")) == ("not_sent", "close")
+        assert await caller.closed()
+    assert len(upstream.requests) == (before == GET)
+    assert (await proxy.exchanges(1))[-1]["error"] == "head_timeout"
+
+
+async def test_a_head_that_comes_byte_by_byte_in_time_is_answered(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="20")
+    async with calling(proxy) as caller:
+        for at in range(len(GET)):
+            caller.writer.write(GET[at : at + 1])
+            await asyncio.sleep(0.002)
+        assert (await caller.hear()).status == 200
+
+
+async def test_a_head_that_began_behind_a_request_has_its_time_from_the_reply_on(
+    start_proxy, upstream
+):
+    release = asyncio.Event()
+
+    async def answer(head, body, writer):
+        await release.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    upstream.answer = answer
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.3")
+    async with calling(proxy) as caller:
+        await caller.say(GET, b"GET /v1/", b"x HTTP")
+        await asyncio.sleep(
+            0.6
+        )  # its request is being answered: nobody is cut off for what follows
+        release.set()
+        assert (await caller.hear()).status == 200
+        assert said(await caller.hear()) == (408, "head_timeout")
+        assert await caller.closed()
+
+
+async def test_a_head_that_comes_while_the_idle_time_ends_is_waited_for(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.4")
+    async with calling(proxy) as caller:
+        await asyncio.sleep(0.3)
+        await caller.say(GET[:20])
+        await asyncio.sleep(0.5)
+        await caller.say(GET[20:])
+        assert (await caller.hear()).status == 200
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_an_idle_connection_is_closed_without_a_word(start_proxy, upstream, asked):
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.3")
+    async with calling(proxy) as caller:
+        if asked:
+            await caller.say(GET)
+            assert (await caller.hear()).status == 200
+        assert await caller.closed()
+
+
+@pytest.mark.parametrize("field", [b"X-A: %b\r\n" % (b"y" * 500), b"X-A: y\r\n"])
+async def test_a_head_that_goes_on_and_on_is_refused_before_it_ends(start_proxy, upstream, field):
+    settings = {"callers__head_limit": "8KiB", "callers__head_fields": "10000"}
+    proxy = await start_proxy(base_url=upstream.origin, **settings)
+    async with calling(proxy) as caller:
+        await caller.say(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n")
+        for _ in range(9 * 1024 // len(field)):
+            caller.writer.write(field)
+            await asyncio.sleep(0)
+        assert said(await caller.hear()) == (431, "head_too_large")
+        assert await caller.closed()
+    assert upstream.requests == []
+
+
+async def test_a_reply_to_a_head_that_is_too_large_is_not_lost_to_a_reset(through, upstream):
+    async with calling(through) as caller:
+        caller.writer.write(b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nCookie: ")
+        for _ in range(40):  # far more than is read at once, and more when it has been refused
+            caller.writer.write(b"y" * 65536)
+        assert said(await caller.hear()) == (431, "head_too_large")
+
+
+async def test_the_number_of_fields_is_a_setting(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_fields="20")
+    assert (await proxy.get("/v1/x", *(f"X-{n}: y" for n in range(15)))).status == 200
+    reply = await proxy.get("/v1/x", *(f"X-{n}: y" for n in range(30)))
+    assert said(reply) == (431, "head_too_large")
+    assert "20" in reply.json["description"]
+
+
+# -- bodies ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [b"XX\r\n", b"c\r\nabc", b"-1\r\n", b"ffffffffffffffff1\r\n"])
+async def test_a_chunk_that_is_broken_after_the_head_was_read_is_answered_at_once(
+    start_proxy, upstream, broken
+):
+    proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="3600")
+    async with calling(proxy) as caller:
+        await caller.say(CHUNKED + b"3\r\nabc\r\n", broken + b"zz\r\n\r\n" * 3)
+        reply = await caller.hear()
+        assert said(reply) == (400, "head_invalid")
+        assert "zz" not in reply.raw.decode()
+        assert await caller.closed()
+    assert upstream.requests == []
+    assert [one["status"] for one in await proxy.exchanges(1)] == [400]
+
+
+async def test_chunks_that_are_nothing_but_extensions_are_refused(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, body__stall_timeout="3600")
+    async with calling(proxy) as caller:
+        await caller.say(CHUNKED)
+        for _ in range(10):
+            caller.writer.write(b"1;" + b"x" * 16_000 + b"\r\nz\r\n")
+            await asyncio.sleep(0.01)
+        assert said(await caller.hear()) == (400, "head_invalid")
+    assert upstream.requests == []
+
+
+async def test_chunks_of_one_byte_are_a_body(through, upstream):
+    async with calling(through) as caller:
+        await caller.say(CHUNKED)
+        for _ in range(20):
+            await caller.say(b"1\r\nz\r\n" * 2000)
+        await caller.say(b"0\r\n\r\n")
+        assert (await caller.hear()).status == 200
+    assert upstream.requests[0][1] == b"z" * 40_000
+
+
+# -- connections -------------------------------------------------------------------------
+
+
+async def test_an_idle_connection_makes_room_for_a_new_one(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__connections="2")
+    async with calling(proxy) as first, calling(proxy) as second:
+        for caller in (first, second):
+            await caller.say(GET)
+            assert (await caller.hear()).status == 200
+        async with calling(proxy) as third:
+            await third.say(GET)
+            assert (await third.hear()).status == 200
+            assert await first.closed()  # the oldest
+            await second.say(GET)
+            assert (await second.hear()).status == 200
+
+
+async def test_who_comes_when_all_connections_are_busy_is_told_to_come_again(start_proxy, upstream):
+    release = asyncio.Event()
+
+    async def answer(head, body, writer):
+        await release.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    upstream.answer = answer
+    proxy = await start_proxy(base_url=upstream.origin, callers__connections="2")
+    async with calling(proxy) as first, calling(proxy) as second:
+        for caller in (first, second):
+            await caller.say(GET)
+        while len(upstream.requests) < 2:
+            await asyncio.sleep(0.01)
+        async with calling(proxy) as third:
+            await third.say(GET)
+            reply = await third.hear()
+            assert said(reply) == (503, "overloaded")
+            assert (reply.get("Retry-After"), reply.outcome) == ("1", "not_sent")
+            assert await third.closed()
+        release.set()
+        for caller in (first, second):
+            assert (await caller.hear()).status == 200
+    assert len(upstream.requests) == 2
+
+
+async def test_whose_time_is_over_does_not_end_the_connections_of_others(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.5")
+    async with calling(proxy) as slow, calling(proxy) as gone, calling(proxy) as other:
+        await slow.say(b"GET /v1")
+        await gone.say(b"GET /v1")
+        gone.writer.close()
+        await other.say(GET[:10])
+        await other.say(GET[10:])
+        assert (await other.hear()).status == 200
+        assert said(await slow.hear()) == (408, "head_timeout")
+        await other.say(GET)
+        assert (await other.hear()).status == 200
+
+
+# -- what is no HTTP/1.1 -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"GET /v1/x\r\n\r\n", b"GET /v1/x HTTP/0.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
+)
+async def test_older_and_newer_versions_are_refused_and_the_connection_ends(
+    through, upstream, line
+):
+    async with calling(through) as caller:
+        await caller.say(line)
+        assert said(await caller.hear()) == (400, "head_invalid")
+        assert await caller.closed()
+    assert upstream.requests == []
+
+
+async def test_a_tls_handshake_on_a_plain_listener_is_answered_and_not_repeated(
+    through, caplog, capfd
+):
+    async with calling(through) as caller:
+        await caller.say(bytes.fromhex("16030100c5010000c10303") + b"marked-secret" * 9)
+        assert said(await caller.hear()) == (400, "head_invalid")
+    assert "marked-secret" not in through.log.text + caplog.text + "".join(capfd.readouterr())
+
+
+async def test_requests_behind_a_declined_upgrade_are_not_left_unanswered(through, upstream):
+    async with calling(through) as caller:
+        offer = (
+            b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n"
+        )
+        await caller.say(offer % b"h2c" + GET + GET)
+        reply = await caller.hear()
+        assert (reply.status, reply.get("Connection")) == (200, "close")
+        assert await caller.closed()
+    assert len(upstream.requests) == 1
+
+
+async def test_nothing_is_added_to_a_reply_that_says_nothing_of_itself(through, upstream):
+    upstream.answer = upstream.reply_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    reply = await through.get("/v1/x")
+    ours = {"X-Request-Id", "Nomba-Proxy-Outcome", "Via"}
+    assert {name for name, _ in reply.headers} == {"Content-Length"} | ours
+
+
+@pytest.mark.parametrize("listener", ["admin", "traffic"])
+async def test_no_version_of_what_the_proxy_is_made_of_is_told(proxy, listener):
+    where = proxy.admin if listener == "admin" else proxy.url
+    reader, writer = await asyncio.open_connection(*where.removeprefix("http://").split(":"))
+    writer.write(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    reply = await reader.read()
+    writer.close()
+    assert b"aiohttp" not in reply
+    assert b"Python" not in reply
