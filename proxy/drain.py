@@ -6,6 +6,7 @@ and each connection ends by itself.
 """
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 
 from proxy.server import TrafficServer
@@ -30,7 +31,7 @@ class Drain:
 
     def __init__(
         self,
-        listening: asyncio.Server,
+        listening: Sequence[asyncio.Server],
         *,
         server: TrafficServer,
         announced: asyncio.Event,
@@ -66,12 +67,14 @@ class Drain:
             self._deadline = loop.time() + self._limit
             # asyncio drops a connection that it has accepted and made no transport for when
             # the listener is closed. So first nobody more is accepted.
-            for sock in self._listening.sockets:
-                loop.remove_reader(sock.fileno())
+            for server in self._listening:
+                for sock in server.sockets:
+                    loop.remove_reader(sock.fileno())
             try:
                 await _settled()
             finally:
-                self._listening.close()
+                for server in self._listening:
+                    server.close()
             await _settled()  # uvloop has gone on accepting until now
 
     async def end(

@@ -12,9 +12,10 @@ from processes import Workers
 from valkeys import ValkeyServer
 from watching import Inspector
 
+from proxy.app.listeners import Bound
 from proxy.app.running import Place
 from proxy.app.start import start
-from proxy.settings import load
+from proxy.settings import Address, Listener, load
 from proxy.simulator import Switches
 from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Telemetry
@@ -27,6 +28,12 @@ def pytest_asyncio_loop_factories(config, item):
 
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+def _place(sock: socket.socket | None) -> Place:
+    if sock is None:
+        return Place()
+    return Place((Bound(sock, Listener(Address(*sock.getsockname()[:2]))),))
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ async def start_proxy(simulator, tmp_path):
             telemetry = Telemetry("json", level="debug", version="test", stream=log)
             loaded = load(environ=environ, flags=flags)
             own = await stack.enter_async_context(AsyncExitStack())
-            running = await start(loaded, stack=own, telemetry=telemetry, place=Place(sock))
+            running = await start(loaded, stack=own, telemetry=telemetry, place=_place(sock))
             return Proxy(running, log, telemetry, own)
 
         yield begin

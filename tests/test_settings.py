@@ -140,7 +140,7 @@ def test_the_named_config_beats_the_one_in_the_environment(write):
 
 def test_defaults_alone_serve_production_on_loopback():
     loaded = settings()
-    assert (str(loaded.listen), str(loaded.admin_listen)) == ("127.0.0.1:8080", "127.0.0.1:9091")
+    assert (str(loaded.listen[0]), str(loaded.admin_listen)) == ("127.0.0.1:8080", "127.0.0.1:9091")
     assert upstream(loaded).origin.text == PRODUCTION
     assert not loaded.simulate
     assert not loaded.warnings
@@ -734,7 +734,7 @@ def test_a_listener_for_other_machines_needs_callers_and_says_that_it_is_not_enc
     assert "caller add" in problem(settings, **environ, **private).hint
     assert "insecure_plain_http" in problem(settings, **environ, **callers).hint
     loaded = settings(**environ, **private, **callers)
-    assert str(loaded.listen) == listen
+    assert [str(one) for one in loaded.listen] == [listen]
     assert not loaded.simulated_anonymous
     assert not any(one.anonymous for one in loaded.upstreams)  # `auto` is for this machine
 
@@ -759,7 +759,7 @@ def test_both_listeners_on_one_address_are_refused():
 
 def test_both_listeners_may_take_any_port():
     loaded = settings(NOMBA_PROXY_LISTEN="127.0.0.1:0", NOMBA_PROXY_ADMIN_LISTEN="127.0.0.1:0")
-    assert loaded.listen == loaded.admin_listen
+    assert [one.at for one in loaded.listen] == [loaded.admin_listen]
 
 
 @pytest.mark.parametrize(
@@ -1163,7 +1163,7 @@ def test_an_environment_is_folded_wherever_it_is_named(name):
 
 
 def test_a_listener_on_localhost_is_loopback_in_any_case():
-    assert settings(NOMBA_PROXY_LISTEN="LOCALHOST:8080").listen.loopback
+    assert settings(NOMBA_PROXY_LISTEN="LOCALHOST:8080").local
 
 
 # -- the annotated file ----------------------------------------------------------------

@@ -37,16 +37,22 @@ def banner(running: Running, *, settings: Settings) -> str:
         lines.append(f"  session    kept in {settings.store_dir}")
     if settings.shared_store is not None:
         lines.append(f"  session    shared with all that use {settings.shared_store}")
-    url = f"http://{running.listen}"
     first = running.upstreams[0]
+    way, *others = [one.url for one in running.listeners]
+    url = way
+    if way.startswith("unix:"):
+        way, url = f"--unix-socket {way.removeprefix('unix://')} ", "http://localhost"
+    else:
+        way = ""
     called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])
     key = "" if _is_open(first, settings) else _WITH_KEY
     lines += [
-        f"  listening  {url}  (admin http://{running.admin_listen})",
+        f"  listening  {running.listeners[0].url}  (admin http://{running.admin_listen})",
+        *(f"             {one}" for one in others),
         *([f"  inspector  {running.inspector}"] if running.inspector else []),
         "",
         "  try it:",
-        f"    curl -s {called}{key}{url}{first.mount}/v1/accounts/balance",
+        f"    curl -s {way}{called}{key}{url}{first.mount}/v1/accounts/balance",
         "",
     ]
     return "\n".join(lines)
@@ -71,7 +77,7 @@ def _who_may_call(running: Running, *, settings: Settings) -> list[str]:
         said.append(f"anybody on this machine{where} (callers.anonymous)")
     if names:
         said.append(", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else ""))
-    if settings.model.callers.accept_upstream_credentials and settings.listen.loopback:
+    if settings.model.callers.accept_upstream_credentials and settings.local:
         said.append("apps that log in with the upstream's own client id and secret")
     if not names and not opened:
         said.append("add one with a key of its own: nomba-proxy caller add NAME")

@@ -100,7 +100,7 @@ def make_callers(
         tally: where a caller is counted.
     """
     options = settings.model.callers
-    accepted = options.accept_upstream_credentials and settings.listen.loopback
+    accepted = options.accept_upstream_credentials and settings.local
     doors = {
         one.name: Door(
             one.anonymous,

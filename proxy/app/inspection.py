@@ -13,6 +13,7 @@ from proxy.app.listeners import ANY_PORT, CannotStart, listen_on, reached
 from proxy.core.caller import ANONYMOUS
 from proxy.core.exchange import Event
 from proxy.core.phantom import Phantoms
+from proxy.errors import UpstreamUnreachable
 from proxy.inspector.exit import Exit
 from proxy.inspector.hub import Clock
 from proxy.inspector.redact import Redactor
@@ -24,6 +25,7 @@ from proxy.inspector.sessions import Sessions, SessionView
 from proxy.quiet import QuietServer
 from proxy.settings import (
     Address,
+    Listener,
     ReadyUpstream,
     Settings,
     is_loopback,
@@ -81,7 +83,7 @@ class Inspection:
         upstreams: tuple[ReadyUpstream, ...],
         *,
         made: Assembly,
-        listen: Address,
+        listeners: tuple[Listener, ...],
         telemetry: Telemetry,
         stack: AsyncExitStack,
         token: str = "",
@@ -92,7 +94,7 @@ class Inspection:
             settings: where it listens.
             upstreams: whose sessions are shown.
             made: the proxy.
-            listen: the traffic listener.
+            listeners: where callers connect.
             telemetry: is told what happens.
             stack: takes what has to be undone.
             token: the key, if it is to be this one.
@@ -102,7 +104,7 @@ class Inspection:
             lender = made.controls[made.lenders[one.name]]
             view = SessionView(environment, status=lender.status, renew=lender.renew)
             self.sessions.views[one.name] = view
-        door = _replay_door(settings, listen=listen, made=made, stack=stack)
+        door = _replay_door(settings, listeners=listeners, made=made, stack=stack)
         inspector = Inspector(
             self.ring,
             Exit(self.redactor),
@@ -146,17 +148,19 @@ class Inspection:
 
 
 def _replay_door(
-    settings: Settings, *, listen: Address, made: Assembly, stack: AsyncExitStack
+    settings: Settings, *, listeners: tuple[Listener, ...], made: Assembly, stack: AsyncExitStack
 ) -> ReplayDoor:
     """The way from the inspector to the proxy's own traffic listener."""
     model = settings.model
-    here = reached(listen)
+    plain = [one.at for one in listeners if isinstance(one.at, Address) and not one.tls]
     patience = model.token.wait_limit * 2 + model.timeouts.total
-    dialler = Dialler(
-        parse_origin(f"http://{here}"),
-        timeouts=Timeouts(first_byte=patience, total=2 * patience),
-    )
-    stack.callback(dialler.close)
+    dialler = None
+    if plain:
+        dialler = Dialler(
+            parse_origin(f"http://{reached(plain[0])}"),
+            timeouts=Timeouts(first_byte=patience, total=2 * patience),
+        )
+        stack.callback(dialler.close)
     phantoms = Phantoms(made.key, lifetime=_TICKET, refresh_lifetime=_TICKET)
 
     def preview(method: str, target: bytes) -> Preview:
@@ -164,6 +168,11 @@ def _replay_door(
         return Preview(name, kind, settings.simulate)
 
     async def send(head: bytes, body: bytes, head_only: bool) -> None:  # noqa: FBT001 - `Door.send`
+        if dialler is None:
+            raise UpstreamUnreachable(
+                "A replay goes in by a listener for plain HTTP over TCP, and there is none.",
+                hint="Add one: --listen 127.0.0.1:8080",
+            )
         parts = (body,) if body else ()
         reply = await dialler.send(head, body=parts, head_only=head_only, fresh=True)
         try:
@@ -182,7 +191,8 @@ def _replay_door(
         )
         return pair.access
 
-    return ReplayDoor(str(here), preview=preview, send=send, ticket=ticket)
+    authority = "localhost" if dialler is None else dialler.origin.authority
+    return ReplayDoor(authority, preview=preview, send=send, ticket=ticket)
 
 
 def _keep_private(path: Path, text: str) -> None:

@@ -1,11 +1,16 @@
-"""Addresses that are listened on."""
+"""Sockets that are listened on."""
 
 import asyncio
+import contextlib
+import os
 import socket
+import ssl
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.settings import Address
+from proxy.settings import Address, Listener, UnixSocket
 
 if TYPE_CHECKING:  # the simulator alone needs none of it
     from aiohttp import web
@@ -14,22 +19,189 @@ if TYPE_CHECKING:  # the simulator alone needs none of it
 
 BACKLOG = 1024  # callers that wait to be accepted, as between two proxies on one socket
 ANY_PORT = Address("127.0.0.1", 0)
+_GOODBYE = 2.0  # seconds in which a caller has to answer that a TLS connection ends
 
 
 class CannotStart(Exception):
     """The proxy cannot start; the text says why and what to do."""
 
 
-async def take_traffic(
-    server: "TrafficServer", address: Address, *, sock: socket.socket | None
-) -> asyncio.Server:
-    """Listen without a runner of aiohttp's, whose way of stopping loses requests."""
-    where = {"host": address.host, "port": address.port} if sock is None else {"sock": sock}
-    loop = asyncio.get_running_loop()
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A socket that callers come in by.
+
+    Attributes:
+        sock: it listens already.
+        listener: where it is, its real port included.
+        file: device and inode of the file that a Unix socket of ours has.
+    """
+
+    sock: socket.socket
+    listener: Listener
+    file: tuple[int, int] | None = None
+
+    @property
+    def shareable(self) -> bool:
+        """Whether another process can have a socket of its own at the same place."""
+        return isinstance(self.listener.at, Address) and self.listener.descriptor is None
+
+    def again(self) -> "Bound":
+        """The same place for another process: a socket of its own where there can be two."""
+        if not self.shareable or not isinstance(self.listener.at, Address):
+            return Bound(self.sock.dup(), self.listener)
+        [sock] = _tcp("listen", self.listener.at, exclusive=False, shared=True)
+        return Bound(sock, self.listener)
+
+    def leave(self) -> None:
+        """Take the file of a Unix socket away, unless it is another's by now."""
+        if self.file is not None and isinstance(self.listener.at, UnixSocket):
+            path = self.listener.at.path
+            with contextlib.suppress(OSError):
+                if _file(path) == self.file:
+                    Path(path).unlink()
+
+
+def bind(listener: Listener, *, shared: bool = False) -> list[Bound]:
+    """Take a place that the settings name; several sockets where a name has several addresses.
+
+    Args:
+        listener: where.
+        shared: whether other processes are to have the same TCP address.
+
+    Raises:
+        CannotStart: it cannot be had.
+    """
+    if listener.descriptor is not None:
+        if listener.at is None:
+            raise CannotStart(
+                f"listen = {listener}: that descriptor is no listening socket.\n"
+                "systemd passes one for each Listen… line of the .socket unit, from fd:3 on."
+            )
+        return [Bound(socket.socket(fileno=os.dup(listener.descriptor)), listener)]
+    if isinstance(listener.at, UnixSocket):
+        return [Bound(_unix(listener.at), listener, _file(listener.at.path))]
+    assert listener.at is not None  # noqa: S101 - only a descriptor's is
+    every = _tcp("listen", listener.at, exclusive=True, shared=shared)
+    return [Bound(one, replace(listener, at=address_of(one))) for one in every]
+
+
+def bind_admin(address: Address) -> socket.socket:
+    """A socket for the admin listener that several processes have together.
+
+    Raises:
+        CannotStart: it cannot be had.
+    """
+    return _tcp("admin.listen", address, exclusive=True, shared=False)[0]
+
+
+def address_of(sock: socket.socket) -> Address:
+    """The address a TCP socket is bound to."""
+    return Address(*sock.getsockname()[:2])
+
+
+def _tcp(key: str, address: Address, *, exclusive: bool, shared: bool) -> list[socket.socket]:
+    """Bound sockets that listen, those of IPv4 first.
+
+    Args:
+        key: the setting that the address comes from.
+        address: where.
+        exclusive: whether nobody may be there yet.
+        shared: whether others are to have the same address.
+
+    Raises:
+        CannotStart: it cannot be had.
+    """
+    made: list[socket.socket] = []
     try:
-        return await loop.create_server(server, **where, backlog=BACKLOG)
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        every = dict.fromkeys(sorted(((one[0], one[4]) for one in found), key=_ipv4_first))
+        for family, where in every:
+            if where[1] == 0 and made:  # the same port for all
+                where = (where[0], made[0].getsockname()[1], *where[2:])  # noqa: PLW2901
+            if exclusive:  # SO_REUSEPORT would let us in where another proxy listens with it
+                with socket.socket(family) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    _bind(probe, where)
+                    where = probe.getsockname()  # noqa: PLW2901
+            sock = socket.socket(family)
+            made.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _bind(sock, where)
+            sock.listen(BACKLOG)
     except OSError as error:
-        raise taken("listen", address=address, error=error) from None
+        for sock in made:
+            sock.close()
+        raise taken(key, address=address, error=error) from None
+    return made
+
+
+def _ipv4_first(found: tuple[socket.AddressFamily, tuple[object, ...]]) -> bool:
+    return found[0] != socket.AF_INET
+
+
+def _bind(sock: socket.socket, where: tuple[object, ...]) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(where)
+
+
+def _unix(at: UnixSocket) -> socket.socket:
+    """A Unix socket; one that nobody listens on any more is taken away first.
+
+    Raises:
+        CannotStart: somebody does, or there is another file.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        path = Path(at.path)
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(at.path)
+                except ConnectionRefusedError:
+                    path.unlink()
+                else:
+                    raise taken("listen", address=at, error=OSError(0, "somebody listens there"))
+        sock.bind(at.path)
+        path.chmod(at.mode)  # before it listens, so nobody comes in by another mode
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise taken("listen", address=at, error=error) from None
+    except CannotStart:
+        sock.close()
+        raise
+    return sock
+
+
+def _file(path: str) -> tuple[int, int]:
+    found = Path(path).lstat()
+    return found.st_dev, found.st_ino
+
+
+async def take_traffic(
+    server: "TrafficServer", bound: Bound, *, tls: ssl.SSLContext | None, handshake: float
+) -> asyncio.Server:
+    """Listen without a runner of aiohttp's, whose way of stopping loses requests.
+
+    Args:
+        server: makes the connections.
+        bound: where they come in.
+        tls: what they begin with, if the listener speaks TLS.
+        handshake: seconds in which they have to have begun.
+    """
+    secure = bound.listener.tls
+    bound.sock.setblocking(False)
+    return await asyncio.get_running_loop().create_server(
+        server,
+        sock=bound.sock,
+        backlog=BACKLOG,
+        ssl=tls if secure else None,
+        ssl_handshake_timeout=handshake if secure else None,
+        ssl_shutdown_timeout=_GOODBYE if secure else None,
+    )
 
 
 async def listen_on(
@@ -60,7 +232,7 @@ async def listen_on(
     return Address(host, port)
 
 
-def taken(key: str, *, address: Address, error: OSError) -> CannotStart:
+def taken(key: str, *, address: Address | UnixSocket, error: OSError) -> CannotStart:
     """What to say of an address that cannot be had."""
     return CannotStart(
         f"{key} = {address}: {error.strerror}.\n"
@@ -68,11 +240,14 @@ def taken(key: str, *, address: Address, error: OSError) -> CannotStart:
     )
 
 
-def authorities_of(listen: Address) -> set[str]:
+def authorities_of(listener: Listener) -> set[str]:
     """What this machine's callers call a listener."""
-    names = {str(listen), f"localhost:{listen.port}", f"127.0.0.1:{listen.port}"}
-    names.add(f"[::1]:{listen.port}")
-    return names | ({"localhost", "127.0.0.1", "[::1]"} if listen.port == 80 else set())
+    at = listener.at
+    if not isinstance(at, Address):
+        return {"localhost"}
+    names = {str(at), f"localhost:{at.port}", f"127.0.0.1:{at.port}", f"[::1]:{at.port}"}
+    usual = 443 if listener.tls else 80
+    return names | ({"localhost", "127.0.0.1", "[::1]"} if at.port == usual else set())
 
 
 def reached(listen: Address) -> Address:

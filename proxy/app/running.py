@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.app.listeners import Bound
 from proxy.core.limits import Tally
 from proxy.settings import (
     Address,
+    Listener,
     ReadyUpstream,
 )
 
@@ -17,17 +19,17 @@ class Running:
     """A proxy that is up.
 
     Attributes:
-        listen, admin_listen: the addresses it got.
+        listeners, admin_listen: the addresses it got.
         upstreams: what it forwards to.
         faults: the address of the simulator's control API, if it is the upstream; else "".
         announce: says that the end is near, and goes on for `drain.delay`.
         drain: begins the end: once it returns nothing more is accepted. The rest happens
             when the stack is left.
         inspector: the address of the inspector with its key, or "".
-        reread: reads the client secrets again, and tries them.
+        reread: reads the client secrets and the certificates again, and tries them.
     """
 
-    listen: Address
+    listeners: tuple[Listener, ...]
     admin_listen: Address
     upstreams: tuple[ReadyUpstream, ...]
     faults: str
@@ -35,6 +37,11 @@ class Running:
     drain: Callable[[], Awaitable[None]]
     inspector: str = ""
     reread: Callable[[], None] = lambda: None
+
+    @property
+    def listen(self) -> Address | None:
+        """The first address that callers reach with TCP, if there is one."""
+        return next((one.at for one in self.listeners if isinstance(one.at, Address)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Place:
         tally: where a caller is counted, for all processes.
     """
 
-    traffic: socket.socket | None = None
+    traffic: tuple[Bound, ...] = ()
     admin: socket.socket | None = None
     simulator: Mapping[str, str] | None = None
     hub: Path | None = None

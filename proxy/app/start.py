@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import build_admin
-from proxy.app.assembly import assemble, both
+from proxy.app.assembly import Assembly, assemble, both
 from proxy.app.banner import banner
-from proxy.app.listeners import authorities_of, listen_on, take_traffic
+from proxy.app.callers import end_task
+from proxy.app.certificates import CertificateFiles, Certificates
+from proxy.app.listeners import Bound, CannotStart, authorities_of, bind, listen_on, take_traffic
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.running import Place, Running
 from proxy.core.capture import Watch
@@ -23,7 +26,7 @@ from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
 from proxy.quiet import QuietServer
 from proxy.server import CallerLimits, TrafficServer
-from proxy.settings import Address, Settings, SettingsModel, is_loopback
+from proxy.settings import Settings, SettingsModel, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
 
 if TYPE_CHECKING:  # imported where it is on
@@ -128,7 +131,10 @@ async def start(
         ),
         is_draining=draining.is_set,
     )
-    traffic = await take_traffic(server, settings.listen, sock=place.traffic)
+    bound = place.traffic or _bind(settings, stack=stack)
+    tls, reread = _tls(settings, made=made, stack=stack, emit=telemetry.emit)
+    patience = model.callers.head_timeout
+    traffic = [await take_traffic(server, one, tls=tls, handshake=patience) for one in bound]
     drain = Drain(
         traffic,
         server=server,
@@ -138,12 +144,12 @@ async def start(
         limit=model.drain.limit,
     )
     stack.push_async_exit(drain.end)
-    listen = Address(*traffic.sockets[0].getsockname()[:2])
-    made.authorities.update(authorities_of(listen))
+    listeners = tuple(one.listener for one in bound)
+    made.authorities.update(*map(authorities_of, listeners))
     inspector = ""
     if shown is not None:
         inspector = await shown.open(
-            settings, upstreams, made=made, listen=listen, telemetry=telemetry, stack=stack
+            settings, upstreams, made=made, listeners=listeners, telemetry=telemetry, stack=stack
         )
     if not place.alone:  # others answer there
         stack.push_async_callback(admin.cleanup)
@@ -153,15 +159,46 @@ async def start(
     for session in made.sessions.values():
         session.start()
     return Running(
-        listen,
+        listeners,
         admin_listen,
         upstreams,
         faults,
         drain.announce,
         drain.begin,
         inspector,
-        made.reread,
+        reread,
     )
+
+
+def _bind(settings: Settings, *, stack: AsyncExitStack) -> tuple[Bound, ...]:
+    """Take every place that the settings name."""
+    bound: list[Bound] = []
+    for listener in settings.listen:
+        for one in bind(listener):
+            stack.callback(one.sock.close)
+            stack.callback(one.leave)
+            bound.append(one)
+    return tuple(bound)
+
+
+def _tls(
+    settings: Settings, *, made: Assembly, stack: AsyncExitStack, emit: Emit
+) -> tuple[Certificates | None, Callable[[], None]]:
+    """What TLS begins with, if there is any; and what reads all files again."""
+    if settings.tls is None:
+        return None, made.reread
+    try:
+        certificates = Certificates.of(settings.tls)
+    except ValueError as error:  # it was good a moment ago
+        raise CannotStart(f"tls: {error}") from None
+    files = CertificateFiles(settings.tls, certificates=certificates, emit=emit)
+    stack.push_async_callback(end_task, asyncio.create_task(files.watch()))
+
+    def reread() -> None:
+        made.reread()
+        files.ask()
+
+    return certificates, reread
 
 
 async def serve(settings: Settings) -> None:

@@ -26,13 +26,20 @@ from proxy import __version__
 from proxy.app.assembly import assemble
 from proxy.app.banner import banner
 from proxy.app.callers import end_task, signing_key
-from proxy.app.listeners import BACKLOG, CannotStart, authorities_of, taken
+from proxy.app.listeners import (
+    Bound,
+    CannotStart,
+    address_of,
+    authorities_of,
+    bind,
+    bind_admin,
+)
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.running import Place, Running
 from proxy.app.start import drain_of, start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
-from proxy.settings import Address, ReadyUpstream, Settings, parse_address, share_metrics
+from proxy.settings import ReadyUpstream, Settings, parse_address, share_metrics
 from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Shared, Telemetry
 
@@ -62,15 +69,14 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
             settings = replace(settings, signing_key=Secret(key, origin=SIGNING))
         if settings.simulate and settings.model.store is None:  # nothing of it outlives it
             settings = replace(settings, store_dir=folder / "sessions")
-        first = _bound("listen", settings.listen, exclusive=True, shared=True)
-        address = _address(first)
+        first = [one for listener in settings.listen for one in bind(listener, shared=True)]
+        for one in first:
+            stack.callback(one.leave)
         others = range(settings.model.workers - 1)
-        traffic = [
-            first,
-            *(_bound("listen", address, exclusive=False, shared=True) for _ in others),
-        ]
-        admin = _bound("admin.listen", settings.admin_listen, exclusive=True, shared=False)
-        settings = replace(settings, listen=address, admin_listen=_address(admin))
+        traffic = [first, *([one.again() for one in first] for _ in others)]
+        admin = bind_admin(settings.admin_listen)
+        listeners = tuple(one.listener for one in first)
+        settings = replace(settings, listen=listeners, admin_listen=address_of(admin))
         _load(settings)
         try:
             hub = _hub(folder) if settings.inspect else None
@@ -99,7 +105,7 @@ class _House:
     Attributes:
         settings: complete, addresses and keys included.
         folder: what they share while they run.
-        traffic: a socket for each worker.
+        traffic: the sockets of each worker.
         hub: where the inspector is told.
         counts: of callers, in all workers.
         known: the simulator, once it runs.
@@ -109,7 +115,7 @@ class _House:
     settings: Settings
     folder: Path
     loop_factory: LoopFactory
-    traffic: list[socket.socket]
+    traffic: list[list[Bound]]
     admin: socket.socket
     hub: socket.socket | None
     counts: Counts
@@ -179,7 +185,8 @@ class _House:
 
         def target(link: Link) -> int:
             kept = keeps()
-            for sock in (*self.traffic, self.admin, *filter(None, (self.hub,))):
+            traffic = [one.sock for every in self.traffic for one in every]
+            for sock in (*traffic, self.admin, *filter(None, (self.hub,))):
                 if sock not in kept:
                     sock.close()
             try:
@@ -203,7 +210,7 @@ class _House:
             if link.after:
                 telemetry.metrics.restarted(name)
             place = Place(
-                traffic=self.traffic[at],
+                traffic=tuple(self.traffic[at]),
                 admin=self.admin,
                 simulator=self.known,
                 hub=self.folder / "hub" if self.hub is not None else None,
@@ -225,15 +232,19 @@ class _House:
             self.counts.forget(column(count))
 
         def missing() -> None:
-            self.traffic[at].close()  # others answer those who come
+            for one in self.traffic[at]:
+                if one.shareable:  # others answer those who come
+                    one.sock.close()
 
         def prepare() -> None:
-            if self.traffic[at].fileno() < 0:
-                address = self.settings.listen
-                self.traffic[at] = _bound("listen", address, exclusive=False, shared=True)
+            self.traffic[at] = [
+                one.again() if one.sock.fileno() < 0 else one for one in self.traffic[at]
+            ]
 
         name = f"worker {at + 1}"
-        target = self._target(work, keeps=lambda: (self.traffic[at], self.admin))
+        target = self._target(
+            work, keeps=lambda: (*(one.sock for one in self.traffic[at]), self.admin)
+        )
         return Post(name, target, prepare=prepare, missing=missing, ended=ended)
 
     async def _inspect(
@@ -252,14 +263,14 @@ class _House:
         made = assemble(
             settings, upstreams, stack=stack, telemetry=telemetry, tell=shown.sessions.emit
         )
-        made.authorities.update(authorities_of(settings.listen))
+        made.authorities.update(*map(authorities_of, settings.listen))
         serving = asyncio.create_task(hub.serve(self.hub))
         stack.push_async_callback(end_task, serving)
         url = await shown.open(
             settings,
             upstreams,
             made=made,
-            listen=settings.listen,
+            listeners=settings.listen,
             telemetry=telemetry,
             stack=stack,
             token=self.token,
@@ -367,45 +378,3 @@ def _kept(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _bound(key: str, address: Address, *, exclusive: bool, shared: bool) -> socket.socket:
-    """A bound socket that listens.
-
-    Args:
-        key: the setting that the address comes from.
-        address: where.
-        exclusive: whether nobody may be there yet.
-        shared: whether others are to have the same address.
-
-    Raises:
-        CannotStart: it cannot be had.
-    """
-    try:
-        # Where a name has several addresses, callers try the one of IPv4 too.
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, *_, where = min(found, key=lambda one: one[0] != socket.AF_INET)
-        if exclusive:  # SO_REUSEPORT would let us in where another proxy listens with it
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
-                where = probe.getsockname()
-        sock = socket.socket(family)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(where)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        raise taken(key, address=address, error=error) from None
-    return sock
-
-
-def _address(sock: socket.socket) -> Address:
-    return Address(*sock.getsockname()[:2])

@@ -123,5 +123,5 @@ def _flags(
     ):
         value = getattr(arguments, name, None)
         if value not in (None, []):
-            flags[key] = value
+            flags[key] = ",".join(value) if name == "listen" else value
     return flags

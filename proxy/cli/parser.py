@@ -65,7 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--listen",
         metavar="ADDR",
-        help="traffic listener, host:port [NOMBA_PROXY_LISTEN] (default 127.0.0.1:8080)",
+        action="append",
+        help="traffic listener: host:port, https://host:port, unix:///path?mode=0660 or fd:3 "
+        "(repeatable) [NOMBA_PROXY_LISTEN] (default 127.0.0.1:8080)",
     )
     serving.add_argument(
         "--workers",

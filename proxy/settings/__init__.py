@@ -8,13 +8,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from proxy.settings.addresses import Address, is_loopback, parse_address, parse_origin
+from proxy.settings.addresses import (
+    Address,
+    Listener,
+    UnixSocket,
+    is_loopback,
+    parse_address,
+    parse_origin,
+)
 from proxy.settings.effective import (
     Problem,
     ReadyUpstream,
     Settings,
     SettingsError,
     SharedStore,
+    Tls,
     describe,
 )
 from proxy.settings.load import load
@@ -22,12 +30,15 @@ from proxy.settings.model import SettingsModel, UpstreamSettings
 
 __all__ = (
     "Address",
+    "Listener",
     "Problem",
     "ReadyUpstream",
     "Settings",
     "SettingsError",
     "SettingsModel",
     "SharedStore",
+    "Tls",
+    "UnixSocket",
     "UpstreamSettings",
     "describe",
     "environment",

@@ -1,7 +1,9 @@
 """Where to listen and where to send: parsed once, checked once."""
 
 import ipaddress
+import os
 import re
+import socket
 from dataclasses import dataclass
 
 from yarl import URL
@@ -31,6 +33,107 @@ class Address:
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class UnixSocket:
+    """A path to listen on.
+
+    Attributes:
+        path: absolute.
+        mode: of the socket file; who may write to it may call.
+    """
+
+    path: str
+    mode: int = 0o600
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where callers connect.
+
+    Attributes:
+        at: the address; None for a descriptor of which nothing is known.
+        tls: whether they speak TLS.
+        descriptor: of a socket that the process was given, or None.
+    """
+
+    at: Address | UnixSocket | None
+    tls: bool = False
+    descriptor: int | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.at.loopback if isinstance(self.at, Address) else True
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        if isinstance(self.at, Address):
+            return f"http{'s' if self.tls else ''}://{self.at}"
+        return f"fd:{self.descriptor}" if self.at is None else str(self.at)
+
+    def __str__(self) -> str:
+        """As `listen` says it."""
+        where = f"fd:{self.descriptor}" if self.descriptor is not None else str(self.at)
+        return f"https://{where}" if self.tls else where
+
+
+def parse_listener(text: str) -> Listener:
+    """Parse `host:port`, `https://host:port`, `unix:///path?mode=0660` or `fd:3`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    scheme, found, rest = text.partition("://")
+    scheme = scheme.lower() if found else ""
+    if scheme == "unix":
+        return Listener(_unix(rest))
+    if scheme not in {"", "http", "https"}:
+        raise ValueError("write host:port, https://host:port, unix:///path or fd:3")
+    tls, where = scheme == "https", rest if found else text
+    if inherited := re.fullmatch(r"fd:(\d{1,6})", where):
+        descriptor = int(inherited[1])
+        if descriptor < 3:
+            raise ValueError("0, 1 and 2 are no sockets; the first that is passed on is fd:3")
+        at = _inherited(descriptor)
+        if tls and isinstance(at, UnixSocket):
+            raise ValueError("TLS is for TCP; what comes over a Unix socket stays on this machine")
+        return Listener(at, tls, descriptor)
+    return Listener(parse_address(where.rstrip("/")), tls)
+
+
+def _unix(rest: str) -> UnixSocket:
+    path, _, options = rest.partition("?")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise ValueError("the path of a Unix socket is absolute: unix:///run/nomba-proxy.sock")
+    if len(os.fsencode(path)) > 107:  # sun_path, unix(7)
+        raise ValueError("the path of a Unix socket has 107 bytes at most")
+    if not options:
+        return UnixSocket(path)
+    if not (mode := re.fullmatch(r"mode=(0?[0-7]{3})", options)):
+        raise ValueError("behind ? a Unix socket has its mode only: ?mode=0660")
+    return UnixSocket(path, int(mode[1], 8))
+
+
+def _inherited(descriptor: int) -> Address | UnixSocket | None:
+    """Where a socket listens that this process was given; None if it has none."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                return None
+            name = sock.getsockname()
+    except OSError:
+        return None
+    if isinstance(name, tuple):
+        return Address(*name[:2])
+    return UnixSocket(os.fsdecode(name))
 
 
 def is_loopback(host: str) -> bool:

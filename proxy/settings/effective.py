@@ -1,5 +1,6 @@
 """Settings that can be used, and what is said of those that cannot."""
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from proxy.core.caller import Roster
 from proxy.core.origin import Origin
 from proxy.core.secret import Secret, mask
-from proxy.settings.addresses import Address
+from proxy.settings.addresses import Address, Listener
 from proxy.settings.model import SettingsModel, UpstreamSettings, keys
 
 
@@ -81,6 +82,19 @@ class ReadyUpstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """What listeners speak TLS with.
+
+    Attributes:
+        files: that it is read from.
+        make: reads them anew; raises `ValueError` with what is wrong with them.
+    """
+
+    files: tuple[Path, ...]
+    make: Callable[[], ssl.SSLContext]
+
+
+@dataclass(frozen=True, slots=True)
 class SharedStore:
     """A Valkey or Redis server that replicas share.
 
@@ -121,7 +135,9 @@ class Settings:
 
     Attributes:
         model: every key.
-        listen, admin_listen, inspect_listen: parsed addresses.
+        listen: where callers connect.
+        tls: what listeners speak TLS with, if there are such.
+        admin_listen, inspect_listen: parsed addresses.
         inspect: whether the inspector is open.
         upstreams: complete entries; empty when simulating.
         hosts: names of upstreams, by which the proxy is called.
@@ -142,7 +158,8 @@ class Settings:
     """
 
     model: SettingsModel
-    listen: Address
+    listen: tuple[Listener, ...]
+    tls: Tls | None
     admin_listen: Address
     inspect_listen: Address
     inspect: bool
@@ -163,6 +180,11 @@ class Settings:
     simulator_control_listen: Address | None = None
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the listeners."""
+        return all(one.local for one in self.listen)
 
     def inspector_file(self, port: int) -> Path:
         """Where `tail` and `export` find the address of an inspector that runs."""

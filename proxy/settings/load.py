@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from proxy.core.caller import Roster
-from proxy.settings.addresses import Address
+from proxy.settings.addresses import Address, Listener
 from proxy.settings.callers import read_callers
 from proxy.settings.credentials import any_credentials, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
+from proxy.settings.listeners import check_exposed, read_listeners, read_tls
 from proxy.settings.model import SettingsModel
 from proxy.settings.shared_store import check_shared_store, is_shared, read_shared_store
 from proxy.settings.sources import Report, read_sources
@@ -57,7 +58,11 @@ def load(
     path = config or environ.get("NOMBA_PROXY_CONFIG") or None
     values = read_sources(environ=environ, config=path, flags=flags or {}, report=report)
     model = _validate(values, report=report)
-    listen = read_address("listen", model.listen, report=report)
+    listen = read_listeners(model.listen, report=report)
+    local = all(one.local for one in listen)
+    # Whoever asks a proxy that runs need not be able to read its key.
+    serving = listeners and callers
+    tls = read_tls(model.tls, listeners=listen, report=report) if serving else None
     admin = read_address("admin.listen", model.admin.listen, report=report)
     inspect_listen = read_address("inspect_listen", model.inspect_listen, report=report)
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
@@ -70,7 +75,7 @@ def load(
             model,
             environ=environ,
             required=credentials,
-            here=listen.loopback,
+            here=local,
             hosts=hosts,
             report=report,
         )
@@ -98,9 +103,7 @@ def load(
     signing_key = read_signing_key(model.callers.signing_key_file, environ=environ, report=report)
     if is_shared(model):
         check_shared_store(model, simulate=simulate, key=signing_key, report=report)
-    anonymous = model.callers.anonymous is True or (
-        model.callers.anonymous == "auto" and listen.loopback
-    )
+    anonymous = model.callers.anonymous is True or (model.callers.anonymous == "auto" and local)
     doors = [anonymous] if simulate else [one.anonymous for one in upstreams]
     explicit = model.callers.anonymous is True
     open_door = any(doors) and (explicit or known.keeps_anonymous)
@@ -116,14 +119,14 @@ def load(
         if store_dir is not None:
             check_store(store_dir, report=report)
         _check_listeners(listen, admin=admin, inspect=inspect_listen, report=report)
-        if not listen.loopback:
-            _check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
+        check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
     check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
         raise SettingsError(report.problems)
     return Settings(
         model=model,
         listen=listen,
+        tls=tls,
         admin_listen=admin,
         inspect_listen=inspect_listen,
         inspect=model.inspect is True or (model.inspect == "auto" and simulate),
@@ -205,10 +208,13 @@ def _check_spool(model: SettingsModel, *, report: Report) -> None:
         )
 
 
-def _check_listeners(listen: Address, *, admin: Address, inspect: Address, report: Report) -> None:
-    if listen == admin and listen.port:
+def _check_listeners(
+    listen: tuple[Listener, ...], *, admin: Address, inspect: Address, report: Report
+) -> None:
+    taken = {one.at for one in listen}
+    if admin in taken and admin.port:
         report.problem("admin.listen", "is the same address as listen")
-    if inspect in {listen, admin} and inspect.port:
+    if inspect in {*taken, admin} and inspect.port:
         report.problem("inspect_listen", "is the address of another listener")
     if not inspect.loopback:
         report.problem(
@@ -259,32 +265,6 @@ def _check_pages(model: SettingsModel, *, report: Report) -> None:
                 f"{origin!r} is no origin",
                 hint="Write scheme://host or scheme://host:port, as a browser sends it.",
             )
-
-
-def _check_exposed(
-    listen: Address, *, model: SettingsModel, open_door: bool, callers: Roster, report: Report
-) -> None:
-    """What a listener that other machines can reach has to have."""
-    reach = f"{listen} can be reached from other machines, and "
-    if open_door:
-        report.problem(
-            "listen",
-            reach + "anybody may call",
-            hint="Listen on 127.0.0.1, or close the door: callers.anonymous = false",
-        )
-    elif not callers.callers:
-        report.problem(
-            "listen",
-            reach + "no caller is configured",
-            hint="Add one: nomba-proxy caller add NAME",
-        )
-    if not model.insecure_plain_http:
-        report.problem(
-            "listen",
-            reach + "keys would travel in clear text",
-            hint="Put TLS in front and listen on 127.0.0.1, or say that the network is private: "
-            "insecure_plain_http = true",
-        )
 
 
 def _simulator(model: SettingsModel, *, report: Report) -> tuple[Address | None, Address | None]:

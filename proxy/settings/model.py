@@ -49,6 +49,15 @@ class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class TlsSettings(_Section):
+    """Listeners that speak TLS."""
+
+    cert_file: Text = None
+    key_file: Text = None
+    client_ca_file: Text = None
+    client_required: bool = True
+
+
 class CallerSettings(_Section):
     """Who may call."""
 
@@ -246,7 +255,7 @@ class CallersFile(_Section):
 class SettingsModel(_Section):
     """Everything that can be set, with its default."""
 
-    listen: str = "127.0.0.1:8080"
+    listen: Texts = ("127.0.0.1:8080",)
     insecure_plain_http: bool = False
     state_dir: Text = None
     store: Text = None
@@ -257,6 +266,7 @@ class SettingsModel(_Section):
     inspect: Literal["auto"] | bool = "auto"
     inspect_listen: str = "127.0.0.1:4040"
     admin: AdminSettings = AdminSettings()
+    tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
     callers: CallerSettings = CallerSettings()
     body: BodySettings = BodySettings()
@@ -279,6 +289,7 @@ ALLOWED = {
     "inspector.memory": "a size such as 64MiB, more than nothing",
     "inspector.body_limit": "a size such as 256KiB",
     "callers.anonymous": "true, false or auto",
+    "listen": "one place or several: host:port, https://host:port, unix:///path or fd:3",
     "callers.login_failure": "401 or 200",
     "callers.head_limit": "a size from 1KiB to 1MiB",
     "caller.0.name": "a short lower-case name (letters, digits and -)",

@@ -8,7 +8,13 @@ from yarl import URL
 
 from proxy.core.origin import PRODUCTION, SANDBOX, Origin
 from proxy.core.secret import SIMULATED, Secret
-from proxy.settings.addresses import Address, parse_address, parse_host_name, parse_origin
+from proxy.settings.addresses import (
+    Address,
+    Listener,
+    parse_address,
+    parse_host_name,
+    parse_origin,
+)
 from proxy.settings.credentials import (
     CREDENTIAL_VARIABLES,
     check_ca_file,
@@ -306,18 +312,16 @@ def read_hosts(
 
 
 def check_upstreams(
-    upstreams: tuple[ReadyUpstream, ...], *, listen: Address, report: Report
+    upstreams: tuple[ReadyUpstream, ...], *, listen: tuple[Listener, ...], report: Report
 ) -> None:
-    """Check that the upstreams go together, and that none is the listener itself."""
-    here = listen.loopback or listen.host in _WILDCARDS
+    """Check that the upstreams go together, and that none is a listener of ours."""
+    own = [one.at for one in listen if isinstance(one.at, Address)]
     names: set[str] = set()
     mounts: set[tuple[str, str]] = set()
     for one in upstreams:
         key = f"upstream {one.name}"
         origin = one.origin
-        if origin.port == listen.port and (
-            origin.host == listen.host or (here and origin.environment == "loopback")
-        ):
+        if any(_leads_to(origin, one) for one in own):
             report.problem(key, "is the proxy itself", hint="Check NOMBA_BASE_URL and listen.")
         if one.anonymous and origin.environment in {"production", "custom"}:
             report.warnings.append(
@@ -337,6 +341,13 @@ def check_upstreams(
         names.add(one.name)
         mounts |= mine
     _check_sessions(upstreams, report=report)
+
+
+def _leads_to(origin: Origin, listen: Address) -> bool:
+    here = listen.loopback or listen.host in _WILDCARDS
+    return origin.port == listen.port and (
+        origin.host == listen.host or (here and origin.environment == "loopback")
+    )
 
 
 def _check_sessions(upstreams: tuple[ReadyUpstream, ...], *, report: Report) -> None:

@@ -251,7 +251,7 @@ async def test_a_replay_goes_by_the_clock_of_the_replicas(tmp_path):
     async with AsyncExitStack() as stack:
         made = assemble(settings, settings.upstreams, stack=stack, telemetry=telemetry)
         ahead = replace(made, wall=lambda: time.time() + 3600)
-        door = _replay_door(settings, listen=settings.listen, made=ahead, stack=stack)
+        door = _replay_door(settings, listeners=settings.listen, made=ahead, stack=stack)
         ticket = door.ticket("owner", settings.upstreams[0].name).encode()
         phantom = Phantoms(made.key, lifetime=1, refresh_lifetime=1).read(ticket)
     assert phantom.expires > time.time() + 3000

@@ -418,7 +418,7 @@ async def test_what_is_not_written_yet_at_the_limit_is_seen_to_be_cut():
     server = TrafficServer(answer, observe=list, emit=list, is_draining=begun.is_set)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     drain = Drain(
-        listening, server=server, announced=asyncio.Event(), begun=begun, delay=0, limit=0.2
+        [listening], server=server, announced=asyncio.Event(), begun=begun, delay=0, limit=0.2
     )
     async with calling(listening.sockets[0].getsockname()) as caller:
         caller.writer.write(GET)

@@ -1,0 +1,95 @@
+"""Certificates that change while the proxy runs."""
+
+import asyncio
+import contextlib
+import ssl
+from typing import Any, Self
+
+from proxy.core.exchange import Emit, Event
+from proxy.settings import Tls
+
+_LOOK_EVERY = 1.0  # seconds
+
+
+class Certificates(ssl.SSLContext):
+    """What connections begin with: the newest files that could be used.
+
+    A connection asks it once, when it begins, and keeps what it got.
+    """
+
+    _now: ssl.SSLContext
+
+    @classmethod
+    def of(cls, tls: Tls) -> Self:
+        """From the files as they are.
+
+        Raises:
+            ValueError: they cannot be used.
+        """
+        made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made.take(tls.make())
+        return made
+
+    def take(self, context: ssl.SSLContext) -> None:
+        """From now on this one is used."""
+        self._now = context
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """asyncio: a connection begins."""
+        return self._now.wrap_bio(*args, **options)
+
+
+class CertificateFiles:
+    """Looks at the files of the certificates, by their content.
+
+    What is new has to be there at two looks in a row: a key may come a moment after its
+    certificate. What cannot be used changes nothing, and is told of once.
+
+    Args:
+        tls: the files.
+        certificates: told.
+        emit: takes events.
+    """
+
+    def __init__(self, tls: Tls, *, certificates: Certificates, emit: Emit) -> None:
+        self._tls = tls
+        self._certificates = certificates
+        self._emit = emit
+        self._asked = asyncio.Event()
+        self._taken = self._seen = self._read()
+
+    def ask(self) -> None:
+        """Somebody says that they have changed, and are whole: look at once."""
+        self._asked.set()
+
+    async def watch(self) -> None:
+        """Look now and then; never ends."""
+        while True:
+            asked = self._asked.is_set()
+            self._asked.clear()
+            found = await asyncio.to_thread(self._read)
+            if found != self._taken and (asked or found == self._seen):
+                self._taken = found
+                await self._load()
+            self._seen = found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await self._asked.wait()
+
+    async def _load(self) -> None:
+        try:
+            context = await asyncio.to_thread(self._tls.make)
+        except ValueError as error:
+            self._emit(Event("certificate_not_reloaded", "error", fields={"reason": str(error)}))
+        else:
+            self._certificates.take(context)
+            self._emit(Event("certificate_reloaded"))
+
+    def _read(self) -> tuple[bytes | None, ...]:
+        found: list[bytes | None] = []
+        for path in self._tls.files:
+            try:
+                found.append(path.read_bytes())
+            except OSError:
+                found.append(None)
+        return tuple(found)
