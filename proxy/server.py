@@ -22,6 +22,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.core.exchange import Emit, Observe
 from proxy.core.heads import Headers
+from proxy.core.peer import NOBODY
 from proxy.errors import HeadInvalid, HeadTimeout, HeadTooLarge, Overloaded, ProxyError
 from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import unsent
@@ -150,12 +151,13 @@ class CallerConnection(QuietProtocol):
         left: whether it has ended for that.
         known: what the handler remembers of its last request.
         last: the last bytes that have come, as many as may end a body in chunks.
+        peer: who is at its other end, as the connection itself says it.
         high_water: bytes not yet read by the caller from which on it is behind.
     """
 
     __slots__ = (
         *("_answer", "_coming", "_deaf", "_framing", "_gone", "_is_draining", "_partial", "_slow"),
-        *("_unread", "heeds", "high_water", "known", "last", "left", "work"),
+        *("_unread", "heeds", "high_water", "known", "last", "left", "peer", "work"),
     )
 
     def __init__(self, manager: "TrafficServer", **kwargs: Any) -> None:
@@ -174,6 +176,7 @@ class CallerConnection(QuietProtocol):
         self.high_water = 0
         self.known: Any = None
         self.last = b""
+        self.peer = NOBODY
 
     @property
     def idle(self) -> bool:
