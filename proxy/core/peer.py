@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 from proxy.core.caller import Caller
@@ -66,9 +66,9 @@ class KnownPeers:
         self._patterns: dict[str, list[tuple[CertificatePattern, Caller]]] = {}
         every = [(pattern, one) for one in several for pattern in one.certificates]
         # A pattern is found by the rarest of its names: an O may stand in all of them.
-        count = Counter(name for pattern, _ in every for name in pattern.names)
+        count = Counter(chain.from_iterable(pattern.names for pattern, _ in every))
         for pattern, one in every:
-            rarest = min(sorted(pattern.names), key=count.__getitem__)
+            rarest = min(pattern.names, key=count.__getitem__)
             self._patterns.setdefault(rarest, []).append((pattern, one))
         for one in several:
             for uid in one.uids:

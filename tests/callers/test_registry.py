@@ -182,4 +182,6 @@ def test_another_roster_holds_for_connections_that_are_there(world, peer):
     with pytest.raises(CallerUnknown, match="is of no caller"):
         world.who(peer=peer)
     world.given(Caller("renamed", certificates=machine().certificates, uids=frozenset({7})))
-    assert world.who(peer=peer).caller.name == "renamed"
+    identity = world.who(peer=peer)
+    assert identity.caller.name == "renamed"
+    assert world.registry.knows_still(identity)

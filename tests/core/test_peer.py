@@ -9,7 +9,7 @@ import pytest
 from certificates import Authority, name, raw_names, told
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core.caller import Caller, Digest
@@ -100,7 +100,13 @@ def test_what_is_no_pattern_is_told_so(text, why):
     assert why in str(found.value)
 
 
-@given(st.dictionaries(SHORT, st.text(min_size=1), min_size=1))
+VALUE = st.text(st.sampled_from(" \\,=+a\n") | st.characters(), min_size=1)
+
+
+@given(st.dictionaries(SHORT, VALUE, min_size=1))
+@example({"CN": " a"})
+@example({"CN": "  "})
+@example({"CN": "a\\ "})
 def test_every_subject_can_be_written(attributes):
     """Attribute by attribute, and all of them in one pattern."""
     names = {f"subject:{short}={value}" for short, value in attributes.items()}
@@ -122,7 +128,7 @@ def test_whatever_is_written_is_a_pattern_or_a_problem(text):
             assert one.startswith(kind.partition(":")[0])
 
 
-@given(st.text(min_size=1), st.text(min_size=1))
+@given(VALUE, VALUE)
 def test_a_value_makes_no_second_attribute(common, other):
     """A certificate with one odd attribute has not the names of one with two."""
     found = names_of({"subject": ((("commonName", f"{common},O={other}"),),)})
@@ -205,7 +211,8 @@ def test_the_end_of_a_certificate_is_read_as_ssl_reads_it(epoch):
 def test_no_certificate_is_nobody(authority):
     assert Peer.of_certificate(told(authority, None)) is NOBODY
     unasked = told(authority, authority.issue(name((CN, "x"))), mode=ssl.CERT_NONE)
-    assert Peer.of_certificate(unasked) is NOBODY  # what is not verified says nothing
+    assert Peer.of_certificate(unasked) is NOBODY
+    assert Peer.of_certificate({}) is NOBODY  # what `ssl` says of one that was not verified
     assert NOBODY.expires == math.inf
 
 
