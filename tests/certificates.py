@@ -1,5 +1,6 @@
 """Certificates of callers, odd ones too, and what `ssl` says of them after a handshake."""
 
+import contextlib
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,8 +78,17 @@ class Authority:
         return path
 
 
-def told(authority: Authority, file: Path | None, *, mode: ssl.VerifyMode = ssl.CERT_OPTIONAL):
-    """What a server's `getpeercert` says of a caller's certificate once it has been verified."""
+def told(
+    authority: Authority,
+    file: Path | None,
+    *,
+    mode: ssl.VerifyMode = ssl.CERT_OPTIONAL,
+    again=False,
+):
+    """What a server's `getpeercert` says of a caller's certificate once it has been verified.
+
+    `again`: of a second connection that goes on with the session of the first.
+    """
     own = authority.issue(alternatives=[x509.DNSName("proxy.test")])
     listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     listening.load_cert_chain(own)
@@ -88,14 +98,21 @@ def told(authority: Authority, file: Path | None, *, mode: ssl.VerifyMode = ssl.
     calling.load_verify_locations(cadata=authority.pem.decode())
     if file is not None:
         calling.load_cert_chain(file)
+    server, caller = _connected(listening, calling, session=None)
+    if again:
+        server, caller = _connected(listening, calling, session=caller.session)
+        assert caller.session_reused
+    return server.getpeercert()
+
+
+def _connected(listening, calling, *, session):
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = listening.wrap_bio(up, down, server_side=True)
-    caller = calling.wrap_bio(down, up, server_hostname="proxy.test")
+    caller = calling.wrap_bio(down, up, server_hostname="proxy.test", session=session)
     for _ in range(4):
         for side in (caller, server):
-            try:
+            with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    assert server.version() is not None
-    return server.getpeercert()
+    server.write(b"!")  # what comes behind the handshake has the session in it
+    assert caller.read(1) == b"!"
+    return server, caller

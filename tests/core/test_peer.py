@@ -208,6 +208,14 @@ def test_the_end_of_a_certificate_is_read_as_ssl_reads_it(epoch):
     assert Peer.of_certificate({"notAfter": text}).expires == ssl.cert_time_to_seconds(text)
 
 
+def test_a_session_that_goes_on_over_another_connection_is_of_the_same_peer(authority):
+    """It is not verified anew, so its end is for us to look at."""
+    file = authority.issue(name((CN, "billing")))
+    peer = Peer.of_certificate(told(authority, file, again=True))
+    assert peer == Peer.of_certificate(told(authority, file))
+    assert (peer.names, peer.expires < math.inf) == ({"subject:CN=billing"}, True)
+
+
 def test_no_certificate_is_nobody(authority):
     assert Peer.of_certificate(told(authority, None)) is NOBODY
     unasked = told(authority, authority.issue(name((CN, "x"))), mode=ssl.CERT_NONE)
