@@ -247,7 +247,9 @@ class Gate:
             return LoginAsked(upstream, login, head.accounts, head.length)
 
         # 2 identify
-        identity = self._callers.registry.identify(head, upstream=upstream.name)
+        identity = self._callers.registry.identify(
+            head, upstream=upstream.name, peer=call.connection.peer
+        )
         caller = identity.caller
         exchange.caller = caller.name
         if identity.ambient:

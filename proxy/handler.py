@@ -1,7 +1,7 @@
 """One request, eight steps; the first three are `gate.py`.
 
 1. **parse** the raw target; refuse what can be read two ways
-2. **identify** the caller from the head alone, before a body byte is read
+2. **identify** the caller from head and connection, before a body byte is read
 3. **authorize**: which upstream, which operation, for which account
 4. **read** the body whole, up to a limit; a half-received request is never sent
 5. **borrow** the current token

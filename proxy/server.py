@@ -22,6 +22,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.core.exchange import Emit, Observe
 from proxy.core.heads import Headers
+from proxy.core.peer import NOBODY, Peer
 from proxy.errors import HeadInvalid, HeadTimeout, HeadTooLarge, Overloaded, ProxyError
 from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import unsent
@@ -30,6 +31,7 @@ from proxy.slow import SlowHeads
 _STALL = 60.0
 _NO_TRAILERS = b"\r\n0\r\n\r\n"  # ends a body in chunks behind which nothing has come
 _LINGER = 10.0  # seconds for which the rest of a body is read that nobody wants
+_CREDENTIALS = struct.Struct("iII")  # process, user and group of a Unix socket's peer, unix(7)
 _LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
 # Bytes beside those of its content that a body in chunks may have: some, and so many for each.
 _FRAMING, _FRAMING_EACH = 64 * 1024, 16
@@ -141,6 +143,18 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
+def _peer_of(transport: asyncio.BaseTransport) -> Peer:
+    secure = transport.get_extra_info("ssl_object")
+    if secure is not None:
+        return Peer.of_certificate(secure.getpeercert())
+    sock = transport.get_extra_info("socket")
+    asked = getattr(socket, "SO_PEERCRED", None)  # Linux's
+    if sock is not None and asked is not None and sock.family == socket.AF_UNIX:
+        told = sock.getsockopt(socket.SOL_SOCKET, asked, _CREDENTIALS.size)
+        return Peer.of_uid(_CREDENTIALS.unpack(told)[1])
+    return NOBODY
+
+
 class CallerConnection(QuietProtocol):
     """One caller's connection.
 
@@ -150,12 +164,13 @@ class CallerConnection(QuietProtocol):
         left: whether it has ended for that.
         known: what the handler remembers of its last request.
         last: the last bytes that have come, as many as may end a body in chunks.
+        peer: who is at its other end, as the connection itself says it.
         high_water: bytes not yet read by the caller from which on it is behind.
     """
 
     __slots__ = (
         *("_answer", "_coming", "_deaf", "_framing", "_gone", "_is_draining", "_partial", "_slow"),
-        *("_unread", "heeds", "high_water", "known", "last", "left", "work"),
+        *("_unread", "heeds", "high_water", "known", "last", "left", "peer", "work"),
     )
 
     def __init__(self, manager: "TrafficServer", **kwargs: Any) -> None:
@@ -174,6 +189,7 @@ class CallerConnection(QuietProtocol):
         self.high_water = 0
         self.known: Any = None
         self.last = b""
+        self.peer = NOBODY
 
     @property
     def idle(self) -> bool:
@@ -189,6 +205,7 @@ class CallerConnection(QuietProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a caller has come."""
         self.high_water = cast("asyncio.Transport", transport).get_write_buffer_limits()[1]
+        self.peer = _peer_of(transport)
         server = cast("TrafficServer", self._manager)
         super().connection_made(transport)
         self.work = self._task_handler  # aiohttp forgets it when the caller goes

@@ -1,8 +1,11 @@
 """Settings: where each value comes from, and every way to get them wrong."""
 
 import json
+import os
+import pwd
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -739,6 +742,21 @@ def test_a_listener_for_other_machines_needs_callers_and_says_that_it_is_not_enc
     assert not any(one.anonymous for one in loaded.upstreams)  # `auto` is for this machine
 
 
+@pytest.mark.parametrize(
+    ("known_by", "enough"),
+    [('certificates = ["dns:app"]', True), ("uids = [7]", False), ("", True)],
+)
+def test_a_caller_that_is_known_by_uid_alone_cannot_come_from_another_machine(
+    write, known_by, enough
+):
+    file = write(f'[[caller]]\nname = "app"\n{known_by}\n')
+    environ = {"NOMBA_PROXY_LISTEN": NOT_LOOPBACK[0], "NOMBA_PROXY_INSECURE_PLAIN_HTTP": "true"}
+    if enough:
+        assert not settings(file, **environ).local
+    else:
+        assert "known by uid alone" in problem(settings, file, **environ).text
+
+
 def test_one_open_upstream_among_several_closes_the_listener(write):
     file = write(several(write, 'environment = "production"', 'environment = "sandbox"'))
     more = {"NOMBA_PROXY_CALLERS_ANONYMOUS": "true", "NOMBA_PROXY_INSECURE_PLAIN_HTTP": "true"}
@@ -1245,6 +1263,17 @@ DIGEST = str(Digest.of("x", salt="0" * 16))
         ('[[caller]]\nname = "a"\nrol = "full"', "caller.0.rol", "is no setting"),
         ('[[caller]]\nname = "a"\nsecrets = ["npk_a_x"]', "caller a: secrets", "no digest"),
         (f'[[caller]]\nname = "a"\nsecrets = {[DIGEST] * 3}', "caller a: secrets", "more than two"),
+        ('[[caller]]\nname = "a"\ncertificates = ["CN=a"]', "caller a: certificates", "subject:"),
+        ('[[caller]]\nname = "a"\ncertificates = "dns:*.b"', "caller a: certificates", "without *"),
+        ('[[caller]]\nname = "a"\ncertificates = 1', "caller.0.certificates", "must be a list"),
+        ('[[caller]]\nname = "a"\nuids = 1000', "caller.0.uids", "must be a list"),
+        ('[[caller]]\nname = "a"\nuids = [true]', "caller.0.uids.0", "string"),
+        ('[[caller]]\nname = "a"\nuids = [65534]', "caller a: uids", "another user namespace"),
+        ('[[caller]]\nname = "a"\nuids = ["nobody"]', "caller a: uids", "another user namespace"),
+        ('[[caller]]\nname = "a"\nuids = [4294967295]', "caller a: uids", "end at 4294967294"),
+        (f'[[caller]]\nname = "a"\nuids = ["{"9" * 5000}"]', "caller a: uids", "end at"),
+        ('[[caller]]\nname = "a"\nuids = [-1]', "caller a: uids", "'-1': no user"),
+        ('[[caller]]\nname = "a"\nuids = ["a\\u0000"]', "caller a: uids", "no user"),
         ('[[caller]]\nname = "a"\nrules = ["allow"]', "caller a: rules", "allow|deny"),
         ('[[caller]]\nname = "a"\nrules = "deny x"', "caller a: rules", "class:read"),
         ('[[caller]]\nname = "a"\naccounts = [""]', "caller a: accounts", "empty id"),
@@ -1274,6 +1303,73 @@ def test_what_is_wrong_with_a_caller_is_named_with_its_file(write, text, key, to
     assert found.key == key
     assert told in f"{found.text} {found.hint}"
     assert found.origin == f"file {path}"
+
+
+def test_users_are_listed_by_number_and_by_name(write):
+    me = pwd.getpwuid(os.getuid())
+    path = write(f'[[caller]]\nname = "a"\nuids = [7, "8", "{me.pw_name}"]\n')
+    (caller,) = settings(path).callers.callers
+    assert caller.uids == {7, 8, me.pw_uid}
+    path = write('[[caller]]\nname = "a"\nuids = "7, 8"\n')
+    assert settings(path).callers.callers[0].uids == {7, 8}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (
+            'certificates = ["dns:a"]',
+            'certificates = ["dns:x", "dns:A"]',
+            "b: certificates: 'dns:A'",
+        ),
+        (
+            'certificates = ["subject:CN=a, O=x"]',
+            'certificates = ["subject:O=x,CN=a"]',
+            "b: certificates: 'subject:O=x,CN=a' is a pattern of caller a too",
+        ),
+        (
+            'certificates = ["subject:O=x"]',
+            'certificates = ["subject:CN=a,O=x"]',
+            "b: certificates: what fits 'subject:CN=a,O=x' fits 'subject:O=x' of caller a too",
+        ),
+        (
+            'certificates = ["subject:CN=a,O=x"]',
+            'certificates = ["subject:O=x"]',
+            "a: certificates: what fits 'subject:CN=a,O=x' fits 'subject:O=x' of caller b too",
+        ),
+        ("uids = [7, 8]", 'uids = ["7"]', "b: uids: 7 is a uid of caller a too"),
+    ],
+)
+def test_what_two_callers_are_known_by_is_a_problem(write, first, second, told):
+    own = write(f'[[caller]]\nname = "a"\n{first}\n')
+    other = write(f'[[caller]]\nname = "b"\n{second}\n', "callers.toml")
+    found = problem(settings, own, NOMBA_PROXY_CALLERS_FILE=other)
+    assert told in f"{found.key.removeprefix('caller ')}: {found.text}"
+    assert found.origin == f"file {other if found.key.startswith('caller b') else own}"
+
+
+def test_a_caller_may_be_known_by_the_same_in_two_ways(write):
+    path = write(
+        '[[caller]]\nname = "a"\ncertificates = ["subject:CN=a", "subject:CN=a,O=x", "dns:a"]\n'
+        'uids = [7]\n[[caller]]\nname = "b"\ncertificates = ["subject:CN=b,O=x"]\nuids = [8]\n'
+    )
+    assert len(settings(path).callers.callers) == 2
+
+
+def test_all_that_is_wrong_with_what_callers_are_known_by_is_told_at_once(write):
+    path = write(
+        '[[caller]]\nname = "a"\ncertificates = ["x", "dns:a", "dns:b"]\nuids = [7, 65534]\n'
+        '[[caller]]\nname = "b"\ncertificates = ["dns:a", "dns:b", "email:"]\nuids = [7]\n'
+    )
+    with pytest.raises(SettingsError) as found:
+        settings(path)
+    keys = [one.key for one in found.value.problems]
+    assert Counter(keys) == {
+        "caller a: certificates": 1,
+        "caller a: uids": 1,
+        "caller b: certificates": 3,
+        "caller b: uids": 1,
+    }
 
 
 @pytest.mark.parametrize(

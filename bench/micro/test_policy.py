@@ -9,7 +9,9 @@ from proxy.callers.registry import Door, Registry
 from proxy.callers.revoked import Revoked
 from proxy.core.account import AccountRule, decide_account
 from proxy.core.caller import Caller, Digest, Reading, Roster, parse_rule, why_refused
+from proxy.core.certificate import parse_pattern
 from proxy.core.heads import CallerHead
+from proxy.core.peer import Peer
 from proxy.core.phantom import Phantoms
 from proxy.core.routes import Kind, RouteTable
 from proxy.core.target import parse_target
@@ -19,11 +21,16 @@ PHANTOMS = Phantoms(b"k" * 32, lifetime=3600, refresh_lifetime=86400)
 
 @pytest.fixture(params=[1, 10_000], ids=lambda count: f"callers={count}")
 def registry(request, key, tmp_path):
-    """Knows `bench` by a key, and as many others."""
+    """Knows `bench` by a key and by certificates, and as many others."""
     digest = Digest.of(key, salt="0" * 16)
-    callers = [Caller(f"caller{number}", (digest,)) for number in range(1, request.param)]
+
+    def caller(name):
+        patterns = (parse_pattern(f"subject:CN={name},O=Acme"), parse_pattern(f"dns:{name}.test"))
+        return Caller(name, (digest,), certificates=patterns)
+
+    callers = [caller(f"caller{number}") for number in range(1, request.param)]
     return Registry(
-        Roster((*callers, Caller("bench", (digest,))), anonymous=True),
+        Roster((*callers, caller("bench")), anonymous=True),
         doors={"nomba": Door(anonymous=True)},
         phantoms=PHANTOMS,
         revoked=Revoked(tmp_path / "revoked", wall=time.time, monotonic=time.monotonic),
@@ -50,6 +57,14 @@ def test_identify_key_seen_first(benchmark, registry, headers):
         return registry.identify(head, upstream="nomba")
 
     assert benchmark(identify).caller.name == "bench"
+
+
+def test_identify_certificate(benchmark, registry, headers):
+    names = {"subject:CN=bench", "subject:O=Acme", "subject:C=NG", "uri:spiffe://acme/bench"}
+    peer = Peer(frozenset(names), expires=time.time() + 3600)
+    head = CallerHead(headers[:-1])
+    identity = benchmark(registry.identify, head, upstream="nomba", peer=peer)
+    assert (identity.way, identity.caller.name) == ("certificate", "bench")
 
 
 def test_knows_still(benchmark, registry, headers):

@@ -1,31 +1,29 @@
-"""Who is calling: decided from the head alone, before a body byte is read."""
+"""Who is calling: decided from the head and the connection, before a body byte is read."""
 
-import base64
-import binascii
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
+from proxy.callers.keys import is_key, read_basic, read_key
 from proxy.callers.revoked import Revocations
-from proxy.core.caller import ANONYMOUS, KEY_PREFIX, OWNER, Caller, Roster
+from proxy.core.caller import ANONYMOUS, OWNER, Caller, Roster
 from proxy.core.heads import CallerHead
 from proxy.core.limits import Limiter, Tally
+from proxy.core.peer import NOBODY, KnownPeers, Peer, of_no_caller
 from proxy.core.phantom import Phantom, Phantoms, Refresh
 from proxy.core.secret import Secret
 from proxy.errors import CallerUnknown, RateLimited
 
 _T = TypeVar("_T")
-Way = Literal["anonymous", "phantom", "key", "basic"]
+Way = Literal["anonymous", "phantom", "key", "basic", "certificate", "uid"]
 
 _WHO_LOGS_IN = (
     "The proxy answers this login itself. It takes a caller's name and key (nomba-proxy caller add)"
 )
 _OWNERS_TOO = ", and the upstream's own client id and secret."
-_IS_KEY = re.compile(rb"(?i:bearer)?\s*" + KEY_PREFIX.encode())
 _KNOWN = 4096  # keys and tokens that are known again
 _LOG_IN = (
     "Log in again at /v1/auth/token/issue, or send X-Nomba-Proxy-Key (nomba-proxy caller add)."
@@ -72,7 +70,7 @@ class Identity:
     @property
     def ambient(self) -> bool:
         """Whether a browser would let any page call like this."""
-        return self.way in {"anonymous", "basic"}
+        return self.way in {"anonymous", "basic", "certificate"}
 
 
 _ANONYMOUS = Caller(ANONYMOUS)
@@ -120,8 +118,12 @@ class Registry:
         self._keys: dict[bytes, Identity] = {}
         self._turn = 0  # of what is known, who are the owners and the callers
         self._tokens: dict[bytes, Phantom] = {}
+        self._take(roster)
+
+    def _take(self, roster: Roster) -> None:
         self._roster = roster
         self._callers = {one.name: one for one in roster.callers}
+        self._peers = KnownPeers(roster.callers)
 
     def _named(self, secret: Secret, door: Door) -> tuple[Secret, str]:
         name = partial(self._phantoms.fingerprint, door.realm, door.client_id)
@@ -150,8 +152,7 @@ class Registry:
         if roster.anonymous is None:
             open_still = self._roster.keeps_anonymous and roster.keeps_anonymous
             roster = Roster(roster.callers, open_still)
-        self._roster = roster
-        self._callers = {one.name: one for one in roster.callers}
+        self._take(roster)
         self._keys.clear()
         self._turn += 1
         now = self._monotonic()
@@ -164,18 +165,25 @@ class Registry:
 
     # -- from a head ---------------------------------------------------------------------
 
-    def identify(self, head: CallerHead, *, upstream: str) -> Identity:
+    def identify(self, head: CallerHead, *, upstream: str, peer: Peer = NOBODY) -> Identity:
         """Who sent a request to an upstream.
 
-        A key, if there is one, has to be right. Everything else that opens nothing is
-        worth nothing: who sent it is anonymous where that is allowed.
+        A key, if there is one, has to be right. An `Authorization` that opens nothing is worth
+        nothing: then it is whose certificate or uid the connection has, if that is a caller's,
+        else an anonymous caller where that is allowed.
+
+        Args:
+            head: of the request.
+            upstream: where it is to go.
+            peer: who is at the other end of its connection.
 
         Raises:
-            CallerUnknown: nobody we know, and anonymous callers are not allowed.
+            CallerUnknown: nobody we know, and anonymous callers are not allowed; or the
+                connection is of a caller that may not call now, or of several.
             TokenUnavailable: it is not known yet which tokens were revoked.
         """
         keys, own = head.keys, head.authorizations
-        if len(own) == 1 and _IS_KEY.match(own[0]):  # where many libraries put a key
+        if len(own) == 1 and is_key(own[0]):  # where many libraries put a key
             keys = [*keys, *own]
         if keys:
             return self._by_key(keys)
@@ -187,9 +195,12 @@ class Registry:
                 return self._by_authorization(own[0], upstream)
             except CallerUnknown as error:
                 problem = error
+        if peer is not NOBODY and (known := self._by_peer(peer)) is not None:
+            return known
         if self.lets_in_anonymous(upstream):
             return Identity(_ANONYMOUS, "anonymous", turn=self._turn)
-        raise problem or CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
+        nobody = CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
+        raise problem or of_no_caller(peer) or nobody
 
     def knows_still(self, identity: Identity) -> bool:
         """Whether somebody who was identified would be identified alike now.
@@ -213,6 +224,19 @@ class Registry:
         door = self._doors[upstream]
         return door.anonymous and (door.explicit or self._roster.keeps_anonymous)
 
+    def _by_peer(self, peer: Peer) -> Identity | None:
+        found = self._peers.find(peer)
+        if found is None:
+            return None
+        caller, way = found
+        self._check_living(caller)
+        if self._wall() >= peer.expires:  # since the connection was made
+            raise CallerUnknown(
+                f"The certificate of caller {caller.name} has expired.",
+                hint="Connect again with a newer one.",
+            )
+        return Identity(caller, way, min(caller.expires, peer.expires), turn=self._turn)
+
     def _by_key(self, keys: list[bytes]) -> Identity:
         if len(keys) > 1:
             raise CallerUnknown(
@@ -222,7 +246,7 @@ class Registry:
         digest = hashlib.sha256(keys[0]).digest()
         known = self._keys.get(digest)
         if known is None:
-            caller = self._check(*_read_key(keys[0]))
+            caller = self._check(*read_key(keys[0]))
             known = Identity(caller, "key", caller.expires, turn=self._turn)
             _remember(self._keys, digest, known)
         else:
@@ -233,7 +257,7 @@ class Registry:
         scheme, _, rest = value.strip().partition(b" ")
         scheme = scheme.lower()
         if scheme == b"basic":
-            caller = self._check(*_read_basic(rest.strip()))
+            caller = self._check(*read_basic(rest.strip()))
             return Identity(caller, "basic", caller.expires, turn=self._turn)
         text = rest.strip() if scheme == b"bearer" else value.strip()
         digest = hashlib.sha256(text).digest()
@@ -372,22 +396,3 @@ def _remember(known: dict[bytes, _T], digest: bytes, what: _T) -> None:
     if len(known) >= _KNOWN:
         del known[next(iter(known))]
     known[digest] = what
-
-
-def _read_key(value: bytes) -> tuple[str, str]:
-    """Name and secret in a key, as it is or behind a scheme; empty texts if it is none."""
-    scheme, _, rest = value.strip().partition(b" ")
-    if scheme.lower() == b"basic":
-        return _read_basic(rest.strip())
-    text = (rest if scheme.lower() == b"bearer" else value).strip().decode("latin-1")
-    name = text.removeprefix(KEY_PREFIX).partition("_")[0] if text.startswith(KEY_PREFIX) else ""
-    return name, text
-
-
-def _read_basic(text: bytes) -> tuple[str, str]:
-    """Name and secret in HTTP Basic (RFC 7617); empty texts if it is none."""
-    try:
-        name, _, secret = base64.b64decode(text, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return "", ""
-    return name, secret

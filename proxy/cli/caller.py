@@ -4,33 +4,23 @@ A running proxy takes the file over within a second or two; nothing has to be re
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import math
-import os
 import re
 import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
+from proxy.cli.callers_file import Refused, edited, find_entry
 from proxy.core.caller import KEY_PREFIX, Caller, Digest, Roster
 from proxy.settings import Settings, SettingsError
 
-_HEAD = "The callers of nomba-proxy, kept by `nomba-proxy caller`; a running proxy sees changes."
 _DAYS = re.compile(r"(\d{1,5})d")
-
-
-class _Refused(Exception):
-    """The command cannot be carried out; the text says why and what to do."""
 
 
 def caller(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -46,7 +36,7 @@ def caller(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         code = actions[arguments.action](settings, arguments)
         return code or _usable(settings)
-    except _Refused as error:
+    except Refused as error:
         print(f"nomba-proxy: {error}", file=sys.stderr)
         return 1
     except SettingsError as error:
@@ -77,31 +67,34 @@ def _usable(settings: Settings) -> int:
 def _add(settings: Settings, arguments: argparse.Namespace) -> int:
     name = arguments.name
     expires = _moment(arguments.expires) if arguments.expires else None
+    if arguments.no_key and not (arguments.certificate or arguments.uid):
+        raise Refused("--no-key leaves nothing to know it by: say --certificate or --uid as well")
     anonymous = _ask(settings, settings.read_callers(), arguments)
     secret, digest = _new_secret(name)
-    with _edited(settings, checked=True) as document:
+    with edited(settings, checked=True) as document:
         if any(one.name == name for one in settings.read_callers().callers):
-            raise _Refused(f"there is a caller {name} already; `caller rotate` makes a new key")
+            raise Refused(f"there is a caller {name} already; `caller rotate` makes a new key")
         if anonymous is not None:
             document["anonymous"] = anonymous
         entry = tomlkit.table()
         entry["name"] = name
-        entry["secrets"] = [str(digest)]
+        entry["secrets"] = [] if arguments.no_key else [str(digest)]
         for key, value in _options(arguments).items():
             entry[key] = value
         if expires is not None:
             entry["expires"] = expires
         callers = document.setdefault("caller", tomlkit.aot())
         if not isinstance(callers, AoT):
-            raise _Refused(f"{settings.callers_file}: `caller` is no list of tables")
+            raise Refused(f"{settings.callers_file}: `caller` is no list of tables")
         callers.append(entry)
     try:
-        said = {"caller": name, "key": secret, "file": str(settings.callers_file)}
+        said = {"caller": name, "file": str(settings.callers_file)}
+        said |= {"done": "added"} if arguments.no_key else {"key": secret}
         _told(settings, arguments, said)
         sys.stdout.flush()
     except OSError:  # nobody saw the key
-        with _edited(settings) as document:
-            document["caller"].remove(_entry(document, name, settings))
+        with edited(settings) as document:
+            document["caller"].remove(find_entry(document, name, settings))
         raise
     here = {one.name for one in settings.upstreams} or {"simulator"}
     if elsewhere := sorted(set(arguments.upstream or ()) - here):
@@ -126,7 +119,7 @@ def _ask(settings: Settings, roster: Roster, arguments: argparse.Namespace) -> b
     if settings.model.callers.anonymous is False:
         return False
     if not sys.stdin.isatty():
-        raise _Refused(
+        raise Refused(
             "this is the first caller: say whether callers without a key are still let in\n"
             "where they are now (on this machine, where no real money moves):\n"
             "  --close-anonymous   only callers with a key from now on\n"
@@ -141,7 +134,7 @@ def _ask(settings: Settings, roster: Roster, arguments: argparse.Namespace) -> b
     )
     answer = sys.stdin.readline()
     if not answer:
-        raise _Refused("no answer: nothing was changed")
+        raise Refused("no answer: nothing was changed")
     return answer.strip().lower() in {"n", "no"}
 
 
@@ -166,6 +159,8 @@ def _described(one: Caller) -> dict[str, Any]:
         "name": one.name,
         "enabled": one.enabled,
         "secrets": [digest.id for digest in one.secrets],
+        "certificates": [pattern.text for pattern in one.certificates],
+        "uids": sorted(one.uids),
         "expires": expires,
         "role": str(one.role),
         "upstreams": sorted(one.upstreams),
@@ -181,7 +176,12 @@ def _described(one: Caller) -> dict[str, Any]:
 
 def _words(row: dict[str, Any]) -> Iterator[str]:
     yield row["role"]
-    yield f"{len(row['secrets'])} valid secret{'' if len(row['secrets']) == 1 else 's'}"
+    if row["secrets"] or not (row["certificates"] or row["uids"]):
+        yield f"{len(row['secrets'])} valid secret{'' if len(row['secrets']) == 1 else 's'}"
+    if row["certificates"]:
+        yield f"certificates: {' or '.join(row['certificates'])}"
+    if row["uids"]:
+        yield f"uids: {' '.join(map(str, row['uids']))}"
     if not row["enabled"]:
         yield "DISABLED"
     if row["expires"]:
@@ -201,15 +201,20 @@ def _words(row: dict[str, Any]) -> Iterator[str]:
 def _rotate(settings: Settings, arguments: argparse.Namespace) -> int:
     name = arguments.name
     secret, digest = _new_secret(name)
-    with _edited(settings) as document:
-        entry = _entry(document, name, settings)
+    with edited(settings) as document:
+        entry = find_entry(document, name, settings)
         known = [str(one) for one in entry.get("secrets", [])]
+        if not known and not arguments.finish and (entry.get("certificates") or entry.get("uids")):
+            raise Refused(
+                f"caller {name} has no key: it is known by its certificates or uids alone\n"
+                "For a key beside them remove it, and add it without --no-key."
+            )
         if arguments.finish:
             if len(known) < 2:
-                raise _Refused(f"caller {name} has one secret only: there is nothing to finish")
+                raise Refused(f"caller {name} has no second secret: there is nothing to finish")
             entry["secrets"] = known[-1:]
         elif len(known) > 1:
-            raise _Refused(
+            raise Refused(
                 f"caller {name} has two keys already; end the older one first:\n"
                 f"  nomba-proxy caller rotate {name} --finish"
             )
@@ -233,16 +238,16 @@ def _disable(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _switch(settings: Settings, arguments: argparse.Namespace, *, on: bool) -> int:
-    with _edited(settings) as document:
-        _entry(document, arguments.name, settings)["enabled"] = on
+    with edited(settings) as document:
+        find_entry(document, arguments.name, settings)["enabled"] = on
     done = "enabled" if on else "disabled"
     _told(settings, arguments, {"caller": arguments.name, "done": done})
     return 0
 
 
 def _remove(settings: Settings, arguments: argparse.Namespace) -> int:
-    with _edited(settings) as document:
-        entry = _entry(document, arguments.name, settings)
+    with edited(settings) as document:
+        entry = find_entry(document, arguments.name, settings)
         callers = document["caller"]
         callers.remove(entry)
         if not callers:
@@ -253,95 +258,12 @@ def _remove(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- the file ----------------------------------------------------------------------------
+# -- what they are made of ---------------------------------------------------------------
 
 
 def _new_secret(name: str) -> tuple[str, Digest]:
     secret = f"{KEY_PREFIX}{name}_{secrets.token_urlsafe(32)}"
     return secret, Digest.of(secret, salt=secrets.token_hex(8))
-
-
-@contextlib.contextmanager
-def _edited(settings: Settings, *, checked: bool = False) -> Iterator[Any]:
-    """The callers file, to be changed and written whole.
-
-    Args:
-        settings: say where it is.
-        checked: undo the change if it leaves a file that cannot be used. A caller can be
-            disabled whatever else is wrong with the file.
-    """
-    path = settings.callers_file.resolve()  # a link stays one
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(path):
-            document = _read(path)
-            yield document
-            _write(path, tomlkit.dumps(document), settings if checked else None)
-    except OSError as error:
-        raise _Refused(f"{path}: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> tomlkit.TOMLDocument:
-    try:
-        return tomlkit.parse(path.read_text("utf-8"))
-    except FileNotFoundError:
-        document = tomlkit.document()
-        document.add(tomlkit.comment(_HEAD))
-        return document
-    except (TOMLKitError, UnicodeDecodeError) as error:
-        raise _Refused(f"{path} is no valid TOML: {error}") from None
-
-
-def _write(path: Path, text: str, settings: Settings | None) -> None:
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    before = path.read_bytes() if path.exists() else None
-    _replace(path, text.encode(), mode)
-    if settings is None:
-        return
-    try:
-        settings.read_callers()
-    except SettingsError:
-        if before is None:
-            path.unlink()
-        else:
-            _replace(path, before, mode)
-        raise
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file at once: whoever reads it sees the old one or the new one."""
-    descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(fresh).chmod(mode)
-        Path(fresh).replace(path)
-    except BaseException:
-        Path(fresh).unlink(missing_ok=True)
-        raise
-
-
-def _entry(document: Any, name: str, settings: Settings) -> Any:
-    entries = document.get("caller", [])
-    for entry in entries if isinstance(entries, AoT) else ():
-        if entry.get("name") == name:
-            return entry
-    if any(one.name == name for one in settings.model.caller):
-        raise _Refused(f"caller {name} stands in the settings file; change it there")
-    known = ", ".join(str(one.get("name")) for one in entries) or "none"
-    raise _Refused(f"there is no caller {name}; there are: {known}")
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -353,6 +275,12 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     for key, flag in (("upstreams", "upstream"), ("accounts", "account"), ("rules", "rule")):
         if value := getattr(arguments, flag):
             said[key] = value
+    if arguments.certificate:
+        said["certificates"] = arguments.certificate
+    if arguments.uid:
+        said["uids"] = [
+            int(one) if re.fullmatch(r"[0-9]{1,10}", one) else one for one in arguments.uid
+        ]
     if arguments.observe:
         said["observe"] = True
     return said
@@ -364,10 +292,10 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise _Refused(f"--expires {text!r}: write 30d, 2027-01-31 or a time with one") from None
+        raise Refused(f"--expires {text!r}: write 30d, 2027-01-31 or a time with one") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment <= datetime.now(UTC):
-        raise _Refused(f"--expires {text!r} is over already")
+        raise Refused(f"--expires {text!r} is over already")
     return moment
 
 

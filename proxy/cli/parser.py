@@ -168,6 +168,17 @@ def _add_caller(
         return made
 
     add = action("add", "add a caller and print its key, once")
+    add.add_argument(
+        "--certificate",
+        action="append",
+        metavar="PATTERN",
+        help="known by a certificate with subject:CN=NAME,O=NAME, dns:NAME, uri:URI or "
+        "email:ADDRESS (repeatable)",
+    )
+    add.add_argument(
+        "--uid", action="append", metavar="USER", help="known by this at a Unix socket (repeatable)"
+    )
+    add.add_argument("--no-key", action="store_true", help="known by certificate or uid alone")
     add.add_argument("--role", choices=("full", "no-money", "read-only"), help="at most (full)")
     add.add_argument("--upstream", action="append", metavar="NAME", help="only this (repeatable)")
     add.add_argument(

@@ -21,6 +21,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from proxy.core.certificate import CertificatePattern
 from proxy.core.routes import Kind, Route, families, family
 from proxy.core.target import canonical_path
 from proxy.errors import AccountMismatch, CallerForbidden
@@ -182,6 +183,8 @@ class Caller:
     Attributes:
         name: for logs and metrics.
         secrets: digests of those that are valid now; two while one is being replaced.
+        certificates: it is known by a certificate that fits one of these patterns.
+        uids: it is known by these, at a Unix socket.
         enabled: whether it may call at all.
         expires: epoch seconds until which it may.
         upstreams: names of those it may use; empty for every one.
@@ -197,6 +200,8 @@ class Caller:
 
     name: str
     secrets: tuple[Digest, ...] = ()
+    certificates: tuple[CertificatePattern, ...] = ()
+    uids: frozenset[int] = frozenset()
     enabled: bool = True
     expires: float = math.inf
     upstreams: frozenset[str] = frozenset()
@@ -214,6 +219,11 @@ class Caller:
         """Whether it may do whatever the proxy forwards."""
         narrowed = self.upstreams or self.accounts or self.rules
         return self.role is Role.FULL and not narrowed
+
+    @property
+    def here_only(self) -> bool:
+        """Whether it is known by a uid alone, which no network carries."""
+        return bool(self.uids) and not (self.secrets or self.certificates)
 
     def find(self, secret: str) -> Digest | None:
         """The digest of this secret, if it is one of the caller's."""

@@ -181,7 +181,7 @@ class Replayer:
         raise ReplayRefused(
             "Nobody knows who called: the key was never kept."
             if caller == "-"
-            else f"Caller {caller} is not here any more.",
+            else f"Caller {caller} has no key that it could be sent with, or is not here any more.",
             status=409,
             hint="Copy the request and send it with a key.",
         )

@@ -1,16 +1,21 @@
 """The callers: from `[[caller]]` in the settings, and from the file that `caller add` keeps."""
 
 import math
+import pwd
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from proxy.core.caller import RESERVED, Caller, Digest, Role, Roster, Rule, parse_rule
+from proxy.core.certificate import CertificatePattern, parse_pattern
+from proxy.core.peer import OVERFLOW_UID, KnownPeers
 from proxy.settings.explain import explain
 from proxy.settings.model import CallerEntry, CallersFile
 from proxy.settings.sources import Report
+
+_MOST = 2**32 - 2  # (uid_t)-1 is no user's
 
 
 def read_callers(
@@ -27,6 +32,7 @@ def read_callers(
     kept = _file(path, report=report)
     known = frozenset(upstreams)
     found: dict[str, Caller] = {}
+    origins: dict[str, str] = {}
     given = report.origins.get("caller", "settings")
     for origin, several in ((given, entries), (f"file {path}", kept.caller)):
         for entry in several:
@@ -36,6 +42,8 @@ def read_callers(
             elif entry.name in found:
                 report.problem(key, "is there twice", origin=origin)
             found[entry.name] = _caller(entry, known=known, origin=origin, report=report)
+            origins[entry.name] = origin
+    _check_peers(found, origins=origins, report=report)
     return Roster(tuple(found.values()), kept.anonymous)
 
 
@@ -62,6 +70,39 @@ def _file(path: Path, *, report: Report) -> CallersFile:
         return CallersFile()
 
 
+def _check_peers(
+    callers: Mapping[str, Caller], *, origins: Mapping[str, str], report: Report
+) -> None:
+    """Whoever comes by a certificate or a uid must not be several callers."""
+    peers = KnownPeers(callers.values())
+    earlier: set[str] = set()
+    for name, caller in callers.items():
+        for one in caller.certificates:
+            for other, whose in peers.fitting(one.names):
+                if whose is caller or (one.names == other.names and whose.name not in earlier):
+                    continue
+                same = one.names == other.names
+                report.problem(
+                    f"caller {name}: certificates",
+                    f"{one.text!r} is a pattern of caller {whose.name} too"
+                    if same
+                    else f"what fits {one.text!r} fits {other.text!r} of caller {whose.name} too",
+                    hint="A certificate has to tell who is calling: name more of it, or take one "
+                    "away.",
+                    origin=origins[name],
+                )
+        for uid in sorted(caller.uids):
+            for whose in peers.with_uid(uid):
+                if whose.name in earlier:
+                    report.problem(
+                        f"caller {name}: uids",
+                        f"{uid} is a uid of caller {whose.name} too",
+                        hint="A uid has to tell who is calling.",
+                        origin=origins[name],
+                    )
+        earlier.add(name)
+
+
 def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: Report) -> Caller:
     key = f"caller {entry.name}"
 
@@ -76,6 +117,18 @@ def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: R
             problem("secrets", str(error), "A secret itself does not belong into a file.")
     if len(secrets) > 2:
         problem("secrets", "are more than two", "nomba-proxy caller rotate NAME --finish")
+    certificates: list[CertificatePattern] = []
+    for text in entry.certificates:
+        try:
+            certificates.append(parse_pattern(text))
+        except ValueError as error:
+            problem("certificates", f"{text!r}: {error}")
+    uids: set[int] = set()
+    for text in entry.uids:
+        try:
+            uids.add(_uid(text))
+        except ValueError as error:
+            problem("uids", f"{text!r}: {error}")
     rules: list[Rule] = []
     for text in entry.rules:
         try:
@@ -94,6 +147,8 @@ def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: R
     return Caller(
         entry.name,
         secrets=tuple(secrets),
+        certificates=tuple(certificates),
+        uids=frozenset(uids),
         enabled=entry.enabled,
         expires=math.inf if entry.expires is None else entry.expires.timestamp(),
         upstreams=frozenset(entry.upstreams),
@@ -106,3 +161,25 @@ def _caller(entry: CallerEntry, *, known: frozenset[str], origin: str, report: R
         concurrent=entry.concurrent,
         body_limit=int(entry.body_limit),
     )
+
+
+def _uid(text: str) -> int:
+    """The number of a user.
+
+    Raises:
+        ValueError: there is none, or it stands for several.
+    """
+    if text.isascii() and text.isdigit():
+        uid = int(text) if len(text) <= len(str(_MOST)) else _MOST + 1
+    else:
+        try:
+            uid = pwd.getpwnam(text).pw_uid
+        except (KeyError, ValueError):  # a name with a NUL, or with what is no text
+            raise ValueError("no user of this machine has that name; give its number") from None
+    if uid == OVERFLOW_UID:
+        raise ValueError(
+            "this is whom every user of another user namespace looks like, so anybody could be it"
+        )
+    if uid > _MOST:
+        raise ValueError(f"uids end at {_MOST}")
+    return uid

@@ -129,12 +129,9 @@ def check_exposed(
             reach + "anybody may call",
             hint="Listen on 127.0.0.1, or close the door: callers.anonymous = false",
         )
-    elif not callers.callers:
-        report.problem(
-            "listen",
-            reach + "no caller is configured",
-            hint="Add one: nomba-proxy caller add NAME",
-        )
+    elif all(one.here_only for one in callers.callers):  # or there is none
+        what = "callers are known by uid alone" if callers.callers else "no caller is configured"
+        report.problem("listen", reach + what, hint="Add one: nomba-proxy caller add NAME")
     plain = [one for one in exposed if not one.tls]
     if plain and not model.insecure_plain_http:
         report.problem(

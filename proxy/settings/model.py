@@ -23,6 +23,7 @@ Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 # From the environment or a flag, a list is one text.
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at=","))]
 Lines = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at="\n"))]
+Uids = Annotated[tuple[str, ...], BeforeValidator(lambda value: _named(_split(value, at=",")))]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -30,6 +31,13 @@ def _split(value: object, *, at: str) -> object:
     if not isinstance(value, str):
         return value
     return [one.strip() for one in value.split(at) if one.strip()]
+
+
+def _named(uids: object) -> object:
+    """Users by number and by name, as texts."""
+    if not isinstance(uids, list):
+        return uids
+    return [str(one) if type(one) is int else one for one in uids]
 
 
 class _Section(BaseModel):
@@ -230,6 +238,8 @@ class CallerEntry(_Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
     secrets: tuple[str, ...] = ()
+    certificates: Lines = ()
+    uids: Uids = ()
     enabled: bool = True
     expires: Annotated[datetime | None, BeforeValidator(_moment)] = None
     upstreams: Texts = ()
@@ -296,6 +306,7 @@ ALLOWED = {
     "caller.0.role": "full, no-money or read-only",
     "caller.0.expires": "a date such as 2027-01-31, or a time with one",
     "caller.0.body_limit": "a size such as 1MiB",
+    "caller.0.uids": "a list of numbers and names of users",
     "body.limit": "a size such as 64MiB, more than nothing",
     "body.memory": "a size such as 1MiB",
     "body.memory_budget": "a size such as 256MiB, more than nothing",

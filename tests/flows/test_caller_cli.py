@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import pwd
 import sys
 import tomllib
 from pathlib import Path
@@ -96,6 +97,8 @@ async def test_everything_that_can_be_said_of_a_caller(caller, kept):
         *("--account", "A-1", "--account", "b-2", "--rule", "allow GET /v1/**"),
         *("--rule", "deny any", "--observe", "--rate", "2.5", "--burst", "9"),
         *("--concurrent", "3", "--body-limit", "64KiB", "--expires", "2099-01-31"),
+        *("--certificate", "subject:CN=app,O=Acme", "--certificate", "dns:app.internal"),
+        *("--uid", "1001", "--uid", "7"),
     )
     assert code == 0
     code, out, _ = await caller("list", "--json")
@@ -109,6 +112,8 @@ async def test_everything_that_can_be_said_of_a_caller(caller, kept):
         "role": "no-money",
         "upstreams": ["nomba"],
         "accounts": ["a-1", "b-2"],
+        "certificates": ["subject:CN=app,O=Acme", "dns:app.internal"],
+        "uids": [7, 1001],
         "rules": ["allow GET /v1/**", "deny any"],
         "observe": True,
         "rate": 2.5,
@@ -119,6 +124,41 @@ async def test_everything_that_can_be_said_of_a_caller(caller, kept):
     code, out, _ = await caller("list")
     assert "no-money" in out
     assert "2 rules, observed only" in out
+    assert "1 valid secret, certificates: subject:CN=app,O=Acme or dns:app.internal" in out
+    assert "uids: 7 1001" in out
+
+
+async def test_a_caller_without_a_key(caller, kept):
+    """It is known by its certificate or its user alone."""
+    me = pwd.getpwuid(os.getuid()).pw_name
+    code, out, err = await caller(
+        *("add", "app", "--close-anonymous", "--no-key", "--uid", me),
+        *("--certificate", "uri:spiffe://acme/app"),
+    )
+    assert (code, out, err) == (0, "caller app is added\n", "")
+    (entry,) = kept()["caller"]
+    assert (entry["secrets"], entry["uids"]) == ([], [me])
+    line = (await caller("list"))[1]
+    assert "full, certificates: uri:spiffe://acme/app, uids: " in line
+    assert "secret" not in line
+    (row,) = json.loads((await caller("list", "--json"))[1])["callers"]
+    assert (row["secrets"], row["uids"]) == ([], [os.getuid()])
+    code, out, err = await caller("rotate", "app")
+    assert (code, out) == (1, "")
+    assert "caller app has no key" in err
+    assert kept()["caller"] == [entry]
+    code, _, err = await caller("rotate", "app", "--finish")
+    assert (code, "nothing to finish" in err) == (1, True)
+    for action in ("disable", "enable", "remove"):
+        assert (await caller(action, "app"))[0] == 0
+
+
+async def test_a_caller_without_a_key_in_json(caller, tmp_path):
+    code, out, _ = await caller(
+        "add", "app", "--close-anonymous", "--no-key", "--certificate", "dns:app", "--json"
+    )
+    file = str(tmp_path / "state" / "callers.toml")
+    assert (code, json.loads(out)) == (0, {"caller": "app", "done": "added", "file": file})
 
 
 async def test_the_first_caller_asks_what_becomes_of_strangers(caller, tmp_path):
@@ -151,6 +191,12 @@ async def test_a_setting_that_keeps_the_door_open_is_named(caller):
         (("add", "x", "--close-anonymous", "--rate", "-1"), 2, "greater than or equal to 0"),
         (("add", "x", "--close-anonymous", "--burst", "2"), 2, "without rate"),
         (("add", "x", "--close-anonymous", "--body-limit", "huge"), 2, "a size such as 1MiB"),
+        (("add", "x", "--close-anonymous", "--no-key"), 1, "--certificate or --uid"),
+        (("add", "x", "--close-anonymous", "--certificate", "CN=x"), 2, "subject:CN=NAME"),
+        (("add", "x", "--close-anonymous", "--certificate", "dns:a"), 2, "pattern of caller app"),
+        (("add", "x", "--close-anonymous", "--uid", "7"), 2, "uid of caller app"),
+        (("add", "x", "--close-anonymous", "--uid", "no-one-here"), 2, "no user of this machine"),
+        (("add", "x", "--close-anonymous", "--uid", "65534"), 2, "another user namespace"),
         (("rotate", "nobody"), 1, "there is no caller nobody; there are: app"),
         (("disable", "nobody"), 1, "no caller nobody"),
         (("remove", "nobody"), 1, "no caller nobody"),
@@ -159,7 +205,8 @@ async def test_a_setting_that_keeps_the_door_open_is_named(caller):
 async def test_what_cannot_be_done_is_told_and_changes_nothing(
     caller, tmp_path, arguments, code, text
 ):
-    assert (await caller("add", "app", "--close-anonymous"))[0] == 0
+    known = ("--certificate", "dns:a", "--uid", "7")
+    assert (await caller("add", "app", "--close-anonymous", *known))[0] == 0
     path = tmp_path / "state" / "callers.toml"
     before = path.read_text()
     got, out, err = await caller(*arguments)
