@@ -164,8 +164,12 @@ def _unix(at: UnixSocket) -> socket.socket:
                     path.unlink()
                 else:
                     raise taken("listen", address=at, error=OSError(0, "somebody listens there"))
-        sock.bind(at.path)
-        path.chmod(at.mode)  # before it listens, so nobody comes in by another mode
+        # From its first moment on it has that mode; to change it later would follow a link.
+        before = os.umask(0o777 & ~at.mode)
+        try:
+            sock.bind(at.path)
+        finally:
+            os.umask(before)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
