@@ -24,6 +24,8 @@ def read_listeners(texts: Iterable[str], *, report: Report) -> tuple[Listener, .
         except ValueError as error:
             report.problem("listen", f"{text!r}: {error}")
             continue
+        if one.at is None:
+            report.warnings.append(f"listen: {one} is no listening socket here")
         fixed = not isinstance(one.at, Address) or one.at.port
         if fixed and any(one.at == other.at and one.at is not None for other in found):
             report.problem("listen", f"{text!r} is there twice")
