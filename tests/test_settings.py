@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 
 from proxy.core.caller import Digest
 from proxy.core.secret import SecretMisuse
@@ -1346,6 +1347,24 @@ def test_what_two_callers_are_known_by_is_a_problem(write, first, second, told):
     found = problem(settings, own, NOMBA_PROXY_CALLERS_FILE=other)
     assert told in f"{found.key.removeprefix('caller ')}: {found.text}"
     assert found.origin == f"file {other if found.key.startswith('caller b') else own}"
+
+
+def test_what_no_listener_asks_for_is_a_warning(write, tmp_path):
+    file = write(
+        '[[caller]]\nname = "a"\ncertificates = ["dns:a"]\n[[caller]]\nname = "b"\nuids = [7]\n'
+        + "".join(f'[[caller]]\nname = "c{n}"\nuids = [{n}]\n' for n in range(3))
+    )
+    certificates, uids = settings(file).warnings
+    assert certificates.startswith("certificates of caller a are of no use")
+    assert uids.startswith("uids of callers b, c0, c1 and 1 more are of no use")
+    authority = Authority(tmp_path)
+    own = str(authority.issue())
+    ca = write(authority.pem.decode(), "ca.pem")
+    tls = {"NOMBA_PROXY_TLS_CERT_FILE": own, "NOMBA_PROXY_TLS_KEY_FILE": own}
+    listen = {"NOMBA_PROXY_LISTEN": f"https://127.0.0.1:0,unix://{tmp_path}/sock"}
+    (found,) = settings(file, **tls, **listen).warnings
+    assert found.startswith("certificates")
+    assert settings(file, **tls, **listen, NOMBA_PROXY_TLS_CLIENT_CA_FILE=ca).warnings == ()
 
 
 def test_a_caller_may_be_known_by_the_same_in_two_ways(write):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from proxy.core.caller import RESERVED, Caller, Digest, Role, Roster, Rule, parse_rule
 from proxy.core.certificate import CertificatePattern, parse_pattern
 from proxy.core.peer import OVERFLOW_UID, KnownPeers
+from proxy.settings.addresses import Address, Listener
 from proxy.settings.explain import explain
 from proxy.settings.model import CallerEntry, CallersFile
 from proxy.settings.sources import Report
@@ -45,6 +46,38 @@ def read_callers(
             origins[entry.name] = origin
     _check_peers(found, origins=origins, report=report)
     return Roster(tuple(found.values()), kept.anonymous)
+
+
+def note_unasked(
+    roster: Roster, *, listeners: Iterable[Listener], client_ca: bool, report: Report
+) -> None:
+    """Warn of what callers are known by where no listener asks for it.
+
+    Args:
+        roster: the callers.
+        listeners: where they connect.
+        client_ca: whether TLS asks for certificates.
+        report: takes warnings.
+    """
+    every = tuple(listeners)
+    by_certificate = [one.name for one in roster.callers if one.certificates]
+    if by_certificate and not (client_ca and any(one.tls for one in every)):
+        report.warnings.append(
+            f"certificates of {_some(by_certificate)} are of no use: no listener asks for any "
+            "(listen = https://…, tls.client_ca_file)"
+        )
+    by_uid = [one.name for one in roster.callers if one.uids]
+    if by_uid and all(isinstance(one.at, Address) for one in every):
+        report.warnings.append(
+            f"uids of {_some(by_uid)} are of no use: no listener is a Unix socket "
+            "(listen = unix:///…)"
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - 3
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"caller{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
 
 
 def _file(path: Path, *, report: Report) -> CallersFile:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from proxy.core.caller import Roster
 from proxy.settings.addresses import Address, Listener
-from proxy.settings.callers import read_callers
+from proxy.settings.callers import note_unasked, read_callers
 from proxy.settings.credentials import any_credentials, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
@@ -120,6 +120,8 @@ def load(
             check_store(store_dir, report=report)
         _check_listeners(listen, admin=admin, inspect=inspect_listen, report=report)
         check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
+        client_ca = model.tls.client_ca_file is not None
+        note_unasked(known, listeners=listen, client_ca=client_ca, report=report)
     check_upstreams(upstreams, listen=listen, report=report)
     if report.problems:
         raise SettingsError(report.problems)
