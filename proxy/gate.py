@@ -233,8 +233,8 @@ class Gate:
         if head.vias and head.names_us(self._headers.via):
             raise LoopDetected(
                 "The request has been through this proxy before.",
-                hint="A hosts entry, DNS or upstream.base_url leads back here; upstream.addresses "
-                "names where the upstream really is.",
+                hint="upstream.addresses, DNS or upstream.base_url leads back here; "
+                "upstream.addresses has to name where the upstream really is.",
                 close=True,
             )
         target = parse_target(raw, is_own_authority=self._is_own_authority)

@@ -76,6 +76,7 @@ ONLY_IN = {
     "redis": {"valkey"},
     "tomlkit": {"cli"},
     "cryptography": {"tokens"},
+    "pycares": {"upstream"},
 }
 
 # What the pure core has no use for: clocks, chance, waiting, the world outside.

@@ -108,7 +108,10 @@ def assemble(
     key = signing_key(settings, emit=telemetry.emit)
     # The same in every process that has the key, so a way round through another is seen too.
     via = b"1.1 nomba-proxy-%b" % hmac.digest(key, b"via", "sha256")[:4].hex().encode()
-    diallers = {one.name: make_dialler(one, settings=settings, via=via) for one in upstreams}
+    diallers = {
+        one.name: make_dialler(one, settings=settings, via=via, emit=telemetry.emit)
+        for one in upstreams
+    }
     for dialler in diallers.values():
         stack.callback(dialler.close)
     valkey = None

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from proxy.valkey import Valkey
 
 _Result = TypeVar("_Result")
+_ASKS_DNS = (
+    "the hosts file leads to this machine, so DNS is asked for the upstream's address instead; "
+    "to decide it yourself, set upstream.addresses"
+)
 
 
 def alive_clock() -> Callable[[], float]:
@@ -66,9 +70,14 @@ def to_each(emit: Emit, sharing: Mapping[str, tuple[str, ...]]) -> Emit:
     return told
 
 
-def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes) -> Dialler:
+def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes, emit: Emit) -> Dialler:
     """The way to an upstream."""
     model = settings.model
+
+    def ignored(addresses: tuple[str, ...]) -> None:
+        fields: dict[str, object] = {"host": one.origin.host, "addresses": ", ".join(addresses)}
+        emit(Event("hosts_entry_ignored", "warning", one.name, fields | {"hint": _ASKS_DNS}))
+
     return Dialler(
         one.origin,
         timeouts=Timeouts(**model.timeouts.model_dump()),
@@ -80,6 +89,7 @@ def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes) -> Diall
         ),
         limits=PoolLimits(**model.pool.model_dump()),
         via=via if model.headers.via_upstream else b"",
+        ignored=ignored,
     )
 
 

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from proxy.upstream.connection import Connection, Interim
+from proxy.upstream.lookup import look_up
 from proxy.upstream.pool import Pool, PoolLimits
 from proxy.upstream.reply import Reply
 from proxy.upstream.tunnel import open_tunnel
@@ -75,6 +76,8 @@ class Dialler:
         way: how to get there.
         limits: of the connections kept.
         via: value of the `Via` line of calls of our own, or empty for none.
+        ignored: told, once, of addresses that the system has for the origin's name and that are
+            not dialled, as they are this machine's. None dials them.
     """
 
     def __init__(
@@ -85,12 +88,16 @@ class Dialler:
         way: Way | None = None,
         limits: PoolLimits | None = None,
         via: bytes = b"",
+        ignored: Callable[[tuple[str, ...]], object] | None = None,
     ) -> None:
         self.origin = origin
         self._timeouts = timeouts
         self._way = way or Way()
         self._loop = asyncio.get_running_loop()
         self._via = via
+        # An origin on this machine is meant to be here.
+        self._ignored = None if origin.environment == "loopback" else ignored
+        self._told = False
         self._tls = _tls(self._way.ca_file) if origin.tls else None
         self._pool = Pool(self._connect, limits=limits or PoolLimits())
         # Requests that wait for a renewal hold connections: it must not wait for theirs.
@@ -273,21 +280,19 @@ class Dialler:
         way, port = self._way, self.origin.port
         family = socket.AF_INET if way.ipv4_only else socket.AF_UNSPEC
         found: list[AddrInfoType] = []
+        ignored = None if self._ignored is None else self._ignore
         for host in way.addresses or (self.origin.host,):
-            found += await _look_up(host, port, family=family)
+            found += await look_up(host, port, family=family, ignored=ignored)
         return await start_connection(
             found,
             happy_eyeballs_delay=_HAPPY_EYEBALLS,
             interleave=0 if way.addresses else 1,
         )
 
-
-async def _look_up(host: str, port: int, *, family: int) -> Sequence[AddrInfoType]:
-    kind = {"family": family, "type": socket.SOCK_STREAM}
-    try:  # an address needs neither DNS nor the thread that asks it
-        return socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST, **kind)
-    except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, **kind)
+    def _ignore(self, addresses: tuple[str, ...]) -> None:
+        if self._ignored is not None and not self._told:
+            self._told = True
+            self._ignored(addresses)
 
 
 def _no_time() -> UpstreamTimeout:

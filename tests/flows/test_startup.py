@@ -23,6 +23,7 @@ PARTS = {
     "shared session": "redis",
     "processes": "proxy.supervisor",
     "TOML that is written": "tomlkit",
+    "DNS beside the system": "pycares",
     "forwarding": "aiohttp",
     "settings": "pydantic",
 }
