@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {
         "app",
+        "local_ca",
         "core",
         "settings",
         "simulator",
@@ -32,6 +33,7 @@ MAY_IMPORT = {
         "supervisor",
         "valkey",
     },
+    "local_ca": set(),
     "supervisor": {"core", "errors"},
     "handler": {
         "gate",
@@ -75,7 +77,7 @@ ONLY_IN = {
     "argparse": {"cli"},
     "redis": {"valkey"},
     "tomlkit": {"cli"},
-    "cryptography": {"tokens"},
+    "cryptography": {"tokens", "local_ca"},
     "pycares": {"upstream"},
 }
 

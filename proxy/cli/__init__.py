@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `token`, `caller`, `tail`, `export`, `simulate`, `version`.
+"""The command line: a verb, and what it needs.
 
 Exit codes: 0 ok, 1 failure, 2 usage (a wrong flag, or settings that cannot be used). A verb brings
 what it needs when it is run: help and a version are there at once.
@@ -80,6 +80,10 @@ def _run(arguments: argparse.Namespace, settings: "Settings") -> int:
         from proxy.cli.caller import caller
 
         return caller(settings, arguments)
+    if arguments.verb == "certs":
+        from proxy.cli.certs import certs
+
+        return certs(settings, arguments)
     if arguments.verb == "tail":
         from proxy.cli.tail import tail
         from proxy.settings import environment

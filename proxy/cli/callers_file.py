@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
+from proxy.cli.files import replace
 from proxy.settings import Settings, SettingsError
 
 _HEAD = "The callers of nomba-proxy, kept by `nomba-proxy caller`; a running proxy sees changes."
@@ -65,7 +65,7 @@ def _read(path: Path) -> tomlkit.TOMLDocument:
 def _write(path: Path, text: str, settings: Settings | None) -> None:
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     before = path.read_bytes() if path.exists() else None
-    _replace(path, text.encode(), mode)
+    replace(path, text.encode(), mode=mode)
     if settings is None:
         return
     try:
@@ -74,22 +74,7 @@ def _write(path: Path, text: str, settings: Settings | None) -> None:
         if before is None:
             path.unlink()
         else:
-            _replace(path, before, mode)
-        raise
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file at once: whoever reads it sees the old one or the new one."""
-    descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(fresh).chmod(mode)
-        Path(fresh).replace(path)
-    except BaseException:
-        Path(fresh).unlink(missing_ok=True)
+            replace(path, before, mode=mode)
         raise
 
 

@@ -126,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
                 "--stop", action="store_true", help="stay without a token until `token renew`"
             )
     _add_caller(verbs, general)
+    _add_certs(verbs, general)
     _add_watching(verbs, general)
     simulate = verbs.add_parser(
         "simulate",
@@ -210,6 +211,44 @@ def _add_caller(
     action("disable", "let a caller do nothing, at once")
     action("enable", "the opposite")
     action("remove", "forget a caller")
+
+
+def _host(text: str) -> str:
+    from ipaddress import ip_address
+
+    from proxy.core.origin import host_name
+
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        name = host_name(text)
+    if not name or ":" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a host name nor an address")
+    return name
+
+
+def _add_certs(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", general: argparse.ArgumentParser
+) -> None:
+    made = verbs.add_parser(
+        "certs",
+        parents=[general],
+        help="make a local CA and a certificate, for apps whose host is hard-coded",
+        description="Make a local CA and a certificate of it for api.nomba.com and "
+        "sandbox.nomba.com, and say how they are used. Run again it renews the certificate and "
+        "keeps the CA, which apps trust already.",
+    )
+    made.add_argument("--dir", metavar="DIR", help="where to (default: certs in the state folder)")
+    made.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        type=_host,
+        metavar="HOST",
+        help="a name or address more, by which apps call the proxy (repeatable)",
+    )
+    made.add_argument("--new-ca", action="store_true", help="replace the CA too")
+    made.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_watching(
