@@ -7,7 +7,7 @@ import time
 import httpx
 
 account = {"accountId": os.environ["NOMBA_ACCOUNT_ID"]}
-http = httpx.Client(base_url=os.environ["NOMBA_BASE_URL"], timeout=10, trust_env=False)
+http = httpx.Client(base_url=os.environ["NOMBA_BASE_URL"], timeout=10)
 statuses, pair, until = [], None, 0.0
 
 

@@ -9,7 +9,6 @@ import requests
 
 BASE = os.environ["NOMBA_BASE_URL"] + "/v1"
 http, statuses, until = requests.Session(), [], 0.0
-http.trust_env = False
 
 
 def log_in():

@@ -1,45 +1,15 @@
 """Apps written for Nomba itself, each in its own way, with nothing changed but the base URL."""
 
 import asyncio
-import json
-import os
-import shutil
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from harness import environ, served
-
-APPS = Path(__file__).parents[1] / "apps"
-RUN = {
-    "urllib_threads.py": sys.executable,
-    "requests_session.py": sys.executable,
-    "httpx_refresh.py": sys.executable,
-    "aiohttp_tasks.py": sys.executable,
-    "fetch.mjs": "node",
-    "curl.sh": "sh",
-}
-NEEDS = {"fetch.mjs": "node", "curl.sh": "curl"}
+from harness import served
+from playing import RUN, missing, play
 
 
-async def play(proxy, app, *, calls, pause=0.0, **credentials):
-    """Run an app to its end; every status it saw."""
-    needed = NEEDS.get(app)
-    if needed is not None and shutil.which(needed) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{needed} is not installed")
-        pytest.skip(f"{needed} is not installed")
-    process = await asyncio.create_subprocess_exec(
-        RUN[app],
-        str(APPS / app),
-        env=environ(NOMBA_BASE_URL=proxy.url, CALLS=str(calls), PAUSE=str(pause), **credentials),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 50)
-    assert process.returncode == 0, err.decode()
-    return json.loads(out)
+def need(app):
+    if reason := missing(app):
+        pytest.skip(reason)
 
 
 @pytest.fixture
@@ -54,8 +24,9 @@ def owner(simulator):
 
 @pytest.mark.parametrize("app", RUN)
 async def test_an_app_works_with_its_base_url_changed(start_proxy, simulator, owner, app):
+    need(app)
     proxy = await start_proxy(callers__anonymous="false")
-    statuses = await play(proxy, app, calls=4, **owner)
+    statuses = await play(proxy.url, app, calls=4, **owner)
     assert set(statuses) == {200}
     assert simulator.count("/v1/accounts/balance") == 4
     assert simulator.count("/v1/auth/token/issue") == 1  # the proxy's own
@@ -72,8 +43,8 @@ async def test_an_app_and_the_simulator_are_given_the_same_environment():
     }
     more = ("--simulate", "--set", "callers.anonymous=false")
     async with served(*more, **env) as proxy:
-        target = SimpleNamespace(url=f"http://{proxy.address}")
-        assert set(await play(target, "httpx_refresh.py", calls=2, **env)) == {200}
+        url = f"http://{proxy.address}"
+        assert set(await play(url, "httpx_refresh.py", calls=2, **env)) == {200}
 
 
 @pytest.mark.parametrize(
@@ -87,10 +58,12 @@ async def test_an_app_and_the_simulator_are_given_the_same_environment():
 )
 async def test_two_side_by_side_see_no_401_for_many_lifetimes(start_proxy, simulator, owner, pair):
     """Nomba keeps one session: without the proxy each login of one would end the other's."""
+    for app in pair:
+        need(app)
     simulator.switches.change({"lifetime": 1.0})
     proxy = await start_proxy(callers__anonymous="false", callers__login_lifetime=2)
     played = await asyncio.gather(
-        *(play(proxy, app, calls=30, pause=0.15, **owner) for app in pair)
+        *(play(proxy.url, app, calls=30, pause=0.15, **owner) for app in pair)
     )
     assert {status for statuses in played for status in statuses} == {200}
     logins = [line for line in await proxy.exchanges() if line["kind"] == "login"]
