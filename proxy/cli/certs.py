@@ -26,8 +26,9 @@ _NEXT = """\
      NOMBA_PROXY_LISTEN=https://127.0.0.1:443
      NOMBA_PROXY_TLS_CERT_FILE={folder}/cert.pem
      NOMBA_PROXY_TLS_KEY_FILE={folder}/key.pem
-2. The app finds the proxy by Nomba's names; a line for /etc/hosts of its machine:
+2. The app finds the proxy by Nomba's name; a line for /etc/hosts of its machine:
      127.0.0.1 {hosts}
+   (Only names of upstreams that the proxy has: what comes by another goes to the same place.)
 3. The app trusts the CA (ca.pem is no secret, copy it to where the app can read it):
      SSL_CERT_FILE={folder}/ca.pem         OpenSSL, Python, curl, Go, Ruby
      REQUESTS_CA_BUNDLE={folder}/ca.pem    requests (Python)
@@ -65,7 +66,7 @@ def certs(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_described(folder, made), indent=2))
     else:
-        _tell(folder, made)
+        _tell(folder, made, hosts=_hosts(settings))
     return 0
 
 
@@ -184,7 +185,13 @@ def _described(folder: Path, made: _Made) -> dict[str, object]:
     }
 
 
-def _tell(folder: Path, made: _Made) -> None:
+def _hosts(settings: Settings) -> str:
+    """Names of the upstreams, for a hosts entry. The sandbox's must not lead to production."""
+    found = [one.origin.host for one in settings.upstreams if one.origin.host in NAMES[:2]]
+    return " ".join(dict.fromkeys(found)) or NAMES[0]
+
+
+def _tell(folder: Path, made: _Made, *, hosts: str) -> None:
     authority, names = made.authority, made.authority.names
     kept = "it was there" if made.kept else "NEW: apps have to trust it"
     print(f"{folder}:")
@@ -194,7 +201,6 @@ def _tell(folder: Path, made: _Made) -> None:
     print("  key.pem     its key, for the proxy alone")
     print(f"names   {', '.join(names)}, and nothing else")
     print(f"CA      sha256 {authority.fingerprint}\n")
-    hosts = " ".join(one for one in names if "." in one and not one.replace(".", "").isdigit())
     print(_NEXT.format(folder=folder, hosts=hosts))
 
 

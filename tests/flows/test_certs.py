@@ -94,8 +94,14 @@ async def test_what_is_printed_can_be_followed(certs, folder):
     assert printed["NOMBA_PROXY_TLS_KEY_FILE"] == str(folder / "key.pem")
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
         assert printed[name] == str(folder / "ca.pem")
-    assert "\n     127.0.0.1 api.nomba.com sandbox.nomba.com\n" in out
+    assert "\n     127.0.0.1 api.nomba.com\n" in out
     assert authority(folder).fingerprint in out
+
+
+async def test_the_hosts_entry_names_the_upstream_that_there_is(certs):
+    """What is meant for the sandbox would move money if it were led to production."""
+    _, out, _ = await certs(NOMBA_ENVIRONMENT="sandbox")
+    assert "\n     127.0.0.1 sandbox.nomba.com\n" in out
 
 
 async def test_scripts_are_told_the_same(certs, folder):
@@ -133,7 +139,7 @@ async def test_the_state_folder_is_where_they_go_by_themselves(tmp_path):
 
 async def test_names_of_ones_own_are_vouched_for_too(certs, folder):
     code, out, _ = await certs(*("--name", "Proxy.Internal."), *("--name", "10.0.0.7"))
-    assert (code, "127.0.0.1 api.nomba.com sandbox.nomba.com proxy.internal\n" in out) == (0, True)
+    assert (code, "127.0.0.1, ::1, proxy.internal, 10.0.0.7, and nothing else" in out) == (0, True)
     for name in ("proxy.internal", "10.0.0.7", "api.nomba.com"):
         await shaken(folder, name)
     assert (await certs())[0] == 0
