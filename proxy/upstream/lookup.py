@@ -47,9 +47,11 @@ async def look_up(
     own = tuple(str(one[4][0]) for one in found if _is_own(one))
     if ignored is None or not own:
         return found
-    ignored(own)
+    addresses = await _ask_dns(host, family=family)
+    if others := tuple(one for one in own if one not in addresses):
+        ignored(others)
     asked: list[AddrInfoType] = []
-    for address in await _ask_dns(host, family=family):
+    for address in addresses:
         asked += socket.getaddrinfo(address, port, flags=socket.AI_NUMERICHOST, **kind)
     return asked
 
