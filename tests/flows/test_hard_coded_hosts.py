@@ -64,13 +64,13 @@ class House:
             async with spawned("serve", *arguments, stdout=log, **everything):
                 yield
 
-    async def app(self, name, **env):
+    async def app(self, name, *, url=NOMBA, trusting=True):
         """Run an app: exit code, statuses, stderr."""
         trust = dict.fromkeys(
             ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), str(self.ca)
         )
-        trust = trust if env.pop("trusting", True) else {}
-        code, out, err = await started(NOMBA, name, calls=CALLS, **self.owner, **trust)
+        trust = trust if trusting else {}
+        code, out, err = await started(url, name, calls=CALLS, **self.owner, **trust)
         return {"code": code, "statuses": json.loads(out or "[]"), "err": err[-2000:]}
 
     async def transfer(self):
@@ -166,6 +166,25 @@ async def test_apps_with_a_hard_coded_host_reach_the_upstream_and_log_in_by_them
     assert "CERTIFICATE_VERIFY_FAILED" in got["without"]["err"]
     if lacking:
         pytest.skip(f"the others have passed, but {', '.join(lacking.values())}")
+
+
+async def sandbox_called(folder):
+    async with house(folder) as here:
+        async with here.proxy(NOMBA_PROXY_UPSTREAM_HOSTS="api.nomba.com"):
+            right = await here.app("urllib_threads.py")
+            wrong = await here.app("urllib_threads.py", url="https://sandbox.nomba.com")
+        errors = {line.get("error") for line in here.lines("exchange")} - {None}
+        return {"right": right, "wrong": wrong, "errors": sorted(errors), "sent": here.sent()}
+
+
+async def test_the_name_of_the_sandbox_does_not_lead_to_production_where_hosts_says_so(tmp_path):
+    hosts = f"{HOSTS} sandbox.nomba.com"
+    got = await alone(sandbox_called, hosts=hosts, folder=str(tmp_path))
+    assert got["right"]["code"] == 0, got["right"]["err"]
+    assert got["wrong"]["code"] != 0
+    assert "404" in got["wrong"]["err"]
+    assert got["errors"] == ["mount_unknown"]
+    assert got["sent"][BALANCE] == CALLS
 
 
 # -- what would happen otherwise -------------------------------------------------------------
