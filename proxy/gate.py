@@ -14,13 +14,20 @@ from proxy.core.account import AccountDecision, AccountRule, decide_account
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
 from proxy.core.exchange import Emit, Event, Exchange
-from proxy.core.heads import CHUNKED, CallerHead, RequestHead
+from proxy.core.heads import CHUNKED, CallerHead, RequestHead, field_value
 from proxy.core.heads import Headers as RawHeaders
 from proxy.core.mounts import Mount, Mounts, called_by
+from proxy.core.origin import ENVIRONMENTS, Origin, host_name
 from proxy.core.routes import Kind, Route, RouteTable, login_call
 from proxy.core.session import Pair
 from proxy.core.target import Target, parse_target, strip_mount
-from proxy.errors import CallerForbidden, LoopDetected, MethodNotAllowed, UpgradeUnsupported
+from proxy.errors import (
+    CallerForbidden,
+    HostRefused,
+    LoopDetected,
+    MethodNotAllowed,
+    UpgradeUnsupported,
+)
 from proxy.server import Call
 from proxy.tokens.manager import Session
 from proxy.upstream.dialler import Dialler
@@ -242,6 +249,7 @@ class Gate:
             _refuse_upgrade(head.upgrades)
         upstream = self._select(target, headers)
         exchange.upstream = upstream.name
+        _check_environment(headers, origin=upstream.dialler.origin)
         target, login = _forwarded(target, mount=upstream.mount)
         if login is not None:  # its credentials are in its body
             return LoginAsked(upstream, login, head.accounts, head.length)
@@ -370,6 +378,28 @@ def _forwarded(target: Target, *, mount: Mount) -> tuple[Target, str | None]:
     if mount.strip:
         return below, call
     return target, call or login_call(target.decoded)
+
+
+def _check_environment(headers: RawHeaders, *, origin: Origin) -> None:
+    """Refuse who calls one of Nomba's environments by its name and would get the other.
+
+    A hosts entry brings both names here, and an app that tries something in the sandbox must not
+    move real money.
+
+    Raises:
+        HostRefused: it would.
+    """
+    host = field_value(headers, b"host")
+    if host is None or b"nomba.com" not in host.lower():
+        return
+    name = host_name(host.decode("latin-1"))
+    meant = ENVIRONMENTS.get(name)
+    if meant is not None and origin.environment in ENVIRONMENTS.values() and origin.host != name:
+        raise HostRefused(
+            f"The request was meant for {name}, and this upstream is {origin.environment}.",
+            hint="Configure an upstream for it, and give each its `hosts` "
+            "(docs/hard-coded-hosts.md).",
+        )
 
 
 def _refuse_upgrade(wanted: list[bytes]) -> None:

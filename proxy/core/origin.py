@@ -9,6 +9,10 @@ Environment = Literal["production", "sandbox", "loopback", "custom"]
 
 PRODUCTION = "https://api.nomba.com"
 SANDBOX = "https://sandbox.nomba.com"
+ENVIRONMENTS: dict[str, Environment] = {
+    "api.nomba.com": "production",
+    "sandbox.nomba.com": "sandbox",
+}
 # Widespread mistakes (facts, section 2): neither host exists.
 WRONG_SANDBOX_HOSTS = frozenset({"sandbox.api.nomba.com", "api.sandbox.nomba.com"})
 

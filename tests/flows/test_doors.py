@@ -555,3 +555,26 @@ async def test_our_token_does_not_come_back_in_a_header(start_proxy, upstream):
     assert b"Access-Control" not in got
     event, *_ = proxy.log.lines("token_in_reply")
     assert event["request_id"] == reply.get("X-Request-Id")
+
+
+@pytest.mark.parametrize("leads_to", ["api.nomba.com", "sandbox.nomba.com"])
+@pytest.mark.parametrize("port", ["", ":443"])
+async def test_who_calls_nombas_other_environment_by_its_name_does_not_get_this_one(
+    start_proxy, leads_to, port
+):
+    proxy = await start_proxy(
+        base_url=f"https://{leads_to}",
+        upstream__addresses="127.0.0.1",  # nobody is there
+        callers__anonymous="true",
+        token__wait_limit="0.2",
+        token__call_timeout="0.1",
+    )
+
+    async def said(host):
+        request = f"GET /v1/accounts/balance HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        return (await proxy.raw(request)).json["proxy"]["error"]
+
+    other = "sandbox.nomba.com" if leads_to == "api.nomba.com" else "api.nomba.com"
+    assert await said(other.upper() + port) == "host_refused"
+    assert await said(leads_to + port) == "token_unavailable"
+    assert await said("localhost") == "token_unavailable"
