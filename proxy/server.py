@@ -121,10 +121,11 @@ class Call:
 
         Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
         for the other protocol, and what came in the same segment is lost. Not behind trailers,
-        of which it takes the last one for a field of the next head. And not while the proxy is
-        draining, unless that other request is here already.
+        of which it takes the last one for a field of the next head: whether there were some is
+        known as long as nothing came after them. And not while the proxy is draining, unless
+        that other request is here already.
         """
-        if self.chunked and self.connection.last != _NO_TRAILERS:
+        if self.chunked and (self.connection.last != _NO_TRAILERS or self.connection.followed):
             return False
         return self.persists and not self.connection.ending
 
@@ -196,6 +197,11 @@ class CallerConnection(QuietProtocol):
         """Whether nothing is under way: no request, and no part of a head."""
         waiter = self._waiter
         return waiter is not None and not waiter.done() and not self._partial
+
+    @property
+    def followed(self) -> bool:
+        """Whether the next request is here already."""
+        return bool(self._messages)
 
     @property
     def ending(self) -> bool:
