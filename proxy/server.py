@@ -223,8 +223,8 @@ class CallerConnection(QuietProtocol):
             return
         end = len(_NO_TRAILERS)
         self.last = data[-end:] if len(data) >= end else (self.last + data)[-end:]
-        messages = self._messages
-        before = len(messages)
+        messages, coming = self._messages, self._coming
+        before, inside, content = len(messages), not coming.is_eof(), coming.total_bytes
         super().data_received(data)
         if len(messages) > before:
             message, body = messages[-1]
@@ -236,8 +236,12 @@ class CallerConnection(QuietProtocol):
                     self._slow.forget(self)
             else:
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
-        elif not self._coming.is_eof():
+        elif not coming.is_eof():
             self._part_of_a_body(len(data))
+        elif inside:  # it ended here; of a chunked one, its framing looks as if it were behind it
+            behind = data[coming.total_bytes - content :].strip(b"\r\n")
+            if behind and not data.endswith(b"\r\n\r\n"):
+                self._part_of_a_head(1)
         # Empty lines may stand before a head (RFC 9112 section 2.2).
         elif self._partial or data.strip(b"\r\n"):
             self._part_of_a_head(len(data))
@@ -441,7 +445,10 @@ class CallerConnection(QuietProtocol):
         transport = self.transport
         if transport is None or not transport.can_write_eof():
             return
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # there is nobody to hear it
+            return
         self._gone = self._loop.create_future()
         await asyncio.wait((self._gone,), timeout=_LAST_WORD)
 
