@@ -35,6 +35,7 @@ _CREDENTIALS = struct.Struct("iII")  # process, user and group of a Unix socket'
 _LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
 # Bytes beside those of its content that a body in chunks may have: some, and so many for each.
 _FRAMING, _FRAMING_EACH = 64 * 1024, 16
+_LOOK = 0.25  # seconds after which it is looked whether a caller that is behind has read something
 _OLDEST = 128  # connections among which an idle one is looked for, to make room
 
 
@@ -352,12 +353,14 @@ class CallerConnection(QuietProtocol):
         transport = self.transport
         if transport is None:
             raise ConnectionResetError
-        left = unsent(transport)
+        left, since = unsent(transport), self._loop.time()
         draining = asyncio.ensure_future(self._drain_helper())  # its waiting goes on meanwhile
         try:
-            while not (await asyncio.wait((draining,), timeout=stall))[0]:
-                before, left = left, unsent(transport)
-                if left >= before:
+            while not (await asyncio.wait((draining,), timeout=min(stall, _LOOK)))[0]:
+                before, left, now = left, unsent(transport), self._loop.time()
+                if left < before:
+                    since = now
+                elif now - since >= stall:
                     raise TimeoutError
             draining.result()
         finally:
