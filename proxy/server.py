@@ -35,6 +35,7 @@ _CREDENTIALS = struct.Struct("iII")  # process, user and group of a Unix socket'
 _LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
 # Bytes beside those of its content that a body in chunks may have: some, and so many for each.
 _FRAMING, _FRAMING_EACH = 64 * 1024, 16
+_LOOK = 0.25  # seconds after which it is looked whether a caller that is behind has read something
 _OLDEST = 128  # connections among which an idle one is looked for, to make room
 
 
@@ -121,10 +122,11 @@ class Call:
 
         Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
         for the other protocol, and what came in the same segment is lost. Not behind trailers,
-        of which it takes the last one for a field of the next head. And not while the proxy is
-        draining, unless that other request is here already.
+        of which it takes the last one for a field of the next head: whether there were some is
+        known as long as nothing came after them. And not while the proxy is draining, unless
+        that other request is here already.
         """
-        if self.chunked and self.connection.last != _NO_TRAILERS:
+        if self.chunked and (self.connection.last != _NO_TRAILERS or self.connection.followed):
             return False
         return self.persists and not self.connection.ending
 
@@ -198,6 +200,11 @@ class CallerConnection(QuietProtocol):
         return waiter is not None and not waiter.done() and not self._partial
 
     @property
+    def followed(self) -> bool:
+        """Whether the next request is here already."""
+        return bool(self._messages)
+
+    @property
     def ending(self) -> bool:
         """Whether the request that is answered now is the connection's last."""
         return self._is_draining() and not self._messages
@@ -217,8 +224,8 @@ class CallerConnection(QuietProtocol):
             return
         end = len(_NO_TRAILERS)
         self.last = data[-end:] if len(data) >= end else (self.last + data)[-end:]
-        messages = self._messages
-        before = len(messages)
+        messages, coming = self._messages, self._coming
+        before, inside, content = len(messages), not coming.is_eof(), coming.total_bytes
         super().data_received(data)
         if len(messages) > before:
             message, body = messages[-1]
@@ -230,8 +237,12 @@ class CallerConnection(QuietProtocol):
                     self._slow.forget(self)
             else:
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
-        elif not self._coming.is_eof():
+        elif not coming.is_eof():
             self._part_of_a_body(len(data))
+        elif inside:  # it ended here; of a chunked one, its framing looks as if it were behind it
+            behind = data[coming.total_bytes - content :].strip(b"\r\n")
+            if behind and not data.endswith(b"\r\n\r\n"):
+                self._part_of_a_head(1)
         # Empty lines may stand before a head (RFC 9112 section 2.2).
         elif self._partial or data.strip(b"\r\n"):
             self._part_of_a_head(len(data))
@@ -342,12 +353,14 @@ class CallerConnection(QuietProtocol):
         transport = self.transport
         if transport is None:
             raise ConnectionResetError
-        left = unsent(transport)
+        left, since = unsent(transport), self._loop.time()
         draining = asyncio.ensure_future(self._drain_helper())  # its waiting goes on meanwhile
         try:
-            while not (await asyncio.wait((draining,), timeout=stall))[0]:
-                before, left = left, unsent(transport)
-                if left >= before:
+            while not (await asyncio.wait((draining,), timeout=min(stall, _LOOK)))[0]:
+                before, left, now = left, unsent(transport), self._loop.time()
+                if left < before:
+                    since = now
+                elif now - since >= stall:
                     raise TimeoutError
             draining.result()
         finally:
@@ -435,7 +448,10 @@ class CallerConnection(QuietProtocol):
         transport = self.transport
         if transport is None or not transport.can_write_eof():
             return
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # there is nobody to hear it
+            return
         self._gone = self._loop.create_future()
         await asyncio.wait((self._gone,), timeout=_LAST_WORD)
 

@@ -84,12 +84,16 @@ async def test_a_broken_chunk_is_answered_and_not_sent(start_proxy, upstream):
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_trailers_of_a_request_are_no_fields_of_the_next(through, upstream, together):
+@pytest.mark.parametrize("framing", ["", "Transfer-Encoding: chunked\r\n"])
+async def test_trailers_of_a_request_are_no_fields_of_the_next(
+    through, upstream, together, framing
+):
     first = (
         b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"2\r\nhi\r\n0\r\nX-A: 1\r\nX-B: 0\r\n\r\n"
     )
-    second = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    second = f"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n".encode()
+    second += b"0\r\n\r\n" if framing else b""  # as chunks end without trailers
     reader, writer = await asyncio.open_connection(*through.address)
     writer.write(first + second if together else first)
     reply = await read_reply(reader)

@@ -1,6 +1,7 @@
 """The edges of a caller's connection: heads, limits and times, and what is no HTTP."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -101,6 +102,43 @@ async def test_a_head_that_began_behind_a_request_has_its_time_from_the_reply_on
         assert await caller.closed()
 
 
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b"Content-Length: 2", (b"{}",)),
+        (b"Content-Length: 2", (b"{", b"}")),
+        (b"Transfer-Encoding: chunked", (b"2\r\n{}\r\n0\r\n\r\n",)),
+        (b"Transfer-Encoding: chunked", (b"2\r\n{}\r\n0\r\n", b"\r", b"\n")),
+    ],
+)
+async def test_the_end_of_a_body_is_not_the_beginning_of_a_head(start_proxy, upstream, head, body):
+    limits = {"callers__head_timeout": "0.2", "callers__idle_timeout": "0.6"}
+    proxy = await start_proxy(base_url=upstream.origin, **limits)
+    async with calling(proxy) as caller:
+        await caller.say(b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % head, *body)
+        assert (await caller.hear()).status == 200
+        assert await caller.closed()
+
+
+async def test_a_head_that_begins_with_the_end_of_a_body_has_its_time(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.3")
+    async with calling(proxy) as caller:
+        head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+        await caller.say(head, b"{}GET /v1/x HT")
+        assert (await caller.hear()).status == 200
+        assert said(await caller.hear()) == (408, "head_timeout")
+
+
+async def test_a_large_body_leaves_room_for_the_next_head(through, upstream):
+    async with calling(through) as caller:
+        await caller.say(
+            b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+        )
+        for request in (b"x" * 1_000_000, GET):
+            await caller.say(request)
+            assert (await caller.hear()).status == 200
+
+
 async def test_a_head_that_comes_while_the_idle_time_ends_is_waited_for(start_proxy, upstream):
     proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.4")
     async with calling(proxy) as caller:
@@ -149,6 +187,15 @@ async def test_the_number_of_fields_is_a_setting(start_proxy, upstream):
     reply = await proxy.get("/v1/x", *(f"X-{n}: y" for n in range(30)))
     assert said(reply) == (431, "head_too_large")
     assert "20" in reply.json["description"]
+
+
+async def test_who_leaves_before_its_refusal_is_no_fault_of_ours(through):
+    for _ in range(3):
+        with socket.create_connection(through.address) as caller:
+            caller.sendall(b"GET /v1/x HTTP/1.1\r\nBad Name: x\r\n\r\n")
+    await through.exchanges(3)
+    await through.get("/v1/x")
+    assert through.log.lines("server_fault") == []
 
 
 # -- bodies ------------------------------------------------------------------------------
