@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from proxy.callers.login import Login
 from proxy.callers.registry import Identity, Registry
+from proxy.calls import Call
 from proxy.core.account import AccountDecision, AccountRule, decide_account
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller, Reading, check_accounts, check_upstream, why_refused
@@ -28,7 +29,6 @@ from proxy.errors import (
     MethodNotAllowed,
     UpgradeUnsupported,
 )
-from proxy.server import Call
 from proxy.tokens.manager import Session
 from proxy.upstream.dialler import Dialler
 

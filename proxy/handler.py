@@ -22,6 +22,7 @@ from functools import partial
 
 from proxy.body import Bodies, Body
 from proxy.callers.login import LoginCall
+from proxy.calls import Call, CallerLeft, RawReply
 from proxy.core.capture import Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import CHUNKED, RequestHead
@@ -48,7 +49,6 @@ from proxy.errors import (
 from proxy.gate import Callers, Decision, Gate, Headers, LoginAsked, Upstream
 from proxy.intake import read_body
 from proxy.quiet import refusal
-from proxy.server import Call, CallerLeft, RawReply
 from proxy.upstream.reply import Reply
 
 _PATIENCE = 1.0  # seconds that the beginning of a stream is held back to be judged

@@ -7,8 +7,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.body import Bodies, Body
+from proxy.calls import Call, CallerLeft
 from proxy.errors import BodyTimeout, HeadInvalid
-from proxy.server import Call, CallerLeft
 
 
 async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None = None) -> Body:

@@ -1,9 +1,11 @@
-"""What is still to be read by a peer: the loop's buffer alone tells of a slow one too late."""
+"""What a transport does not do by itself: tell what its peer has still to read, and end in a reset."""
 
 import array
 import asyncio
 import contextlib
 import fcntl
+import socket
+import struct
 import termios
 
 
@@ -20,3 +22,11 @@ def unsent(transport: asyncio.WriteTransport) -> int:
         with contextlib.suppress(OSError):
             fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)  # SIOCOUTQ, tcp(7)
     return transport.get_write_buffer_size() + queued[0]
+
+
+def cut_off(transport: asyncio.Transport) -> None:
+    """Close so that the peer sees an error, whatever it has read."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

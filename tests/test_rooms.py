@@ -1,6 +1,6 @@
 """Imports point down, never sideways; and some things happen in one room only.
 
-    __main__ → cli → app → handler | drain → server → body | tokens | upstream | callers → core → errors, data
+    __main__ → cli → app → handler | drain → server, calls → body | tokens | upstream | callers → core → errors, data
 
 `tokens` and `callers` may ask the server that replicas share, through `valkey`.
 `tokens`, `upstream` and `callers` meet only in `handler` and `app`. Observers (`admin`,
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "supervisor": {"core", "errors"},
     "handler": {
         "gate",
-        "server",
+        "calls",
         "intake",
         "quiet",
         "body",
@@ -46,10 +46,11 @@ MAY_IMPORT = {
         "core",
         "errors",
     },
-    "gate": {"server", "tokens", "upstream", "callers", "core", "errors"},
+    "gate": {"calls", "tokens", "upstream", "callers", "core", "errors"},
     "drain": {"server"},
-    "intake": {"server", "body", "errors"},
-    "server": {"quiet", "core", "errors", "sending", "slow"},
+    "intake": {"calls", "body", "errors"},
+    "server": {"calls", "quiet", "core", "errors", "sending", "slow"},
+    "calls": {"quiet", "core", "errors", "sending", "slow"},
     "slow": set(),
     "quiet": {"core", "errors"},
     "body": {"core", "errors"},

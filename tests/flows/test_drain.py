@@ -12,8 +12,9 @@ import pytest
 from aiohttp import ClientSession
 from harness import read_reply, served
 
+from proxy.calls import RawReply
 from proxy.drain import Drain
-from proxy.server import RawReply, TrafficServer
+from proxy.server import TrafficServer
 
 BALANCE = "/v1/accounts/balance"
 TRANSFER = "/v2/transfers/bank"
