@@ -1,17 +1,20 @@
-"""The admin listener: health, readiness, metrics, and the session's switches.
+"""The admin listener: health, readiness, metrics, reload, and the session's switches.
 
-It listens on loopback only. A page in a browser on this machine could still reach it,
-so whatever looks like one is refused: a foreign `Host` (DNS rebinding), a foreign `Origin`
-or `cross-site`, and any page at all on a request that changes something.
+Where only this machine reaches it, it answers whoever does. A page in a browser on this machine
+could, so whatever looks like one is refused: a foreign `Host` (DNS rebinding), a foreign
+`Origin` or `cross-site`, and any page at all on a request that changes something. Elsewhere
+probes are answered, and the rest to who has the token.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import orjson
 from aiohttp import web
 
 from proxy.core.browser import Pages
+from proxy.core.secret import Secret
 from proxy.errors import ProxyError
 
 _NO_PAGES = Pages()
@@ -37,8 +40,74 @@ class SessionControls:
     upstreams: tuple[str, ...] = ()
 
 
+class Kind(Enum):
+    """What a route is for, which says who may ask."""
+
+    PROBE = "probe"
+    METRICS = "metrics"
+    OPERATE = "operate"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Who may ask what.
+
+    Attributes:
+        local: whether only this machine reaches the listener.
+        token: asked for on what is for operators, if there is one.
+        open_metrics: whether everybody may read metrics.
+        is_loopback: whether a host name is this machine's own.
+    """
+
+    local: bool
+    token: Secret | None
+    open_metrics: bool
+    is_loopback: Callable[[str], bool]
+
+    def refuse(self, request: web.BaseRequest, kind: Kind) -> web.Response | None:
+        """The refusal of a request; None if it may be answered."""
+        if not self._is_no_page(request):
+            return _json({"error": "the admin listener answers this machine only"}, status=403)
+        if kind is Kind.PROBE or (kind is Kind.METRICS and (self.local or self.open_metrics)):
+            return None
+        if self.token is None:
+            if self.local:
+                return None
+            text = "from other machines this needs a token, and none is set: admin.token_file"
+            return _json({"error": text}, status=403)
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self.token.holds(given.strip()):
+            return None
+        refused = _json({"error": "this needs the token: Authorization: Bearer …"}, status=401)
+        refused.headers["WWW-Authenticate"] = "Bearer"
+        return refused
+
+    def _is_no_page(self, request: web.BaseRequest) -> bool:
+        """Whether a request comes from a program, and where that counts from this machine."""
+        try:
+            host = request.url.host or ""
+        except ValueError:
+            return False
+        if self.local and not self.is_loopback(host):
+            return False
+        try:
+            _NO_PAGES.check(request.raw_headers, any_host=not self.local)
+        except ProxyError:
+            return False
+        fetched = request.headers.get("Sec-Fetch-Site", "none") != "none"
+        return not ("Origin" in request.headers or fetched) or request.method in {"GET", "HEAD"}
+
+
 class ControlFailed(Exception):
-    """An operator's command failed; the text says why."""
+    """An operator's command failed; the text says why.
+
+    Attributes:
+        status: of the reply.
+    """
+
+    def __init__(self, text: str, *, status: int = 502) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class UnknownUpstream(Exception):
@@ -51,7 +120,8 @@ def build_admin(
     is_draining: Callable[[], bool],
     metrics: Callable[[], bytes],
     metrics_type: str,
-    is_loopback: Callable[[str], bool],
+    reload: Callable[[], Awaitable[Mapping[str, object]]],
+    guard: Callable[[], Guard],
 ) -> Answer:
     """What answers every request on the admin listener.
 
@@ -60,7 +130,8 @@ def build_admin(
         is_draining: whether the proxy is shutting down.
         metrics: renders the exposition text.
         metrics_type: its content type.
-        is_loopback: whether a host name is this machine's own.
+        reload: reads the settings again; what came of it. Raises `ControlFailed`.
+        guard: who may ask what.
     """
 
     async def live(_: web.BaseRequest) -> web.Response:
@@ -102,19 +173,23 @@ def build_admin(
             return _json({"error": text, name: dict(session.status())}, status=502)
         return _json({name: dict(session.status())})
 
-    routes: dict[str, tuple[str, Answer]] = {
-        **dict.fromkeys(("/livez", "/healthz", "/-/healthy"), ("GET", live)),
-        **dict.fromkeys(("/readyz", "/-/ready"), ("GET", ready)),
-        "/metrics": ("GET", show_metrics),
-        "/token": ("GET", show),
-        "/token/renew": ("POST", renew),
-        "/token/revoke": ("POST", revoke),
+    async def reload_all(_: web.BaseRequest) -> web.Response:
+        return _json(await reload())
+
+    routes: dict[str, tuple[str, Kind, Answer]] = {
+        **dict.fromkeys(("/livez", "/healthz", "/-/healthy"), ("GET", Kind.PROBE, live)),
+        **dict.fromkeys(("/readyz", "/-/ready"), ("GET", Kind.PROBE, ready)),
+        "/metrics": ("GET", Kind.METRICS, show_metrics),
+        "/-/reload": ("POST", Kind.OPERATE, reload_all),
+        "/token": ("GET", Kind.OPERATE, show),
+        "/token/renew": ("POST", Kind.OPERATE, renew),
+        "/token/revoke": ("POST", Kind.OPERATE, revoke),
     }
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        if not _from_here(request, is_loopback):
-            return _json({"error": "the admin listener answers this machine only"}, status=403)
-        method, route = routes.get(request.path, ("", live))
+        method, kind, route = routes.get(request.path, ("", Kind.PROBE, live))
+        if (refused := guard().refuse(request, kind)) is not None:
+            return refused
         if not method:
             return _json({"error": "no such path", "paths": list(routes)}, status=404)
         if request.method not in {method, "HEAD" if method == "GET" else method}:
@@ -126,25 +201,9 @@ def build_admin(
         except UnknownUpstream as error:
             return _json({"error": str(error)}, status=400)
         except ControlFailed as error:
-            return _json({"error": str(error)}, status=502)
+            return _json({"error": str(error)}, status=error.status)
 
     return answer
-
-
-def _from_here(request: web.BaseRequest, is_loopback: Callable[[str], bool]) -> bool:
-    """Whether a request comes from a program on this machine, and not from a web page."""
-    try:
-        host = request.url.host or ""
-    except ValueError:
-        return False
-    if not is_loopback(host):
-        return False
-    try:
-        _NO_PAGES.check(request.raw_headers)
-    except ProxyError:
-        return False
-    page = "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
-    return not page or request.method in {"GET", "HEAD"}
 
 
 def _chosen(

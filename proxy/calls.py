@@ -158,13 +158,13 @@ class CallerConnection(QuietProtocol):
     """
 
     __slots__ = (
-        *("_answer", "_coming", "_deaf", "_framing", "_gone", "_is_draining", "_partial", "_slow"),
+        *("_coming", "_deaf", "_framing", "_gone", "_host", "_is_draining", "_partial", "_slow"),
         *("_unread", "heeds", "high_water", "known", "last", "left", "peer", "work"),
     )
 
     def __init__(self, manager: Host, **kwargs: Any) -> None:
         super().__init__(cast("QuietServer", manager), **kwargs)
-        self._answer = manager.answer
+        self._host = manager
         self._is_draining = manager.is_draining
         self._slow = manager.slow
         self._coming: StreamReader = EMPTY_PAYLOAD  # the body that the parser is in, or was
@@ -200,10 +200,9 @@ class CallerConnection(QuietProtocol):
         """asyncio: a caller has come."""
         self.high_water = cast("asyncio.Transport", transport).get_write_buffer_limits()[1]
         self.peer = _peer_of(transport)
-        host = cast("Host", self._manager)
         super().connection_made(transport)
         self.work = self._task_handler  # aiohttp forgets it when the caller goes
-        host.admit(self)
+        self._host.admit(self)
 
     def data_received(self, data: bytes) -> None:
         """asyncio: something has come."""
@@ -391,7 +390,7 @@ class CallerConnection(QuietProtocol):
                     call = Call(self, message, body)
                     self._current_request = call  # type: ignore[assignment] # for its `_cancel`
                     try:
-                        reply = await self._answer(call)
+                        reply = await self._host.answer(call)
                     finally:
                         self._current_request = None
                 else:

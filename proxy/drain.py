@@ -48,6 +48,10 @@ class Drain:
         self._deadline = 0.0
         self._beginning = asyncio.Lock()
 
+    def change(self, *, delay: float, limit: float) -> None:
+        """Another time holds for an end that has not begun."""
+        self._delay, self._limit = delay, limit
+
     async def announce(self) -> None:
         """Say that the end is near and go on, until whoever sends callers here has heard it."""
         self._announced.set()

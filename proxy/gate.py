@@ -113,6 +113,7 @@ class Decision:
     """How a request is forwarded.
 
     Attributes:
+        gate: that decided.
         upstream: where it goes.
         length: of its body; `CHUNKED`, or None for no body.
         identity: who calls.
@@ -124,7 +125,7 @@ class Decision:
     """
 
     __slots__ = (
-        *("account", "head", "identity", "length", "pair", "replaced", "route", "upstream"),
+        *("account", "gate", "head", "identity", "length", "pair", "replaced", "route", "upstream"),
         *("_headers", "_method", "_target", "_version"),
     )
 
@@ -132,6 +133,7 @@ class Decision:
         self,
         call: Call,
         *,
+        gate: "Gate",
         upstream: Upstream,
         length: int | None,
         identity: Identity,
@@ -142,6 +144,7 @@ class Decision:
     ) -> None:
         self._method, self._target, self._version = call.method, call.target, call.version
         self._headers = call.headers
+        self.gate = gate
         self.upstream = upstream
         self.length = length
         self.identity = identity
@@ -208,6 +211,7 @@ class Gate:
         known: Decision | None = call.connection.known
         if (
             known is not None
+            and known.gate is self  # settings may have changed
             and known.fits(call)
             and self._callers.registry.knows_still(known.identity)
         ):
@@ -282,6 +286,7 @@ class Gate:
             )
         decision = Decision(
             call,
+            gate=self,
             upstream=upstream,
             length=head.length,
             identity=identity,

@@ -160,11 +160,17 @@ class QuietServer(web.Server):
         super().__init__(handler, request_factory=self._make)
         self.observe = observe
         self.emit = emit
-        self.options = {
-            "keepalive_timeout": keepalive,
+        self.options: dict[str, Any] = {
             "access_log": None,
             "logger": _SILENT,
             "auto_decompress": False,
+        }
+        self.limit(idle=keepalive, line=line, fields=fields)
+
+    def limit(self, *, idle: float, line: int, fields: int) -> None:
+        """What new connections may take: see `__init__`."""
+        self.options |= {
+            "keepalive_timeout": idle,
             "max_line_size": line,
             "max_field_size": line,
             "max_headers": fields,

@@ -74,6 +74,13 @@ class TrafficServer(QuietServer):
         self.slow = SlowHeads(limits.head_time)
         self._most = limits.connections
 
+    def change(self, answer: Answer, *, limits: CallerLimits) -> None:
+        """From the next request on, and for new connections, something else holds."""
+        self.answer = answer
+        self.limit(idle=limits.idle, line=limits.head_size, fields=limits.head_fields)
+        self.slow.limit = limits.head_time
+        self._most = limits.connections
+
     def __call__(self) -> CallerConnection:
         """A protocol for a new connection."""
         return CallerConnection(self, loop=asyncio.get_running_loop(), **self.options)

@@ -16,12 +16,12 @@ class SlowHeads:
 
     All have the same time, so they are due in the order in which they began.
 
-    Args:
+    Attributes:
         limit: seconds a head may take from its first byte on.
     """
 
     def __init__(self, limit: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._due: dict[Slow, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -29,7 +29,7 @@ class SlowHeads:
         """A head begins; if it is watched already, nothing changes."""
         if one not in self._due:
             loop = asyncio.get_running_loop()
-            self._due[one] = due = loop.time() + self._limit
+            self._due[one] = due = loop.time() + self.limit
             if self._timer is None:
                 self._timer = loop.call_at(due, self._look)
 

@@ -50,7 +50,7 @@ class Link:
         self.after = after
 
     def say(self, **what: object) -> None:
-        """Tell something: `up` (running), `draining` (takes no more), `failed` (why), a sign."""
+        """Tell something: `up` (running), `draining` (takes no more), `failed` (why), `reload`."""
         with contextlib.suppress(OSError):
             self.sock.sendall(json.dumps(what).encode() + b"\n")
 
@@ -127,8 +127,9 @@ class Supervisor:
 
     Args:
         emit: takes events.
-        limit: seconds a process may take to end.
+        limit: seconds a process may take to end; can be changed.
         told: what to tell of an end that a signal asks for.
+        reload: prepares what processes begin with; whether they are to be replaced.
         silent: seconds without a sign of life after which a process hangs.
         monotonic: seconds.
     """
@@ -139,12 +140,14 @@ class Supervisor:
         emit: Emit,
         limit: float,
         told: Callable[[int], Mapping[str, object]] = lambda _: {},
+        reload: Callable[[], bool] = lambda: True,
         silent: float = _SILENT,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
-        self._limit = limit
+        self.limit = limit
         self._told = told
+        self._reload = reload
         self._silent = silent
         self._now = monotonic
         self._posts: list[Post] = []
@@ -204,7 +207,7 @@ class Supervisor:
         asked = self._stops
         self._emit(Event("draining", fields=dict(self._told(self._asked_by))))
         for last in (False, True):
-            deadline = self._now() + self._limit + _LAST_WAIT
+            deadline = self._now() + self.limit + _LAST_WAIT
             self._end_all(self._asked_by, last=last)
             while self._left(last=last):
                 if self._now() > deadline or self._stops > asked + 1:
@@ -221,7 +224,7 @@ class Supervisor:
     def finish(self, post: Post) -> None:
         """Start one more process when all have ended, and wait for its end."""
         self._start(post)
-        deadline = self._now() + self._limit
+        deadline = self._now() + self.limit
         while self._processes:
             if self._now() > deadline:
                 self._end_all(signal.SIGKILL)
@@ -258,11 +261,17 @@ class Supervisor:
                 if number in {signal.SIGTERM, signal.SIGINT}:
                     self._asked_by = signal.Signals(number) if not self._stops else self._asked_by
                     self._stops += 1
-                elif number == signal.SIGHUP and not self._rolling:
-                    posts = [post for post in self._posts if not post.last]
-                    self._rolling = [(one, one.present) for one in posts if one.present]
-                    told: dict[str, object] = {"processes": len(self._rolling)}
-                    self._emit(Event("restarting", fields=told))
+                elif number == signal.SIGHUP:
+                    self._replace_all()
+
+    def _replace_all(self) -> None:
+        """Begin to replace one process after another, if there is something to begin with."""
+        if self._rolling or not self._reload():
+            return
+        posts = [post for post in self._posts if not post.last]
+        self._rolling = [(one, one.present) for one in posts if one.present]
+        told: dict[str, object] = {"processes": len(self._rolling)}
+        self._emit(Event("restarting", fields=told))
 
     def _hear(self, post: Post, one: _Process) -> None:
         try:
@@ -281,6 +290,8 @@ class Supervisor:
             if "up" in said:
                 one.up, one.said = True, said["up"]
             one.failed = str(said.get("failed", one.failed))
+            if said.get("reload") and not self._stops:
+                self._replace_all()
             if said.get("draining"):
                 one.leaving = one.leaving or self._now()
                 if post.present is one and not self._stops:  # it leaves; the next one may come
@@ -310,7 +321,7 @@ class Supervisor:
             if paused:
                 one.heard_at = now
             silent = one.up and now - one.heard_at > self._silent
-            late = one.leaving and now - one.leaving > self._limit + _LAST_WAIT
+            late = one.leaving and now - one.leaving > self.limit + _LAST_WAIT
             if (silent or late) and not one.hung:
                 one.hung = True
                 told: dict[str, object] = {"process": post.name, "pid": one.pid}

@@ -252,12 +252,18 @@ class Telemetry:
         console = log_format == "console" or (log_format == "auto" and stream.isatty())
         self.metrics = Metrics(version=version, shared=shared)
         self._console = console
+        self._stream = stream
+        self._over: list[Exchange] = []  # not accounted for yet
+        self._lines = _Lines(stream.buffer)
+        self.set_level(level)
+
+    def set_level(self, level: str) -> None:
+        """What is of a lesser level is not written."""
         weight = logging.getLevelNamesMapping()
         least = weight[level.upper()]
         self._levels = {one for one in ("info", "warning") if weight[one.upper()] >= least}
-        self._over: list[Exchange] = []  # not accounted for yet
-        self._lines = _Lines(stream.buffer)
-        self._log = _logger(stream, lines=None if console else self._lines, level=level)
+        lines = None if self._console else self._lines
+        self._log = _logger(self._stream, lines=lines, level=level)
 
     def observe(self, exchange: Exchange) -> None:
         """Write the one canonical line of an exchange and count it, soon."""

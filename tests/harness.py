@@ -215,7 +215,7 @@ class Proxy:
 
     @property
     def admin(self) -> str:
-        return f"http://{self.running.admin_listen}"
+        return self.running.admin_listener.url
 
     async def raw(self, request: bytes, *, head_only: bool = False) -> WireReply:
         """Send bytes over a fresh connection and read one reply."""

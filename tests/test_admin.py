@@ -2,7 +2,22 @@
 
 import pytest
 
-from proxy.admin import ControlFailed, SessionControls, build_admin
+from proxy.admin import ControlFailed, Guard, SessionControls, build_admin
+from proxy.core.secret import ADMIN, Secret
+
+TOKEN = "x" * 32
+
+
+def guarding(*, local: bool, token: bool = False, open_metrics: bool = False) -> Guard:
+    secret = Secret(TOKEN, origin=ADMIN) if token else None
+    return Guard(local, secret, open_metrics, lambda host: host in {"127.0.0.1", "localhost"})
+
+
+HERE = guarding(local=True)
+
+
+async def reload():
+    return {"changed": ["log.level"]}
 
 
 class Asked:
@@ -30,13 +45,14 @@ class Asked:
 
 @pytest.fixture
 async def admin(aiohttp_raw_server, aiohttp_client):
-    async def begin(*, draining: bool = False, **sessions: Asked):
+    async def begin(*, draining: bool = False, guard: Guard = HERE, **sessions: Asked):
         answer = build_admin(
             {name: one.controls for name, one in sessions.items()},
             is_draining=lambda: draining,
             metrics=lambda: b"# metrics\n",
             metrics_type="text/plain; version=0.0.4",
-            is_loopback=lambda host: host in {"127.0.0.1", "localhost"},
+            reload=reload,
+            guard=lambda: guard,
         )
         return await aiohttp_client(await aiohttp_raw_server(answer))
 
@@ -94,3 +110,65 @@ async def test_unknown_paths_name_the_known_ones(admin):
 async def test_a_host_that_is_not_this_machine_is_refused(admin, host):
     http = await admin(live=Asked())
     assert (await http.get("/token", headers={"Host": host})).status in {400, 403}
+
+
+PROBES = ["/livez", "/healthz", "/-/healthy", "/readyz", "/-/ready", "/readyz?verbose"]
+OPERATORS = [
+    ("GET", "/token"),
+    ("POST", "/token/renew"),
+    ("POST", "/token/revoke"),
+    ("POST", "/-/reload"),
+]
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3:9091", "proxy.internal", "127.0.0.1"])
+async def test_elsewhere_probes_are_open_and_the_rest_needs_the_token(admin, host):
+    live = Asked()
+    http = await admin(guard=guarding(local=False, token=True), live=live)
+    named = {"Host": host}
+    for path in PROBES:
+        assert (await http.get(path, headers=named)).status == 200
+    good = named | {"Authorization": f"bearer {TOKEN}"}
+    for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {TOKEN}"}):
+        for method, path in (*OPERATORS, ("GET", "/metrics")):
+            reply = await http.request(method, path, headers=named | wrong)
+            assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert live.calls == []
+    for method, path in (*OPERATORS, ("GET", "/metrics")):
+        assert (await http.request(method, path, headers=good)).status == 200
+
+
+async def test_elsewhere_without_a_token_nobody_operates(admin):
+    live = Asked()
+    http = await admin(guard=guarding(local=False), live=live)
+    assert (await http.get("/readyz")).status == 200
+    for method, path in (*OPERATORS, ("GET", "/metrics")):
+        reply = await http.request(method, path)
+        assert reply.status == 403
+        assert "admin.token_file" in (await reply.json())["error"]
+    assert live.calls == []
+
+
+async def test_metrics_can_be_opened_elsewhere(admin):
+    http = await admin(guard=guarding(local=False, open_metrics=True), live=Asked())
+    assert (await http.get("/metrics")).status == 200
+    assert (await http.get("/token")).status == 403
+
+
+async def test_a_token_is_asked_for_on_this_machine_too_once_there_is_one(admin):
+    http = await admin(guard=guarding(local=True, token=True), live=Asked())
+    assert (await http.get("/metrics")).status == 200
+    for method, path in OPERATORS:
+        assert (await http.request(method, path)).status == 401
+
+
+async def test_a_page_does_not_operate_with_the_token_either(admin):
+    http = await admin(guard=guarding(local=False, token=True), live=Asked())
+    good = {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}
+    assert (await http.post("/token/renew", headers=good)).status == 403
+
+
+async def test_a_reload_says_what_came_of_it(admin):
+    http = await admin(live=Asked())
+    assert await (await http.post("/-/reload")).json() == {"changed": ["log.level"]}
+    assert (await http.get("/-/reload")).status == 405

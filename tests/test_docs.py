@@ -15,6 +15,7 @@ from proxy.core.caller import Digest
 from proxy.settings import SettingsModel, UpstreamSettings, load
 from proxy.settings.credentials import CREDENTIAL_VARIABLES
 from proxy.settings.model import CallerEntry, keys, variable
+from proxy.settings.reload import KEYS, SECTIONS, UPSTREAM_KEYS
 from proxy.settings.sources import PLAIN_VARIABLES
 from proxy.simulator import KINDS, Switches
 from proxy.simulator.control import Control
@@ -75,7 +76,11 @@ def test_every_command_in_the_docs_exists():
 def test_every_variable_in_the_docs_exists():
     known = {variable(key) for key in keys()} | set(PLAIN_VARIABLES.values())
     known |= {name for names in CREDENTIAL_VARIABLES.values() for name in names}
-    known |= {"NOMBA_PROXY_CALLERS_SIGNING_KEY", "NOMBA_PROXY_STORE_PASSWORD"}
+    known |= {
+        "NOMBA_PROXY_CALLERS_SIGNING_KEY",
+        "NOMBA_PROXY_STORE_PASSWORD",
+        "NOMBA_PROXY_ADMIN_TOKEN",
+    }
     known |= {f"{name}_FILE" for name in known} | {"NOMBA_PROXY_CONFIG", "NOMBA_PROXY_UPSTREAM_"}
     texts = [path.read_text() for path in DOCS] + [(ROOT / "config/proxy.toml").read_text()]
     for text in texts:
@@ -177,3 +182,18 @@ def test_the_figures_are_those_that_were_measured(path):
     text = path.read_text()
     assert page.filled(text) == text
     assert "<!-- table" in text
+
+
+def test_the_page_of_the_admin_listener_names_every_route_and_what_is_taken_over():
+    page = (ROOT / "docs/admin.md").read_text()
+    source = (ROOT / "proxy/admin.py").read_text()
+    routes = set(re.findall(r'"(/[a-z/-]+)"', source))
+    assert routes
+    assert {one for one in routes if f"`{one}" not in page} == set()
+    for section in SECTIONS:
+        assert f"`[{section}]`" in page
+    for key in KEYS["callers"]:
+        assert f"`callers.{key}`" in page
+    assert "`log.level`" in page
+    for key in UPSTREAM_KEYS:
+        assert f"`{key}`" in page

@@ -117,9 +117,9 @@ OPENS_CONNECTIONS = {
     ),
     *("urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_datagram_endpoint"),
 }
-# Beside upstream/, `nomba-proxy token` asks the admin listener of this machine, and `tail` and
+# Beside upstream/, `cli/asking.py` asks the admin listener of this machine, and `tail` and
 # `export` ask the inspector. The simulator may talk to its own side: it is nobody's way to Nomba.
-CONNECTORS = ("upstream/", "simulator/client.py", "cli/token.py", "cli/inspector.py")
+CONNECTORS = ("upstream/", "simulator/client.py", "cli/asking.py", "cli/inspector.py")
 
 # What is captured of requests is raw. It has one way out to people, and one back to the proxy.
 UNCOVERS = {"inspector/ring.py", "inspector/exit.py", "inspector/replay.py"}

@@ -5,17 +5,25 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from proxy.admin import SessionControls
-from proxy.app.callers import end_task, make_callers, make_revoked, signing_key, watch_callers
+from proxy.app.callers import (
+    end_task,
+    make_callers,
+    make_pages,
+    make_revoked,
+    signing_key,
+    watch_callers,
+)
 from proxy.app.listeners import CannotStart
 from proxy.app.secret_files import SecretFiles, Told
 from proxy.app.sessions import (
     controls_of,
+    limits_of,
     make_dialler,
     make_session,
     make_valkey,
@@ -35,6 +43,7 @@ from proxy.handler import Handler, Limits
 from proxy.settings import (
     ReadyUpstream,
     Settings,
+    SettingsModel,
 )
 from proxy.telemetry import Telemetry
 from proxy.tokens.manager import Session
@@ -42,11 +51,12 @@ from proxy.tokens.manager import Session
 _Told = TypeVar("_Told")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Assembly:
     """What the processes of a proxy have in common, be they to forward or to watch.
 
     Attributes:
+        settings: in force.
         sessions: by the name of the upstream that each goes by.
         controls: of each.
         lenders: whose session an upstream uses.
@@ -55,10 +65,12 @@ class Assembly:
         authorities: what this proxy is called; to be completed once that is known.
         key: that phantom tokens are signed with.
         reread: reads the client secrets again, and tries them.
+        change: has other settings in force, and another handler.
         wall: epoch seconds that they are measured by.
         settled: returns once it is known which of them were revoked.
     """
 
+    settings: Settings
     sessions: Mapping[str, Session]
     controls: Mapping[str, SessionControls]
     lenders: Mapping[str, str]
@@ -67,6 +79,7 @@ class Assembly:
     authorities: set[str]
     key: bytes
     reread: Callable[[], None]
+    change: Callable[[Settings, tuple[ReadyUpstream, ...]], None]
     wall: Callable[[], float]
     settled: Callable[[], Awaitable[None]]
 
@@ -130,10 +143,6 @@ def assemble(
         stack.push_async_callback(session.close, revoke=revoke)
         controls[name] = controls_of(session, upstreams=sharing[name])
     lenders = {name: first for first, names in sharing.items() for name in names}
-    wired = [
-        wire(one, dialler=diallers[one.name], session=sessions[lenders[one.name]])
-        for one in upstreams
-    ]
     wall = time.time if valkey is None else valkey.wall(time.time)
     revoked = make_revoked(
         settings, key=key, valkey=valkey, wall=wall, stack=stack, emit=telemetry.emit
@@ -154,49 +163,72 @@ def assemble(
         for name, session in sessions.items()
     }
     secrets = SecretFiles(upstreams, told=told, emit=emit)
-    for watch_it in (
-        watch_callers(settings, registry=callers.registry, emit=telemetry.emit),
-        secrets.watch(),
-    ):
-        stack.push_async_callback(end_task, asyncio.create_task(watch_it))
     authorities: set[str] = set()
-    handler = Handler(
-        tuple(wired),
-        limits=Limits(head=int(model.callers.head_limit), write_stall=model.callers.write_stall),
-        bodies=Bodies(
-            BodyLimits(
-                size=int(model.body.limit),
-                memory=int(model.body.memory),
-                stall=model.body.stall_timeout,
-                total=model.body.total_timeout,
-                spool_dir=model.body.spool_dir,
-                memory_budget=_part(model.body.memory_budget, model.body.memory, model.workers),
-                spool_budget=_part(model.body.spool_budget, model.body.limit, model.workers),
-            )
-        ),
-        callers=callers,
-        headers=Headers(
-            via=via,
-            via_upstream=model.headers.via_upstream,
-            keep_forwarded=model.headers.forwarded == "pass",
-            rewrite_location=model.headers.rewrite_location,
-        ),
-        is_own_authority=lambda text: text in authorities or host_name(text) in settings.hosts,
-        observe=telemetry.observe,
-        emit=telemetry.emit,
-        watch=watch,
-    )
-    return Assembly(
+    bodies = Bodies(_body_limits(model))
+
+    def make_handler(settings: Settings, upstreams: tuple[ReadyUpstream, ...]) -> Handler:
+        model = settings.model
+        return Handler(
+            tuple(
+                wire(one, dialler=diallers[one.name], session=sessions[lenders[one.name]])
+                for one in upstreams
+            ),
+            limits=Limits(
+                head=int(model.callers.head_limit), write_stall=model.callers.write_stall
+            ),
+            bodies=bodies,
+            callers=replace(callers, pages=make_pages(settings)),
+            headers=Headers(
+                via=via,
+                via_upstream=model.headers.via_upstream,
+                keep_forwarded=model.headers.forwarded == "pass",
+                rewrite_location=model.headers.rewrite_location,
+            ),
+            is_own_authority=lambda text: text in authorities or host_name(text) in settings.hosts,
+            observe=telemetry.observe,
+            emit=telemetry.emit,
+            watch=watch,
+        )
+
+    def change(settings: Settings, upstreams: tuple[ReadyUpstream, ...]) -> None:
+        made.settings, made.handler = settings, make_handler(settings, upstreams)
+        bodies.limits = _body_limits(settings.model)
+        for dialler in diallers.values():
+            dialler.change(**limits_of(settings))
+        if settings.callers != callers.registry.roster:
+            callers.registry.replace(settings.callers)
+
+    made = Assembly(
+        settings,
         sessions,
         controls,
         lenders,
-        handler,
+        make_handler(settings, upstreams),
         callers,
         authorities,
         key,
         secrets.ask,
+        change,
         wall,
         revoked.settled,
+    )
+    for watch_it in (
+        watch_callers(lambda: made.settings, registry=callers.registry, emit=telemetry.emit),
+        secrets.watch(),
+    ):
+        stack.push_async_callback(end_task, asyncio.create_task(watch_it))
+    return made
+
+
+def _body_limits(model: SettingsModel) -> BodyLimits:
+    return BodyLimits(
+        size=int(model.body.limit),
+        memory=int(model.body.memory),
+        stall=model.body.stall_timeout,
+        total=model.body.total_timeout,
+        spool_dir=model.body.spool_dir,
+        memory_budget=_part(model.body.memory_budget, model.body.memory, model.workers),
+        spool_budget=_part(model.body.spool_budget, model.body.limit, model.workers),
     )
 
 

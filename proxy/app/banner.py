@@ -47,7 +47,7 @@ def banner(running: Running, *, settings: Settings) -> str:
     called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])
     key = "" if _is_open(first, settings) else _WITH_KEY
     lines += [
-        f"  listening  {running.listeners[0].url}  (admin http://{running.admin_listen})",
+        f"  listening  {running.listeners[0].url}  (admin {running.admin_listener.url})",
         *(f"             {one}" for one in others),
         *([f"  inspector  {running.inspector}"] if running.inspector else []),
         "",

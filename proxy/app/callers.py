@@ -134,16 +134,28 @@ def make_callers(
         emit=emit,
         fails_in_200=options.login_failure == "200",
     )
-    hosts = (*options.hosts, *settings.hosts)
-    return Callers(registry, login, Pages.of(hosts=hosts, origins=options.origins))
+    return Callers(registry, login, make_pages(settings))
 
 
-async def watch_callers(settings: Settings, *, registry: Registry, emit: Emit) -> None:
-    """Take over the callers file whenever it changes; a bad one changes nothing."""
+def make_pages(settings: Settings) -> Pages:
+    """Which web pages may call without a key."""
+    options = settings.model.callers
+    return Pages.of(hosts=(*options.hosts, *settings.hosts), origins=options.origins)
+
+
+async def watch_callers(current: Callable[[], Settings], *, registry: Registry, emit: Emit) -> None:
+    """Take over the callers file whenever it changes; a bad one changes nothing.
+
+    Args:
+        current: the settings in force.
+        registry: told.
+        emit: takes events.
+    """
+    path = current().callers_file
 
     def look() -> tuple[int, int, int] | None:
         try:
-            found = settings.callers_file.stat()
+            found = path.stat()
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
@@ -154,14 +166,14 @@ async def watch_callers(settings: Settings, *, registry: Registry, emit: Emit) -
         if (now := look()) == seen:
             continue
         if now is None:  # who is known stays known, and the door as it is
-            if seen != () or settings.callers.callers:
-                gone: dict[str, object] = {"reason": f"{settings.callers_file} is gone"}
+            if seen != () or current().callers.callers:
+                gone: dict[str, object] = {"reason": f"{path} is gone"}
                 emit(Event("callers_not_reloaded", "error", fields=gone))
             seen = now
             continue
         seen = now
         try:
-            roster = await asyncio.to_thread(settings.read_callers)
+            roster = await asyncio.to_thread(current().read_callers)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next change is looked at
             first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
             emit(Event("callers_not_reloaded", "error", fields={"reason": first}))

@@ -58,6 +58,11 @@ class CertificateFiles:
         self._asked = asyncio.Event()
         self._taken = self._seen = self._read()
 
+    def use(self, tls: Tls) -> None:
+        """Other files may be named from now on; they are looked at at once."""
+        self._tls = tls
+        self.ask()
+
     def ask(self) -> None:
         """Somebody says that they have changed, and are whole: look at once."""
         self._asked.set()

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.app.assembly import Assembly
-from proxy.app.listeners import ANY_PORT, CannotStart, listen_on, reached
+from proxy.app.listeners import ANY_PORT, CannotStart, bind, listen_on, reached
 from proxy.core.caller import ANONYMOUS
 from proxy.core.exchange import Event
 from proxy.core.phantom import Phantoms
@@ -123,19 +123,19 @@ class Inspection:
             # Nobody asked for it there: what it must not do is keep the proxy from starting.
             addresses.append(ANY_PORT)
         for address in addresses:
-            server = QuietServer(
-                inspector.answer, observe=lambda _: None, emit=telemetry.emit, keepalive=75.0
-            )
-            runner = web.ServerRunner(server, shutdown_timeout=1.0)
             try:
-                listen = await listen_on(runner, address, stack=stack, key="inspect_listen")
+                bound = bind(Listener(address), key="inspect_listen")[0]
                 break
             except CannotStart:
                 if address is addresses[-1]:
                     raise
+        server = QuietServer(
+            inspector.answer, observe=lambda _: None, emit=telemetry.emit, keepalive=75.0
+        )
+        await listen_on(web.ServerRunner(server, shutdown_timeout=1.0), bound, stack=stack)
         stack.callback(inspector.close)
-        url = f"http://{listen}/?token={inspector.token}"
-        path = settings.inspector_file(listen.port)
+        url = f"{bound.listener.url}/?token={inspector.token}"
+        path = settings.inspector_file(bound.sock.getsockname()[1])
         try:
             _keep_private(path, url)
         except OSError as error:

@@ -49,7 +49,7 @@ class Bound:
         """The same place for another process: a socket of its own where there can be two."""
         if not self.shareable or not isinstance(self.listener.at, Address):
             return Bound(self.sock.dup(), self.listener)
-        [sock] = _tcp("listen", self.listener.at, exclusive=False, shared=True)
+        [sock] = _tcp(self.listener.at, key="listen", exclusive=False, shared=True)
         return Bound(sock, self.listener)
 
     def leave(self) -> None:
@@ -61,11 +61,12 @@ class Bound:
                     Path(path).unlink()
 
 
-def bind(listener: Listener, *, shared: bool = False) -> list[Bound]:
+def bind(listener: Listener, *, key: str = "listen", shared: bool = False) -> list[Bound]:
     """Take a place that the settings name; several sockets where a name has several addresses.
 
     Args:
         listener: where.
+        key: the setting that says so.
         shared: whether other processes are to have the same TCP address.
 
     Raises:
@@ -74,37 +75,23 @@ def bind(listener: Listener, *, shared: bool = False) -> list[Bound]:
     if listener.descriptor is not None:
         if listener.at is None:
             raise CannotStart(
-                f"listen = {listener}: that descriptor is no listening socket.\n"
+                f"{key} = {listener}: that descriptor is no listening socket.\n"
                 "systemd passes one for each Listen… line of the .socket unit, from fd:3 on."
             )
         return [Bound(socket.socket(fileno=os.dup(listener.descriptor)), listener)]
     if isinstance(listener.at, UnixSocket):
-        return [Bound(_unix(listener.at), listener, _file(listener.at.path))]
+        return [Bound(_unix(listener.at, key=key), listener, _file(listener.at.path))]
     assert listener.at is not None  # noqa: S101 - only a descriptor's is
-    every = _tcp("listen", listener.at, exclusive=True, shared=shared)
-    return [Bound(one, replace(listener, at=address_of(one))) for one in every]
+    every = _tcp(listener.at, key=key, exclusive=True, shared=shared)
+    return [Bound(one, replace(listener, at=Address(*one.getsockname()[:2]))) for one in every]
 
 
-def bind_admin(address: Address) -> socket.socket:
-    """A socket for the admin listener that several processes have together.
-
-    Raises:
-        CannotStart: it cannot be had.
-    """
-    return _tcp("admin.listen", address, exclusive=True, shared=False)[0]
-
-
-def address_of(sock: socket.socket) -> Address:
-    """The address a TCP socket is bound to."""
-    return Address(*sock.getsockname()[:2])
-
-
-def _tcp(key: str, address: Address, *, exclusive: bool, shared: bool) -> list[socket.socket]:
+def _tcp(address: Address, *, key: str, exclusive: bool, shared: bool) -> list[socket.socket]:
     """Bound sockets that listen, those of IPv4 first.
 
     Args:
-        key: the setting that the address comes from.
         address: where.
+        key: the setting that it comes from.
         exclusive: whether nobody may be there yet.
         shared: whether others are to have the same address.
 
@@ -147,7 +134,7 @@ def _bind(sock: socket.socket, where: tuple[object, ...]) -> None:
     sock.bind(where)
 
 
-def _unix(at: UnixSocket) -> socket.socket:
+def _unix(at: UnixSocket, *, key: str) -> socket.socket:
     """A Unix socket; one that nobody listens on any more is taken away first.
 
     Raises:
@@ -163,7 +150,7 @@ def _unix(at: UnixSocket) -> socket.socket:
                 except ConnectionRefusedError:
                     path.unlink()
                 else:
-                    raise taken("listen", address=at, error=OSError(0, "somebody listens there"))
+                    raise taken(key, address=at, error=OSError(0, "somebody listens there"))
         # From its first moment on it has that mode; to change it later would follow a link.
         before = os.umask(0o777 & ~at.mode)
         try:
@@ -173,7 +160,7 @@ def _unix(at: UnixSocket) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise taken("listen", address=at, error=error) from None
+        raise taken(key, address=at, error=error) from None
     except CannotStart:
         sock.close()
         raise
@@ -208,32 +195,13 @@ async def take_traffic(
     )
 
 
-async def listen_on(
-    runner: "web.BaseRunner",
-    address: Address,
-    *,
-    stack: AsyncExitStack,
-    key: str,
-    sock: socket.socket | None = None,
-) -> Address:
-    """Let a server answer at an address, or on a bound socket; the address it got.
-
-    Raises:
-        CannotStart: it cannot be had.
-    """
+async def listen_on(runner: "web.BaseRunner", bound: Bound, *, stack: AsyncExitStack) -> None:
+    """Let a server of aiohttp's answer at a place."""
     from aiohttp import web
 
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site: web.BaseSite = web.TCPSite(runner, address.host, address.port)
-    if sock is not None:
-        site = web.SockSite(runner, sock)
-    try:
-        await site.start()
-    except OSError as error:
-        raise taken(key, address=address, error=error) from None
-    host, port = runner.addresses[0][:2]
-    return Address(host, port)
+    await web.SockSite(runner, bound.sock).start()
 
 
 def taken(key: str, *, address: Address | UnixSocket, error: OSError) -> CannotStart:

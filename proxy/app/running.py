@@ -1,6 +1,5 @@
 """What a process of the proxy is given, and what it is once it runs."""
 
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +13,33 @@ from proxy.settings import (
 )
 
 
+async def _nothing() -> Mapping[str, object]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A proxy that is up.
 
     Attributes:
-        listeners, admin_listen: the addresses it got.
+        listeners, admin_listener: the addresses it got.
         upstreams: what it forwards to.
         faults: the address of the simulator's control API, if it is the upstream; else "".
         announce: says that the end is near, and goes on for `drain.delay`.
         drain: begins the end: once it returns nothing more is accepted. The rest happens
             when the stack is left.
         inspector: the address of the inspector with its key, or "".
-        reread: reads the client secrets and the certificates again, and tries them.
+        reload: reads the settings again, and the files that they name; what came of it.
     """
 
     listeners: tuple[Listener, ...]
-    admin_listen: Address
+    admin_listener: Listener
     upstreams: tuple[ReadyUpstream, ...]
     faults: str
     announce: Callable[[], Awaitable[None]]
     drain: Callable[[], Awaitable[None]]
     inspector: str = ""
-    reread: Callable[[], None] = lambda: None
+    reload: Callable[[], Awaitable[Mapping[str, object]]] = _nothing
 
     @property
     def listen(self) -> Address | None:
@@ -53,13 +56,15 @@ class Place:
             the end; what was not accepted by then is left to other holders of them.
         simulator: what is known of it, where it runs in another process (`known_of`).
         hub: where the inspector's process is told what happens.
+        reload: has the settings read again, for all processes.
         tally: where a caller is counted, for all processes.
     """
 
     traffic: tuple[Bound, ...] = ()
-    admin: socket.socket | None = None
+    admin: Bound | None = None
     simulator: Mapping[str, str] | None = None
     hub: Path | None = None
+    reload: Callable[[], Awaitable[Mapping[str, object]]] | None = None
     tally: Callable[[str], Tally] = lambda _: Tally()
 
     @property

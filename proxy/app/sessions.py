@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from proxy.admin import ControlFailed, SessionControls
 from proxy.app.listeners import CannotStart
@@ -80,17 +80,30 @@ def make_dialler(one: ReadyUpstream, *, settings: Settings, via: bytes, emit: Em
 
     return Dialler(
         one.origin,
-        timeouts=Timeouts(**model.timeouts.model_dump()),
         way=Way(
             ca_file=one.options.ca_file,
             addresses=one.options.addresses,
             ipv4_only=one.options.ipv4_only,
             proxy=one.connect_proxy,
         ),
-        limits=PoolLimits(**model.pool.model_dump()),
+        **limits_of(settings),
         via=via if model.headers.via_upstream else b"",
         ignored=ignored,
     )
+
+
+class _Limits(TypedDict):
+    timeouts: Timeouts
+    limits: PoolLimits
+
+
+def limits_of(settings: Settings) -> _Limits:
+    """What holds for requests on the way to every upstream."""
+    model = settings.model
+    return {
+        "timeouts": Timeouts(**model.timeouts.model_dump()),
+        "limits": PoolLimits(**model.pool.model_dump()),
+    }
 
 
 def make_session(

@@ -6,27 +6,28 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from proxy import __version__
-from proxy.admin import build_admin
-from proxy.app.assembly import Assembly, assemble, both
+from proxy.admin import Guard, build_admin
+from proxy.app.assembly import assemble, both
 from proxy.app.banner import banner
 from proxy.app.callers import end_task
 from proxy.app.certificates import CertificateFiles, Certificates
 from proxy.app.listeners import Bound, CannotStart, authorities_of, bind, listen_on, take_traffic
 from proxy.app.process import see_to_loop, see_to_process
+from proxy.app.reload import Reload, quietly
 from proxy.app.running import Place, Running
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
 from proxy.quiet import QuietServer
 from proxy.server import CallerLimits, TrafficServer
-from proxy.settings import Settings, SettingsModel, is_loopback
+from proxy.settings import Listener, Reloaded, Settings, SettingsModel, is_loopback
 from proxy.telemetry import METRICS_TYPE, Telemetry
 
 if TYPE_CHECKING:  # imported where it is on
@@ -56,6 +57,7 @@ async def start(
     """
     model = settings.model
     upstreams, faults = settings.upstreams, ""
+    known: Mapping[str, str] = {}
     if settings.simulate:
         from proxy.app.simulated import known_of, simulated, start_simulator
 
@@ -96,6 +98,19 @@ async def start(
         revoke=model.token.revoke_at_shutdown and place.alone,
         tally=place.tally,
     )
+
+    def apply(found: Reloaded) -> None:
+        new = found.settings
+        made.change(new, (simulated(new, known),) if known else new.upstreams)
+        server.change(made.handler, limits=_caller_limits(new.model))
+        drain.change(delay=new.model.drain.delay, limit=new.model.drain.limit)
+        telemetry.set_level(new.model.log.level)
+        made.reread()
+        if files is not None and new.tls is not None:
+            files.use(new.tls)
+
+    reload = place.reload or Reload(settings, apply=apply, emit=telemetry.emit)
+
     with contextlib.suppress(TimeoutError):  # a server that is away does not keep us from starting
         async with asyncio.timeout(_SETTLING):
             await made.settled()
@@ -107,7 +122,13 @@ async def start(
                 is_draining=announced.is_set,
                 metrics=telemetry.metrics.render,
                 metrics_type=METRICS_TYPE,
-                is_loopback=is_loopback,
+                reload=reload,
+                guard=lambda: Guard(
+                    local=Listener(settings.admin_listen).local,
+                    token=made.settings.admin_token,
+                    open_metrics=model.admin.open_metrics,
+                    is_loopback=is_loopback,
+                ),
             ),
             observe=lambda _: None,  # probes are no exchanges
             emit=telemetry.emit,
@@ -115,24 +136,17 @@ async def start(
         ),
         shutdown_timeout=1.0,  # an operator's request must not hold the drain up
     )
-    admin_listen = await listen_on(
-        admin, settings.admin_listen, stack=stack, key="admin.listen", sock=place.admin
-    )
+    admin_bound = place.admin or _bind_admin(settings, stack=stack)
+    await listen_on(admin, admin_bound, stack=stack)
     server = TrafficServer(
         made.handler,
         observe=observe,
         emit=telemetry.emit,
-        limits=CallerLimits(
-            idle=model.callers.idle_timeout,
-            head_time=model.callers.head_timeout,
-            head_size=int(model.callers.head_limit),
-            head_fields=model.callers.head_fields,
-            connections=-(-model.callers.connections // model.workers),
-        ),
+        limits=_caller_limits(model),
         is_draining=draining.is_set,
     )
     bound = place.traffic or _bind(settings, stack=stack)
-    tls, reread = _tls(settings, made=made, stack=stack, emit=telemetry.emit)
+    tls, files = _tls(settings, stack=stack, emit=telemetry.emit)
     patience = model.callers.head_timeout
     traffic = [await take_traffic(server, one, tls=tls, handshake=patience) for one in bound]
     drain = Drain(
@@ -160,14 +174,32 @@ async def start(
         session.start()
     return Running(
         listeners,
-        admin_listen,
+        admin_bound.listener,
         upstreams,
         faults,
         drain.announce,
         drain.begin,
         inspector,
-        reread,
+        reload,
     )
+
+
+def _caller_limits(model: SettingsModel) -> CallerLimits:
+    return CallerLimits(
+        idle=model.callers.idle_timeout,
+        head_time=model.callers.head_timeout,
+        head_size=int(model.callers.head_limit),
+        head_fields=model.callers.head_fields,
+        connections=-(-model.callers.connections // model.workers),
+    )
+
+
+def _bind_admin(settings: Settings, *, stack: AsyncExitStack) -> Bound:
+    [bound, *others] = bind(Listener(settings.admin_listen), key="admin.listen")
+    for one in others:  # probes ask one address
+        one.sock.close()
+    stack.callback(bound.leave)
+    return bound
 
 
 def _bind(settings: Settings, *, stack: AsyncExitStack) -> tuple[Bound, ...]:
@@ -182,29 +214,24 @@ def _bind(settings: Settings, *, stack: AsyncExitStack) -> tuple[Bound, ...]:
 
 
 def _tls(
-    settings: Settings, *, made: Assembly, stack: AsyncExitStack, emit: Emit
-) -> tuple[Certificates | None, Callable[[], None]]:
-    """What TLS begins with, if there is any; and what reads all files again."""
+    settings: Settings, *, stack: AsyncExitStack, emit: Emit
+) -> tuple[Certificates | None, CertificateFiles | None]:
+    """What TLS begins with, if there is any; and what looks at its files."""
     if settings.tls is None:
-        return None, made.reread
+        return None, None
     try:
         certificates = Certificates.of(settings.tls)
     except ValueError as error:  # it was good a moment ago
         raise CannotStart(f"tls: {error}") from None
     files = CertificateFiles(settings.tls, certificates=certificates, emit=emit)
     stack.push_async_callback(end_task, asyncio.create_task(files.watch()))
-
-    def reread() -> None:
-        made.reread()
-        files.ask()
-
-    return certificates, reread
+    return certificates, files
 
 
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM, which is announced, or SIGINT; a second one cuts what is under way.
 
-    SIGHUP reads the client secrets again.
+    SIGHUP reads the settings again, and the files that they name.
 
     Raises:
         CannotStart: as `start`.
@@ -218,7 +245,14 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, running.reread)
+        tasks: set[asyncio.Task[None]] = set()
+
+        def hang_up() -> None:
+            task = asyncio.create_task(quietly(running.reload))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
         gc.freeze()  # all of this stays: no collection that callers wait for looks through it
         asked = await stopping
         telemetry.emit(Event("draining", fields=drain_of(model, by=asked)))

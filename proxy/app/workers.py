@@ -23,23 +23,31 @@ from pathlib import Path
 from typing import Any
 
 from proxy import __version__
+from proxy.admin import ControlFailed
 from proxy.app.assembly import assemble
 from proxy.app.banner import banner
 from proxy.app.callers import end_task, signing_key
 from proxy.app.listeners import (
     Bound,
     CannotStart,
-    address_of,
     authorities_of,
     bind,
-    bind_admin,
 )
 from proxy.app.process import see_to_loop, see_to_process
+from proxy.app.reload import tell, tell_failed
 from proxy.app.running import Place, Running
 from proxy.app.start import drain_of, start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
-from proxy.settings import ReadyUpstream, Settings, parse_address, share_metrics
+from proxy.settings import (
+    Listener,
+    ReadyUpstream,
+    Settings,
+    SettingsError,
+    parse_address,
+    share_metrics,
+    take_over,
+)
 from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Shared, Telemetry
 
@@ -51,7 +59,7 @@ _Body = Callable[[Link, asyncio.Future[int], AsyncExitStack], Coroutine[Any, Any
 def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
     """Run the workers until SIGINT or SIGTERM; the exit code.
 
-    SIGHUP restarts one worker after another. A second signal to stop cuts what is under way.
+    SIGHUP reads the settings again, and restarts one worker after another with them. A second signal to stop cuts what is under way.
 
     Raises:
         CannotStart: an address cannot be had, or a process could not start.
@@ -74,9 +82,14 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
             stack.callback(one.leave)
         others = range(settings.model.workers - 1)
         traffic = [first, *([one.again() for one in first] for _ in others)]
-        admin = bind_admin(settings.admin_listen)
+        [admin, *rest] = bind(Listener(settings.admin_listen), key="admin.listen")
+        for one in rest:
+            one.sock.close()
+        stack.callback(admin.leave)
         listeners = tuple(one.listener for one in first)
-        settings = replace(settings, listen=listeners, admin_listen=address_of(admin))
+        settings = replace(
+            settings, listen=listeners, admin_listen=admin.listener.at or settings.admin_listen
+        )
         _load(settings)
         try:
             hub = _hub(folder) if settings.inspect else None
@@ -87,6 +100,7 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
                 emit=telemetry.emit,
                 limit=model.drain.delay + model.drain.limit,
                 told=lambda number: drain_of(model, by=number),
+                reload=lambda: house.reload(telemetry, supervisor),
             )
         )
         gc.freeze()  # what is there now stays shared with the processes
@@ -116,7 +130,7 @@ class _House:
     folder: Path
     loop_factory: LoopFactory
     traffic: list[list[Bound]]
-    admin: socket.socket
+    admin: Bound
     hub: socket.socket | None
     counts: Counts
     known: Mapping[str, str] | None = None
@@ -147,7 +161,7 @@ class _House:
         faults = self.known["control"] if self.known else ""
         running = Running(
             settings.listen,
-            settings.admin_listen,
+            self.admin.listener,
             self._upstreams(),
             faults,
             announce=_nothing,
@@ -159,6 +173,21 @@ class _House:
         if settings.model.token.revoke_at_shutdown:
             supervisor.finish(Post("revocation", self._target(self._revoke)))
         return code
+
+    def reload(self, telemetry: Telemetry, supervisor: Supervisor) -> bool:
+        """Read the settings for the processes to come; whether they can be used."""
+        try:
+            new = self.settings.again()
+        except SettingsError as error:
+            tell_failed(error, emit=telemetry.emit)
+            return False
+        found = take_over(self.settings, new)
+        self.settings = found.settings
+        model = found.settings.model
+        supervisor.limit = model.drain.delay + model.drain.limit
+        telemetry.set_level(model.log.level)
+        tell(found, emit=telemetry.emit)
+        return True
 
     def _hub(self) -> tuple[socket.socket, ...]:
         return (self.hub,) if self.hub is not None else ()
@@ -186,7 +215,7 @@ class _House:
         def target(link: Link) -> int:
             kept = keeps()
             traffic = [one.sock for every in self.traffic for one in every]
-            for sock in (*traffic, self.admin, *filter(None, (self.hub,))):
+            for sock in (*traffic, self.admin.sock, *filter(None, (self.hub,))):
                 if sock not in kept:
                     sock.close()
             try:
@@ -209,7 +238,17 @@ class _House:
             telemetry = _telemetry(self.settings, self.folder, process)
             if link.after:
                 telemetry.metrics.restarted(name)
+
+            async def reload() -> Mapping[str, object]:
+                try:
+                    new = await asyncio.to_thread(self.settings.again)
+                except SettingsError as error:
+                    raise ControlFailed(str(error), status=400) from None
+                link.say(reload=True)  # which the supervisor does for all
+                return take_over(self.settings, new).told
+
             place = Place(
+                reload=reload,
                 traffic=tuple(self.traffic[at]),
                 admin=self.admin,
                 simulator=self.known,
@@ -243,7 +282,7 @@ class _House:
 
         name = f"worker {at + 1}"
         target = self._target(
-            work, keeps=lambda: (*(one.sock for one in self.traffic[at]), self.admin)
+            work, keeps=lambda: (*(one.sock for one in self.traffic[at]), self.admin.sock)
         )
         return Post(name, target, prepare=prepare, missing=missing, ended=ended)
 

@@ -59,7 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--admin-listen",
         metavar="ADDR",
-        help="admin listener, host:port [NOMBA_PROXY_ADMIN_LISTEN] (default 127.0.0.1:9091)",
+        help="admin listener, host:port or unix:///path [NOMBA_PROXY_ADMIN_LISTEN] "
+        "(default 127.0.0.1:9091)",
     )
     serving = argparse.ArgumentParser(add_help=False, parents=[common])
     serving.add_argument(

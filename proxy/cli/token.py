@@ -2,15 +2,10 @@
 
 import json
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from typing import Any
 
+from proxy.cli.asking import NobodyAnswers, ask_admin
 from proxy.settings import Settings
-
-# Longer than any renewal may take: two token calls and the wait for one under way.
-_TIMEOUT = 60.0
 
 
 def token(
@@ -20,28 +15,11 @@ def token(
     query = {"upstream": upstream} if upstream else {}
     if stop:
         query["stop"] = "1"
-    path = "/token" if action == "show" else f"/token/{action}"
-    url = f"http://{settings.admin_listen}{path}?{urllib.parse.urlencode(query)}"
-    request = urllib.request.Request(url, method="GET" if action == "show" else "POST")
-    # No proxy from the environment: the admin listener is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    method, path = ("GET", "/token") if action == "show" else ("POST", f"/token/{action}")
     try:
-        with opener.open(request, timeout=_TIMEOUT) as reply:
-            answer: dict[str, Any] = json.load(reply)
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read().decode("utf-8", "replace")
-        try:
-            answer = json.loads(text)
-        except ValueError:
-            answer = {"error": f"HTTP {error.code}"}
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        print(
-            f"nomba-proxy: no proxy answers on {settings.admin_listen} ({reason}).\n"
-            "Start it with `nomba-proxy serve`, or name its admin listener: --admin-listen ADDR",
-            file=sys.stderr,
-        )
+        _, answer = ask_admin(settings, method=method, path=path, query=query)
+    except NobodyAnswers as error:
+        print(f"nomba-proxy: {error}", file=sys.stderr)
         return 1
     problem = answer.pop("error", None)
     if problem is None and upstream is not None:

@@ -13,6 +13,8 @@ SIGNING = "signing:"
 _SHORT = 6  # characters; a shorter secret is found in a text by chance
 # The same of the password of a shared store.
 STORE = "store:"
+# The same of the token that opens the admin listener.
+ADMIN = "admin:"
 # The same of an app's own secret that the built-in simulator is to know.
 SIMULATED = "simulated:"
 

@@ -27,12 +27,14 @@ from proxy.settings.effective import (
 )
 from proxy.settings.load import load
 from proxy.settings.model import SettingsModel, UpstreamSettings
+from proxy.settings.reload import Reloaded, take_over
 
 __all__ = (
     "Address",
     "Listener",
     "Problem",
     "ReadyUpstream",
+    "Reloaded",
     "Settings",
     "SettingsError",
     "SettingsModel",
@@ -47,6 +49,7 @@ __all__ = (
     "parse_address",
     "parse_origin",
     "share_metrics",
+    "take_over",
 )
 
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from proxy.core.secret import SIGNING, Secret
+from proxy.core.secret import ADMIN, SIGNING, Secret
 from proxy.settings.model import variable
 from proxy.settings.sources import Report
 
@@ -114,7 +114,32 @@ def read_signing_key(
 
 
 # What need not be there yet.
+_ADMIN_TOKEN = 32  # characters
 _LATER = frozenset({"NOMBA_CLIENT_SECRET_NEXT", "client_secret_next_file"})
+
+
+def read_admin_token(
+    path: str | None, *, environ: Mapping[str, str], report: Report
+) -> Secret | None:
+    """The token that opens the admin listener, if one is given."""
+    name, key = "NOMBA_PROXY_ADMIN_TOKEN", "admin.token_file"
+    text = environ.get(name)
+    if text and path:
+        report.problem(name, f"is set together with {key}", hint="Set one.", origin="environment")
+    if not text and path:
+        text = read_secret_file(
+            path, key=key, origin=report.origins.get(key, "default"), report=report
+        )
+    if not text:
+        return None
+    if len(text) < _ADMIN_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
+        report.problem(
+            key,
+            f"is no token: at least {_ADMIN_TOKEN} characters of ASCII without spaces",
+            hint="openssl rand -hex 32",
+        )
+        return None
+    return Secret(text, origin=ADMIN)
 
 
 def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from proxy.core.caller import Roster
 from proxy.core.origin import Origin
 from proxy.core.secret import Secret, mask
-from proxy.settings.addresses import Address, Listener
+from proxy.settings.addresses import Address, Listener, UnixSocket
 from proxy.settings.model import SettingsModel, UpstreamSettings, keys
 
 
@@ -129,6 +129,10 @@ class SharedStore:
         return f"valkey{'s' if self.tls else ''}://{user}{host}:{self.port}{number}"
 
 
+def _never() -> "Settings":
+    raise SettingsError([Problem("settings", "", "were not read from anywhere")])
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The effective settings.
@@ -153,14 +157,16 @@ class Settings:
         store_dir: the folder it keeps sessions in, or None.
         shared_store: the server it keeps them in, or None; with neither, they are in its memory.
         signing_key: of phantom tokens, if one is given.
+        admin_token: what opens the admin listener's routes that change something, if one is given.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
+        again: reads everything again; raises `SettingsError`.
     """
 
     model: SettingsModel
     listen: tuple[Listener, ...]
     tls: Tls | None
-    admin_listen: Address
+    admin_listen: Address | UnixSocket
     inspect_listen: Address
     inspect: bool
     upstreams: tuple[ReadyUpstream, ...]
@@ -173,6 +179,7 @@ class Settings:
     shared_store: SharedStore | None = None
     hosts: frozenset[str] = frozenset()
     signing_key: Secret | None = None
+    admin_token: Secret | None = None
     simulated_anonymous: bool = False
     simulated: Mapping[str, str] = field(default_factory=dict)
     simulated_secret: Secret | None = None
@@ -180,6 +187,8 @@ class Settings:
     simulator_control_listen: Address | None = None
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    # It holds the environment, and that secrets.
+    again: "Callable[[], Settings]" = field(default=_never, repr=False, compare=False)
 
     @property
     def local(self) -> bool:

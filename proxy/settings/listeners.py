@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from proxy.core.caller import Roster
-from proxy.settings.addresses import Address, Listener, parse_listener
+from proxy.settings.addresses import Address, Listener, UnixSocket, parse_listener
 from proxy.settings.effective import Tls
 from proxy.settings.model import SettingsModel, TlsSettings
 from proxy.settings.sources import Report
@@ -33,6 +33,20 @@ def read_listeners(texts: Iterable[str], *, report: Report) -> tuple[Listener, .
     if not found and not report.problems:
         report.problem("listen", "names nothing", hint="Write host:port, or leave it out.")
     return tuple(found) or (_ANYWHERE,)
+
+
+def read_admin(text: str, *, report: Report) -> Address | UnixSocket:
+    """Where the admin listener is; a problem, and any free port, if that says nowhere."""
+    why = "the admin listener is host:port or unix:///path"
+    try:
+        found = parse_listener(text)
+    except ValueError as error:
+        why = str(error)
+    else:
+        if found.at is not None and found.descriptor is None and not found.tls:
+            return found.at
+    report.problem("admin.listen", f"{text!r}: {why}")
+    return Address("127.0.0.1", 0)
 
 
 def read_tls(model: TlsSettings, *, listeners: tuple[Listener, ...], report: Report) -> Tls | None:

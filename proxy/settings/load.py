@@ -3,18 +3,19 @@
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from proxy.core.caller import Roster
-from proxy.settings.addresses import Address, Listener
+from proxy.settings.addresses import Address, Listener, UnixSocket
 from proxy.settings.callers import note_unasked, read_callers
-from proxy.settings.credentials import any_credentials, read_signing_key
+from proxy.settings.credentials import any_credentials, read_admin_token, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
-from proxy.settings.listeners import check_exposed, read_listeners, read_tls
+from proxy.settings.listeners import check_exposed, read_admin, read_listeners, read_tls
 from proxy.settings.model import SettingsModel
 from proxy.settings.shared_store import check_shared_store, is_shared, read_shared_store
 from proxy.settings.sources import Report, read_sources
@@ -63,7 +64,8 @@ def load(
     # Whoever asks a proxy that runs need not be able to read its key.
     serving = listeners and callers
     tls = read_tls(model.tls, listeners=listen, report=report) if serving else None
-    admin = read_address("admin.listen", model.admin.listen, report=report)
+    admin = read_admin(model.admin.listen, report=report)
+    admin_token = read_admin_token(model.admin.token_file, environ=environ, report=report)
     inspect_listen = read_address("inspect_listen", model.inspect_listen, report=report)
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
     given = in_file or any_credentials(environ)
@@ -147,8 +149,18 @@ def load(
         store_dir=store_dir,
         shared_store=shared_store,
         signing_key=signing_key,
+        admin_token=admin_token,
         warnings=tuple(report.warnings),
         origins=report.origins,
+        again=partial(
+            load,
+            environ=environ,
+            config=config,
+            flags=flags,
+            credentials=credentials,
+            listeners=listeners,
+            callers=callers,
+        ),
     )
 
 
@@ -211,10 +223,14 @@ def _check_spool(model: SettingsModel, *, report: Report) -> None:
 
 
 def _check_listeners(
-    listen: tuple[Listener, ...], *, admin: Address, inspect: Address, report: Report
+    listen: tuple[Listener, ...],
+    *,
+    admin: Address | UnixSocket,
+    inspect: Address,
+    report: Report,
 ) -> None:
     taken = {one.at for one in listen}
-    if admin in taken and admin.port:
+    if admin in taken and (isinstance(admin, UnixSocket) or admin.port):
         report.problem("admin.listen", "is the same address as listen")
     if inspect in {*taken, admin} and inspect.port:
         report.problem("inspect_listen", "is the address of another listener")
@@ -223,12 +239,6 @@ def _check_listeners(
             "inspect_listen",
             f"{inspect} can be reached from other machines",
             hint="It shows every request: keep it on 127.0.0.1 or [::1], and reach it through ssh -L.",
-        )
-    if not admin.loopback:
-        report.problem(
-            "admin.listen",
-            f"{admin} can be reached from other machines",
-            hint="It renews and revokes tokens without a password: keep it on 127.0.0.1 or [::1].",
         )
 
 

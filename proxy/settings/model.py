@@ -48,6 +48,8 @@ class AdminSettings(_Section):
     """The admin listener."""
 
     listen: str = "127.0.0.1:9091"
+    token_file: Text = None
+    open_metrics: bool = False
 
 
 class LogSettings(_Section):

@@ -19,6 +19,7 @@ PLAIN_VARIABLES = {"base_url": "NOMBA_BASE_URL", "environment": "NOMBA_ENVIRONME
 _OTHERS = frozenset(
     {
         "NOMBA_PROXY_CONFIG",
+        "NOMBA_PROXY_ADMIN_TOKEN",
         "NOMBA_PROXY_CALLERS_SIGNING_KEY",
         "NOMBA_PROXY_STORE_PASSWORD",
     }

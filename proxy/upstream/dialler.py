@@ -103,6 +103,11 @@ class Dialler:
         # Requests that wait for a renewal hold connections: it must not wait for theirs.
         self._own = Pool(self._connect, limits=PoolLimits(size=_OWN_CALLS))
 
+    def change(self, *, timeouts: Timeouts, limits: PoolLimits) -> None:
+        """Other limits hold for requests from now on."""
+        self._timeouts = timeouts
+        self._pool.change(limits)
+
     def close(self) -> None:
         """Close the connections kept; requests under way go on."""
         self._pool.close()

@@ -60,6 +60,13 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def change(self, limits: PoolLimits) -> None:
+        """Other limits hold; connections beyond them end when they are given back."""
+        self._limits = limits
+        while self._waiting and self._open < limits.size:
+            self._open += 1
+            self._vacate()
+
     def pick(self, *, recent: bool) -> Connection | None:
         """The most recently used idle connection, if it is good for another request.
 
@@ -111,6 +118,10 @@ class Pool:
         if not connection.reusable or self._closed:
             connection.close()
             self._vacate()
+            return
+        if self._open > self._limits.size:
+            connection.close()
+            self._open -= 1
             return
         connection.rest()
         while self._waiting:
@@ -166,7 +177,7 @@ class Pool:
 
     def _vacate(self) -> None:
         """A place is free: for who waits longest, else for the next to come."""
-        while self._waiting:
+        while self._waiting and self._open <= self._limits.size:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)

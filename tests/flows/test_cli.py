@@ -14,7 +14,7 @@ from harness import environ, run, served
 
 from proxy.app.banner import banner
 from proxy.app.running import Running
-from proxy.settings import load
+from proxy.settings import Listener, load
 
 CREDENTIALS = {
     "NOMBA_CLIENT_ID": "client-id-0123456789",
@@ -76,7 +76,7 @@ async def test_all_problems_are_reported_at_once(tmp_path):
         "check",
         f"--config={config}",
         NOMBA_BASE_URL="https://sandbox.api.nomba.com",
-        NOMBA_PROXY_ADMIN_LISTEN="0.0.0.0:9091",
+        NOMBA_PROXY_ADMIN_LISTEN="0.0.0.0",
     )
     assert code == 2
     for part in ("lisen", "listen?", "body.limit", "https://sandbox.nomba.com", "admin.listen"):
@@ -122,7 +122,9 @@ async def test_check_prints_json_for_machines():
 )
 def test_production_is_closed_to_anonymous_callers_until_they_are_allowed(more, text):
     settings = load(environ=CREDENTIALS | more)  # nothing is started: tests dial loopback only
-    running = Running(settings.listen, settings.admin_listen, settings.upstreams, "", None, None)
+    running = Running(
+        settings.listen, Listener(settings.admin_listen), settings.upstreams, "", None, None
+    )
     shown = banner(running, settings=settings)
     assert "production, https://api.nomba.com" in shown
     assert text in shown

@@ -273,7 +273,7 @@ async def test_a_replay_that_the_drain_limit_cuts_is_logged_as_unknown(start_pro
 
 
 async def test_a_malformed_request_to_the_admin_listener_is_not_repeated(proxy, caplog, capfd):
-    host, port = proxy.running.admin_listen.host, proxy.running.admin_listen.port
+    host, port = proxy.running.admin_listener.at.host, proxy.running.admin_listener.at.port
     for request in (
         b"GET /token HTTP/1.1\r\nHost: localhost\r\nAuthorization: marked\x00\r\n\r\n",
         b"GET /token HTTP/1.1\r\nHost: marked:abc\r\n\r\n",

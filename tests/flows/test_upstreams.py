@@ -13,7 +13,7 @@ from watching import Inspector
 from proxy.app.banner import banner
 from proxy.app.running import Running
 from proxy.core.caller import Digest
-from proxy.settings import load
+from proxy.settings import Listener, load
 from proxy.simulator import Switches
 from proxy.simulator.simulator import Simulator
 
@@ -301,7 +301,9 @@ def test_the_banner_says_how_each_upstream_is_reached_and_who_shares_a_session(t
     file = tmp_path / "proxy.toml"
     file.write_text(text)
     settings = load(environ={}, config=str(file))
-    running = Running(settings.listen, settings.admin_listen, settings.upstreams, "", None, None)
+    running = Running(
+        settings.listen, Listener(settings.admin_listen), settings.upstreams, "", None, None
+    )
     shown = banner(running, settings=settings)
     assert "mounted at /, for Host ::1, pay.example\n  account    acco…irst\n" in shown
     assert "mounted at /payroll\n  account    acco…cond, session shared with live\n" in shown

@@ -1,0 +1,238 @@
+"""Settings that change while the proxy runs: all of a file or nothing of it, and nobody is cut off."""
+
+import asyncio
+import json
+import signal
+
+import aiohttp
+import pytest
+from harness import read_reply, run, spawned
+from processes import until
+
+GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Configured:
+    """A proxy process with a settings file that the test changes."""
+
+    def __init__(self, process, banner, file, log):
+        self.process = process
+        self.file = file
+        self._log = log
+        where = banner.partition("listening  http://")[2]
+        self.address = where.partition(" ")[0].split(":")
+        self.admin = banner.partition("(admin ")[2].partition(")")[0]
+
+    def lines(self, event):
+        every = [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [line for line in every if line["event"] == event]
+
+    def write(self, text):
+        self.file.write_text(text)
+
+    async def reload(self, *, by="post"):
+        """The status and what was said, for a signal from the log."""
+        if by == "post":
+            async with aiohttp.request("POST", f"{self.admin}/-/reload") as reply:
+                return reply.status, await reply.json()
+        before = len(self.lines("reloaded")) + len(self.lines("reload_failed"))
+        self.process.send_signal(signal.SIGHUP)
+        told = await until(
+            lambda: (
+                (every := self.lines("reloaded") + self.lines("reload_failed"))
+                and len(every) > before
+                and max(every, key=lambda one: one["timestamp"])
+            )
+        )
+        return (200 if told["event"] == "reloaded" else 400), told
+
+    async def ask(self, request=GET, *headers):
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            if headers:
+                request = request[:-2] + "".join(f"{one}\r\n" for one in headers).encode() + b"\r\n"
+            writer.write(request)
+            return await asyncio.wait_for(read_reply(reader), 20)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def configured(tmp_path):
+    opened = []
+
+    async def begin(text, *flags, workers=1, **env):
+        file, log = tmp_path / "proxy.toml", tmp_path / "log"
+        file.write_text(text)
+        stdout = log.open("ab")
+        arguments = (f"--config={file}", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0")
+        own = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"), "NOMBA_PROXY_INSPECT": "false"}
+        options = {"stdout": stdout, "NOMBA_PROXY_LOG_FORMAT": "json", **own, **env}
+        managed = spawned(
+            "serve", "--simulate", f"--workers={workers}", *arguments, *flags, **options
+        )
+        process, banner = await managed.__aenter__()
+        opened.append((managed, stdout))
+        proxy = Configured(process, banner, file, log)
+        while (await proxy.ask()).status != 200:
+            await asyncio.sleep(0.05)
+        return proxy
+
+    yield begin
+    for managed, stdout in opened:
+        await managed.__aexit__(None, None, None)
+        stdout.close()
+
+
+@pytest.mark.parametrize("by", ["post", "signal"])
+async def test_what_has_changed_holds_and_open_connections_go_on(configured, by):
+    proxy = await configured("")
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    writer.write(GET)
+    assert (await read_reply(reader)).status == 200
+    proxy.write(
+        '[body]\nlimit = 10\nmemory = 10\n[callers]\nhead_fields = 9\n[log]\nlevel = "debug"\n'
+    )
+    status, told = await proxy.reload(by=by)
+    changed = {"body.limit", "body.memory", "callers.head_fields", "log.level"}
+    assert (status, set(told["changed"]), told["restart"]) == (200, changed, [])
+    body = GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 11\r\n\r\n" + b"x" * 11
+    writer.write(GET)  # over the connection of before, with a head that it remembers
+    assert (await read_reply(reader)).status == 200
+    writer.close()
+    assert (await proxy.ask(body)).status == 413
+    assert (await proxy.ask(GET, *(f"X-{n}: y" for n in range(10)))).status == 431
+    # The session goes on: nobody has logged in again.
+    assert len([one for one in proxy.lines("token_renewed") if one["grant"] == "issue"]) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("by", ["post", "signal"])
+async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(configured, by, workers):
+    proxy = await configured("[body]\nlimit = 10\nmemory = 10\n", workers=workers)
+    proxy.write('[body]\nlimit = 20\nmemory = 20\n[log]\nlevel = "loud"\n')
+    status, told = await proxy.reload(by=by)
+    assert status == 400
+    assert "log.level" in (told["error"] if by == "post" else told["reason"])
+    body = GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 11\r\n\r\n" + b"x" * 11
+    assert (await proxy.ask(body)).status == 413
+    assert proxy.lines("restarting") == []
+    proxy.write("[body]\nlimit = 20\nmemory = 20\n")
+    assert (await proxy.reload(by=by))[0] == 200
+
+
+async def test_what_needs_a_restart_is_named_and_not_taken_over(configured):
+    proxy = await configured("")
+    proxy.write("workers = 4\n[token]\nearly = 9\n[body]\nstall_timeout = 3\n")
+    _, told = await proxy.reload()
+    assert told["changed"] == ["body.stall_timeout"]
+    # The flag that it was started with wins over the file.
+    assert told["restart"] == ["token.early"]
+    [line] = proxy.lines("reloaded")
+    assert (line["level"], line["restart"]) == ("warning", ["token.early"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_callers_of_the_settings_file_come_and_go(configured, tmp_path, workers):
+    proxy = await configured("", workers=workers)
+    other = tmp_path / "other.toml"
+    code, out, _ = await run(
+        *("caller", "add", "billing", "--keep-anonymous", "--json"),
+        NOMBA_PROXY_CALLERS_FILE=str(other),
+    )
+    assert code == 0
+    key = json.loads(out)["key"]
+    digest = next(line for line in other.read_text().splitlines() if line.startswith("secrets"))
+    with_key = f"X-Nomba-Proxy-Key: {key}"
+    assert (await proxy.ask(GET, with_key)).status == 401
+    proxy.write(f'[[caller]]\nname = "billing"\n{digest}\nrole = "read-only"\n')
+    status, told = await proxy.reload()
+    assert (status, told["changed"]) == (200, ["caller billing"])
+
+    async def allowed():
+        return (await proxy.ask(GET, with_key)).status == 200
+
+    for _ in range(400):  # workers are replaced one after another
+        if await allowed() and await allowed():
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("it is not known")
+    proxy.write("")
+    await proxy.reload()
+    for _ in range(400):
+        if not await allowed() and not await allowed():
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("it is known still")
+
+
+async def test_workers_take_settings_over_and_lose_nothing(configured, tmp_path):
+    proxy = await configured("", workers=2)
+    answers, done = [], asyncio.Event()
+
+    async def call():
+        while not done.is_set():
+            try:
+                answers.append((await proxy.ask()).status)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                answers.append(repr(error))
+
+    calling = [asyncio.create_task(call()) for _ in range(4)]
+    proxy.write("[body]\nlimit = 10\nmemory = 10\n")
+    status, told = await proxy.reload(by="signal")
+    assert (status, told["changed"]) == (200, ["body.limit", "body.memory"])
+    body = GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 11\r\n\r\n" + b"x" * 11
+    for _ in range(400):
+        if {(await proxy.ask(body)).status for _ in range(4)} == {413}:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("it was not taken over")
+    done.set()
+    await asyncio.gather(*calling)
+    assert set(answers) == {200}
+    issued = [one for one in proxy.lines("token_renewed") if one["grant"] == "issue"]
+    assert len(issued) == 1
+
+
+async def test_the_token_of_the_admin_listener_changes_with_its_file(configured, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("a" * 32)
+    proxy = await configured("", NOMBA_PROXY_ADMIN_TOKEN_FILE=str(token))
+
+    async def post(with_token):
+        headers = {"Authorization": f"Bearer {with_token}"}
+        async with aiohttp.request("POST", f"{proxy.admin}/-/reload", headers=headers) as reply:
+            return reply.status
+
+    assert await post("b" * 32) == 401
+    token.write_text("b" * 32)
+    assert await post("b" * 32) == 401
+    assert await post("a" * 32) == 200
+    assert await post("a" * 32) == 401
+    assert await post("b" * 32) == 200
+    code, out, _ = await run(
+        *("token", "show", f"--admin-listen={proxy.admin.removeprefix('http://')}"),
+        NOMBA_PROXY_ADMIN_TOKEN_FILE=str(token),
+    )
+    assert code == 0
+    assert "generation 1" in out
+
+
+async def test_the_admin_listener_on_a_unix_socket_is_asked_by_the_verbs(tmp_path):
+    path = tmp_path / "admin.sock"
+    flags = ("--simulate", "--listen=127.0.0.1:0", f"--admin-listen=unix://{path}")
+    async with spawned("serve", *flags, NOMBA_PROXY_INSPECT="false") as (_, banner):
+        assert f"(admin unix://{path})" in banner
+        assert path.stat().st_mode & 0o777 == 0o600
+        for _ in range(200):
+            code, out, err = await run("token", "show", f"--admin-listen=unix://{path}")
+            if "living" in out:
+                break
+        assert (code, err) == (0, "")
+    assert not path.exists()
+    code, _, err = await run("token", "show", f"--admin-listen=unix://{path}")
+    assert code == 1
+    assert f"no proxy answers on unix://{path}" in err
