@@ -7,6 +7,7 @@ answers is written as it is.
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -326,15 +327,16 @@ class CallerConnection(QuietProtocol):
         transport.write(data)
         return transport.get_write_buffer_size() > self.high_water
 
-    async def caught_up(self, *, stall: float) -> None:
+    async def caught_up(self, *, stall: float, by: float = math.inf) -> None:
         """Wait until the caller has read enough for more to be written.
 
         Args:
             stall: seconds in which it has to read something.
+            by: loop time until which it may take, however little it reads at a time.
 
         Raises:
             ConnectionError: the caller has gone.
-            TimeoutError: it reads nothing.
+            TimeoutError: it reads nothing, or too slowly.
         """
         transport = self.transport
         if transport is None:
@@ -344,6 +346,8 @@ class CallerConnection(QuietProtocol):
         try:
             while not (await asyncio.wait((draining,), timeout=min(stall, _LOOK)))[0]:
                 before, left, now = left, unsent(transport), self._loop.time()
+                if now >= by:
+                    raise TimeoutError
                 if left < before:
                     since = now
                 elif now - since >= stall:

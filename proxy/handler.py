@@ -501,7 +501,7 @@ class Handler:
                         await connection.caught_up(stall=self._limits.write_stall)
             except ConnectionError:
                 exchange.status = 499
-            except TimeoutError:  # it reads nothing, and holds a connection to the upstream
+            except TimeoutError:  # it reads next to nothing, and holds a connection to the upstream
                 exchange.status, exchange.error = 499, "caller_stalled"
                 connection.cut(reset=True)
             else:
@@ -531,7 +531,7 @@ class Handler:
                     course.capture.part(part)
                 data += b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
             if connection.write(data):
-                await connection.caught_up(stall=stall)
+                await connection.caught_up(stall=stall, by=course.deadline)
             data, part = b"", await reply.part()
             if not part:
                 break

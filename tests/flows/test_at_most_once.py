@@ -429,6 +429,33 @@ async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
     assert (line["status"], line["reply_bytes"]) == (200, size)
 
 
+async def test_a_caller_that_reads_a_little_now_and_then_has_to_end_in_time_too(
+    start_proxy, upstream
+):
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=0.5)
+    size = 30_000_000
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    )
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, proxy.address)
+    await loop.sock_sendall(sock, b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+    async def read():
+        while await loop.sock_recv(sock, 1000):
+            await asyncio.sleep(0.02)
+
+    with pytest.raises(ConnectionResetError):  # it reads on meanwhile
+        await asyncio.wait_for(read(), 30)
+    sock.close()
+    (line,) = await proxy.exchanges()
+    assert (line["status"], line["error"]) == (499, "caller_stalled")
+    assert line["reply_bytes"] < size
+
+
 @pytest.mark.parametrize("request_line", ["GET /a/../b", "OPTIONS *", "POST /v1/auth/token/issue"])
 async def test_a_caller_that_asks_and_asks_and_reads_nothing_is_cut_off(
     start_proxy, upstream, request_line
