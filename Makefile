@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+SUITES := .venv-conformance
 ARGS   ?=
 LOOP   ?= asyncio
 export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,20 @@ bench-startup: $(STAMP) ## measure start-up beside `import aiohttp`, and the mem
 fleet: $(STAMP) ## simulate a day of 200 replicas; prints the table and draws docs/fleet.svg (half a minute)
 	@$(BIN)/python bench/fleet.py --picture docs/fleet.svg $(ARGS)
 
+# As with the peers: a suite that cannot run here is named in the table.
+$(SUITES)/.installed: requirements/conformance.txt
+	@echo "setting up $(SUITES), the origins and tests of others (only when their lock changes) ..."
+	@$(PYTHON) -m venv --clear $(SUITES)
+	@$(SUITES)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< \
+	  && touch $@ || { rm -rf $(SUITES); echo "conformance: what is in $< cannot be installed here" >&2; }
+
+conformance/http-cache-tests/node_modules: conformance/http-cache-tests/package-lock.json
+	@cd $(@D) && npm ci --silent --no-audit --no-fund && touch node_modules \
+	  || echo "conformance: http-cache-tests cannot be installed here" >&2
+
+conformance: $(STAMP) $(SUITES)/.installed conformance/http-cache-tests/node_modules ## run foreign HTTP suites through it and compare (five minutes); fails on an unexplained difference
+	@PYTHONPATH=bench $(BIN)/python conformance/compare.py $(ARGS)
+
 screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs Chromium)
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/pages -k read_everywhere --no-cov $(ARGS)
 
@@ -96,8 +111,10 @@ lock: ## compile the locks anew, with hashes and without addresses (needs uv and
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,peers,requirements/peers.in)
-	@cd bench/fastify && npm install --silent --package-lock-only --omit-lockfile-registry-resolved
-	@$(PYTHON) -c "$$WITHOUT_FUNDING" bench/fastify/package-lock.json
+	@$(call compile,conformance,requirements/conformance.in)
+	@for folder in bench/fastify conformance/http-cache-tests; do \
+	  (cd $$folder && npm install --silent --package-lock-only --omit-lockfile-registry-resolved) && \
+	  $(PYTHON) -c "$$WITHOUT_FUNDING" $$folder/package-lock.json || exit 1; done
 	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
 
 # npm writes down whom a package asks for money, and where.
@@ -118,5 +135,5 @@ build: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python -m flit_core.wheel --outdir dist .
 
 clean: ## remove the environment and everything a run leaves behind
-	@rm -rf .venv .venv-* bench/fastify/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* bench/fastify/node_modules conformance/http-cache-tests/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -170,8 +170,9 @@ def test_lock_files_name_no_host():
         assert not re.search(r"https?://|--index|--find-links", text), path.name
 
 
-def test_the_lock_of_the_bench_holds_no_address():
-    text = (ROOT / "bench/fastify/package-lock.json").read_text()
+@pytest.mark.parametrize("folder", ["bench/fastify", "conformance/http-cache-tests"])
+def test_the_locks_of_npm_hold_no_address(folder):
+    text = (ROOT / folder / "package-lock.json").read_text()
     assert '"integrity": "sha512-' in text
     assert '"resolved"' not in text
     assert not re.search(r"https?://", text)
