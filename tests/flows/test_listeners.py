@@ -15,6 +15,7 @@ import trustme
 from harness import environ, read_reply, run, spawned
 from processes import until
 
+PORTS = ("--admin-listen=127.0.0.1:0", "--inspect=false")
 BALANCE = "/v1/accounts/balance"
 GET = f"GET {BALANCE} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
@@ -130,7 +131,7 @@ async def test_a_unix_socket_of_somebody_else_is_left_alone(start_proxy, tmp_pat
     path = tmp_path / "proxy.sock"
     env = {"NOMBA_PROXY_LISTEN": f"unix://{path}"}
     await start_proxy(env=env)
-    code, _, err = await run("serve", "--simulate", "--listen", f"unix://{path}")
+    code, _, err = await run("serve", "--simulate", *PORTS, "--listen", f"unix://{path}")
     assert code == 1
     assert f"unix://{path}: somebody listens there" in err
     assert (await ask(str(path))).status == 200
@@ -139,7 +140,7 @@ async def test_a_unix_socket_of_somebody_else_is_left_alone(start_proxy, tmp_pat
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     path = tmp_path / "precious"
     path.write_text("text")
-    code, _, err = await run("serve", "--simulate", "--listen", f"unix://{path}")
+    code, _, err = await run("serve", "--simulate", *PORTS, "--listen", f"unix://{path}")
     assert (code, path.read_text()) == (1, "text")
     assert "cannot start" in err
 
@@ -220,7 +221,7 @@ async def test_inherited_sockets_are_listened_on_and_outlive_the_proxy(tmp_path,
 
 
 async def test_a_descriptor_that_is_no_listening_socket_is_refused():
-    code, _, err = await run("serve", "--simulate", "--listen", "fd:9")
+    code, _, err = await run("serve", "--simulate", *PORTS, "--listen", "fd:9")
     assert code == 1
     assert "fd:9: that descriptor is no listening socket" in err
     assert "systemd" in err
