@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import ssl
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from proxy.app.handshakes import Handshake
 from proxy.core.exchange import Emit, Event
 from proxy.settings import Tls
 
@@ -17,26 +18,37 @@ class Certificates(ssl.SSLContext):
     A connection asks it once, when it begins, and keeps what it got.
     """
 
+    _emit: Emit
     _now: ssl.SSLContext
 
     @classmethod
-    def of(cls, tls: Tls) -> Self:
+    def of(cls, tls: Tls, *, emit: Emit) -> Self:
         """From the files as they are.
+
+        Args:
+            tls: the files.
+            emit: takes events.
 
         Raises:
             ValueError: they cannot be used.
         """
         made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made._emit = emit  # `SSLContext` makes itself before there is an `__init__`
         made.take(tls.make())
         return made
 
     def take(self, context: ssl.SSLContext) -> None:
         """From now on this one is used."""
+        context.sslobject_class = Handshake
         self._now = context
 
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any
+    ) -> ssl.SSLObject:
         """asyncio: a connection begins."""
-        return self._now.wrap_bio(*args, **options)
+        made = cast("Handshake", self._now.wrap_bio(incoming, outgoing, *args, **options))
+        made.between(incoming, outgoing, emit=self._emit)
+        return made
 
 
 class CertificateFiles:

@@ -220,7 +220,7 @@ def _tls(
     if settings.tls is None:
         return None, None
     try:
-        certificates = Certificates.of(settings.tls)
+        certificates = Certificates.of(settings.tls, emit=emit)
     except ValueError as error:  # it was good a moment ago
         raise CannotStart(f"tls: {error}") from None
     files = CertificateFiles(settings.tls, certificates=certificates, emit=emit)

@@ -267,6 +267,26 @@ async def test_plain_http_on_a_tls_listener_gets_nothing(start_proxy, tls, autho
         writer.write(GET)
         assert not (await reader.read()).startswith(b"HTTP")
     assert (await ask(listener, authority.trusting())).status == 200
+    [line] = proxy.log.lines("handshake_failed")
+    assert line["reason"] == "the caller spoke plain HTTP"
+    assert "https://" in line["hint"]
+
+
+async def test_a_caller_that_does_not_trust_the_certificate_is_logged(start_proxy, tls):
+    proxy = await start_proxy(env=tls)
+    [listener] = proxy.running.listeners
+
+    def call():  # asyncio's own callers go without an alert
+        at = (listener.at.host, listener.at.port)
+        with socket.create_connection(at, timeout=20) as sock:
+            ssl.create_default_context().wrap_socket(sock, server_hostname="localhost")
+
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await asyncio.to_thread(call)
+    await until(lambda: proxy.log.lines("handshake_failed"))
+    [line] = proxy.log.lines("handshake_failed")
+    assert line["reason"] == "the caller does not trust the proxy's certificate"
+    assert "hard-coded-hosts.md" in line["hint"]
 
 
 async def test_a_handshake_that_does_not_end_is_cut_off(start_proxy, tls):
@@ -275,6 +295,7 @@ async def test_a_handshake_that_does_not_end_is_cut_off(start_proxy, tls):
     async with connected(listener) as (reader, writer):
         writer.write(bytes.fromhex("1603010200"))
         assert await asyncio.wait_for(reader.read(), 20) == b""
+    assert proxy.log.lines("handshake_failed") == []  # a port that is only looked at is no news
 
 
 async def test_large_bodies_pass_through_tls_unchanged(start_proxy, tls, authority, upstream):

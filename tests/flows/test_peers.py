@@ -173,9 +173,11 @@ async def test_the_same_head_over_another_connection_is_another_caller(
 
 
 @pytest.mark.parametrize("required", ["true", "false"])
-@pytest.mark.parametrize("wrong", ["another authority", "expired"])
+@pytest.mark.parametrize(
+    ("wrong", "alert"), [("another authority", "UNKNOWN_CA"), ("expired", "CERTIFICATE_EXPIRED")]
+)
 async def test_a_certificate_that_is_not_good_ends_the_handshake(
-    serve, roster, authority, tmp_path, simulator, wrong, required, knock
+    serve, roster, authority, tmp_path, simulator, wrong, alert, required, knock
 ):
     roster(BILLING, anonymous=True)
     proxy = await serve(tls__client_required=required)
@@ -183,10 +185,15 @@ async def test_a_certificate_that_is_not_good_ends_the_handshake(
     signed_by = other if wrong == "another authority" else authority
     until_then = datetime.now(UTC) - timedelta(hours=1) if wrong == "expired" else None
     file = signed_by.issue(name((CN, "billing"), (ORGANIZATION, "Acme")), until=until_then)
-    with pytest.raises(REFUSED):  # of TLS 1.3 the caller is told at its first read
+    with pytest.raises(ssl.SSLError, match=alert):  # with TLS 1.3 it is told at its first read
         await (await knock.tls(proxy, file))()
     assert simulator.received == []
     assert proxy.log.lines("exchange") == []
+    [line] = proxy.log.lines("handshake_failed")
+    assert line["reason"].startswith("the caller's certificate: ")
+    assert ("expired" in line["reason"]) == (wrong == "expired")
+    assert "tls.client_ca_file" in line["hint"]
+    assert "billing" not in json.dumps(line)
 
 
 async def test_no_certificate_ends_the_handshake_where_one_is_required(
@@ -194,9 +201,45 @@ async def test_no_certificate_ends_the_handshake_where_one_is_required(
 ):
     roster(KEYED)
     proxy = await serve()
-    with pytest.raises(REFUSED):
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
         await (await knock.tls(proxy))(f"X-Nomba-Proxy-Key: {KEY}")
     assert simulator.received == []
+    [line] = proxy.log.lines("handshake_failed")
+    assert line["reason"] == "the caller showed no certificate"
+    assert "tls.client_required" in line["hint"]
+
+
+async def test_a_caller_that_stays_after_the_alert_is_cut_off(serve, roster, authority):
+    """What it sends then is thrown away, and it is told of once."""
+    roster(KEYED)
+    proxy = await serve(callers__head_timeout="1")
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.pem.decode())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    side = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    async def step(what):
+        while True:
+            try:
+                return what()
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                if came := await asyncio.wait_for(reader.read(65536), 20):
+                    incoming.write(came)
+                else:
+                    incoming.write_eof()
+
+    await step(side.do_handshake)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+        await step(lambda: side.read(1))
+    for _ in range(50):
+        writer.write(b"x" * 10_000)
+        await asyncio.sleep(0)
+    with contextlib.suppress(*LOST):
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+    assert len(proxy.log.lines("handshake_failed")) == 1
 
 
 async def test_without_a_certificate_a_key_is_good_where_none_is_required(
