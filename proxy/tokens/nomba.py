@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import orjson
 
@@ -10,6 +11,11 @@ from proxy.core.lifetime import parse_http_date, token_life
 from proxy.core.reply import CallUpstream, WholeReply
 from proxy.core.secret import Secret
 from proxy.errors import UpstreamError
+
+_LOOP = (
+    "a loop: DNS, upstream.addresses or upstream.base_url leads back to a proxy (set "
+    "upstream.addresses to where the upstream is)"
+)
 
 
 class IssuerError(Exception):
@@ -200,6 +206,8 @@ def _data(reply: WholeReply, *, call: str) -> Mapping[str, object]:
     if reply.status == 200 and code == "00":
         data = envelope.get("data")
         return data if isinstance(data, dict) else {}
+    if reply.status == HTTPStatus.LOOP_DETECTED:
+        raise IssuerError(f"{call}: HTTP 508, {_LOOP}", reason="reply")
     refused = reply.status == 401 or (reply.status == 200 and code in {"01", "401"})
     known = code if code.isdigit() and len(code) <= 4 else "?"
     raise IssuerError(

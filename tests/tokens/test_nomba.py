@@ -257,6 +257,7 @@ FAILURES = {
     "403 envelope": ({"status": 403, "body": envelope("403")}, "reply"),
     "429 envelope": ({"status": 429, "body": envelope("429")}, "reply"),
     "500 envelope": ({"status": 500, "body": envelope("500")}, "reply"),
+    "508 envelope": ({"status": 508, "body": envelope("508")}, "reply"),
     "403 page": ({"status": 403, "body": f"<html>{MARK}</html>".encode()}, "reply"),
     "200 page": ({"status": 200, "body": f"<html>{MARK}</html>".encode()}, "reply"),
     "redirect": (
@@ -319,6 +320,12 @@ async def test_every_failure_has_its_reason_and_tells_no_secret(auth, simulator,
     assert MARK not in told
     assert simulator.switches.client_secret not in told
     assert simulator.count(path) == 1  # nothing here tries again
+
+
+async def test_a_login_that_comes_back_is_told_to_be_a_loop(auth, simulator):
+    simulator.fail(ISSUE, status=508, body=envelope("508"))
+    with pytest.raises(IssuerError, match=r"loop.*upstream\.addresses"):
+        await auth.issue(secret_of(simulator))
 
 
 @pytest.mark.parametrize("path", [ISSUE, REFRESH])
