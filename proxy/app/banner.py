@@ -1,5 +1,7 @@
 """What a human needs at start."""
 
+import shlex
+
 from proxy import __version__
 from proxy.app.running import Running
 from proxy.app.sessions import share
@@ -42,6 +44,10 @@ def banner(running: Running, *, settings: Settings) -> str:
     url = way
     if way.startswith("unix:"):
         way, url = f"--unix-socket {way.removeprefix('unix://')} ", "http://localhost"
+    elif way.startswith("https:"):  # its own chain is enough for curl to trust it
+        tls = settings.model.tls
+        way = f"-S --cacert {shlex.quote(str(tls.cert_file))} "
+        way += "--cert … --key … " if tls.client_ca_file and tls.client_required else ""
     else:
         way = ""
     called = "".join(f"-H 'Host: {_bracketed(name)}' " for name in sorted(first.hosts)[:1])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -19,6 +20,15 @@ if TYPE_CHECKING:  # the simulator alone needs none of it
 
 BACKLOG = 1024  # callers that wait to be accepted, as between two proxies on one socket
 ANY_PORT = Address("127.0.0.1", 0)
+_WHY_NOT = {  # why an address cannot be had, and what to do; else somebody may be there
+    errno.EACCES: (
+        "This user may not listen there: a port below 1024 is root's (docs/hard-coded-hosts.md has "
+        "ways), and the folder of a Unix socket has to be writable for the proxy."
+    ),
+    errno.ENOENT: "The folder of a Unix socket has to be there before the proxy starts.",
+    errno.EADDRNOTAVAIL: "This machine has no such address; 0.0.0.0 and [::] are all it has.",
+    socket.EAI_NONAME: "That name leads to no address; see /etc/hosts and DNS.",
+}
 _GOODBYE = 2.0  # seconds in which a caller has to answer that a TLS connection ends
 
 
@@ -206,10 +216,9 @@ async def listen_on(runner: "web.BaseRunner", bound: Bound, *, stack: AsyncExitS
 
 def taken(key: str, *, address: Address | UnixSocket, error: OSError) -> CannotStart:
     """What to say of an address that cannot be had."""
-    return CannotStart(
-        f"{key} = {address}: {error.strerror}.\n"
-        f"Another process may be listening there; choose another address for {key}."
-    )
+    somebody = f"Another process may be listening there; choose another address for {key}."
+    hint = _WHY_NOT.get(error.errno, somebody) if error.errno else somebody
+    return CannotStart(f"{key} = {address}: {error.strerror}.\n{hint}")
 
 
 def authorities_of(listener: Listener) -> set[str]:

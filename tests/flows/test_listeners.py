@@ -1,6 +1,7 @@
 """Where callers connect: TCP, Unix sockets, inherited ones, with TLS or without, several at once."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import socket
@@ -14,6 +15,10 @@ import pytest
 import trustme
 from harness import environ, read_reply, run, spawned
 from processes import until
+
+from proxy.app.listeners import CannotStart, bind, taken
+from proxy.settings import Address
+from proxy.settings.addresses import parse_listener
 
 PORTS = ("--admin-listen=127.0.0.1:0", "--inspect=false")
 BALANCE = "/v1/accounts/balance"
@@ -143,6 +148,31 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     code, _, err = await run("serve", "--simulate", *PORTS, "--listen", f"unix://{path}")
     assert (code, path.read_text()) == (1, "text")
     assert "cannot start" in err
+
+
+@pytest.mark.parametrize(
+    ("listen", "hint"),
+    [
+        ("unix:///proc/none/proxy.sock", "The folder of a Unix socket has to be there"),
+        ("198.51.100.1:8080", "This machine has no such address"),
+    ],
+)
+def test_why_a_listener_cannot_be_had_is_said(listen, hint):
+    with pytest.raises(CannotStart, match=hint) as caught:
+        bind(parse_listener(listen))
+    assert "Another process" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "a port below 1024 is root's"),
+        (socket.gaierror(socket.EAI_NONAME, "not known"), "leads to no address"),
+        (OSError(errno.EADDRINUSE, "in use"), "Another process may be listening"),
+    ],
+)
+def test_what_this_machine_may_not_show_is_said_too(error, hint):
+    assert hint in str(taken("listen", address=Address("127.0.0.1", 443), error=error))
 
 
 async def test_the_socket_of_a_successor_is_not_taken_away(start_proxy, tmp_path):
@@ -500,14 +530,27 @@ async def test_the_banner_says_how_to_call_each_kind(tls, tmp_path):
         assert "http://127.0.0.1:" in banner
 
 
-async def test_what_is_printed_for_a_unix_socket_works(tmp_path):
-    path = tmp_path / "proxy.sock"
-    flags = ("--simulate", "--admin-listen=127.0.0.1:0", f"--listen=unix://{path}")
-    async with spawned("serve", *flags) as (_, banner):
+@pytest.mark.parametrize("kind", ["unix", "https"])
+async def test_what_is_printed_works(authority, tmp_path, kind):
+    cert, key = authority.issue("localhost", "127.0.0.1")
+    listen = "https://127.0.0.1:0" if kind == "https" else f"unix://{tmp_path}/proxy.sock"
+    flags = ("--simulate", *PORTS, f"--listen={listen}")
+    files = ("--set", f"tls.cert_file={cert}", "--set", f"tls.key_file={key}")
+    async with spawned("serve", *flags, *files) as (_, banner):
         line = next(one.strip() for one in banner.splitlines() if "curl" in one)
         done = await asyncio.create_subprocess_exec(*line.split(), stdout=asyncio.subprocess.PIPE)
         out, _ = await asyncio.wait_for(done.communicate(), 20)
     assert b'"code":"00"' in out.replace(b" ", b"")
+
+
+async def test_what_is_printed_leaves_room_for_a_certificate(authority, tls):
+    files = ("--set", f"tls.client_ca_file={authority.file}", *PORTS)
+    async with spawned("serve", "--simulate", *files, **tls) as (_, banner):
+        assert "--cert … --key … https://127.0.0.1:" in banner
+    async with spawned(
+        "serve", "--simulate", *files, "--set", "tls.client_required=false", **tls
+    ) as (_, banner):
+        assert "--key …" not in banner
 
 
 async def test_a_name_with_several_addresses_is_listened_on_at_each(start_proxy):
