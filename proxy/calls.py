@@ -101,9 +101,13 @@ class Call:
         Not behind one that offers an upgrade: aiohttp's parser takes the bytes after its head
         for the other protocol, and what came in the same segment is lost. Not behind trailers,
         of which it takes the last one for a field of the next head: whether there were some is
-        known as long as nothing came after them. And not while the proxy is draining, unless
-        that other request is here already.
+        known once the body is here, and as long as nothing came after them. Not where a body
+        may never come, because nobody asked for it (RFC 9110 section 10.1.1): the next request
+        would be taken for it. And not while the proxy is draining, unless that other request is
+        here already.
         """
+        if not self.body.is_eof() and (self.chunked or "Expect" in self.fields):
+            return False
         if self.chunked and (self.connection.last != _NO_TRAILERS or self.connection.followed):
             return False
         return self.persists and not self.connection.ending
