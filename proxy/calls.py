@@ -24,7 +24,7 @@ from proxy.core.peer import NOBODY, Peer
 from proxy.errors import HeadInvalid, HeadTimeout, HeadTooLarge, ProxyError
 from proxy.quiet import QuietProtocol, QuietServer
 from proxy.sending import cut_off, unsent
-from proxy.slow import SlowHeads
+from proxy.slow import SlowHeads, begun
 
 _STALL = 60.0
 _NO_TRAILERS = b"\r\n0\r\n\r\n"  # ends a body in chunks behind which nothing has come
@@ -226,6 +226,11 @@ class CallerConnection(QuietProtocol):
                 if self._partial:
                     self._partial = 0
                     self._slow.forget(self)
+                # In a full queue it may be whole requests, which aiohttp has not read yet.
+                if body.is_eof() and not self._buffer_paused:
+                    content = 0 if message.chunked else body.total_bytes
+                    if more := begun(data, content=content):
+                        self._part_of_a_head(more)
             else:
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
         elif not coming.is_eof():
@@ -249,7 +254,7 @@ class CallerConnection(QuietProtocol):
                     close=True,
                 )
             )
-        elif self._waiter is not None:
+        elif self._waiter is not None and not self._waiter.done():
             self._slow.watch(self)
 
     def _part_of_a_body(self, size: int) -> None:

@@ -4,6 +4,19 @@ import asyncio
 from typing import Protocol
 
 
+def begun(data: bytes, *, content: int) -> int:
+    """Bytes of a head that begins behind a request.
+
+    Args:
+        data: what came, and ended the head of that request and its body too.
+        content: bytes of the body that are not framing.
+    """
+    end = data.rfind(b"\r\n\r\n", 0, max(0, len(data) - content))
+    behind = data[end + 4 + content :] if end >= 0 else b""
+    # A body in chunks ends in an empty line as well, and its content is in front of that.
+    return len(behind.strip(b"\r\n"))
+
+
 class Slow(Protocol):
     """Whose head is waited for."""
 

@@ -129,6 +129,53 @@ async def test_a_head_that_begins_with_the_end_of_a_body_has_its_time(start_prox
         assert said(await caller.hear()) == (408, "head_timeout")
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        GET,
+        GET * 3,
+        CHUNKED + b"2\r\n{}\r\n0\r\n\r\n",
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n{\r\n\r\n}",
+    ],
+)
+async def test_a_head_that_begins_in_the_segment_of_a_request_has_its_time(
+    start_proxy, upstream, before
+):
+    limits = {"callers__head_timeout": "0.3", "callers__idle_timeout": "20"}
+    proxy = await start_proxy(base_url=upstream.origin, **limits)
+    async with calling(proxy) as caller:
+        await caller.say(before + b"GET /v1/x HT")
+        for _ in range(3 if before == GET * 3 else 1):
+            reply = await caller.hear()
+            assert reply.status == 200
+        if reply.get("Connection") is None:  # behind chunks, nothing more is taken
+            assert said(await caller.hear()) == (408, "head_timeout")
+        assert await caller.closed()
+
+
+@pytest.mark.parametrize("body", [b"{\r\n\r\n}", b"{}\r\n\r\n", b"\r\n\r\n\r\n"])
+@pytest.mark.parametrize("more", [b"", b"\r\n"])  # some send an empty line behind a body
+async def test_a_body_is_not_the_beginning_of_a_head(start_proxy, upstream, body, more):
+    limits = {"callers__head_timeout": "0.2", "callers__idle_timeout": "0.6"}
+    proxy = await start_proxy(base_url=upstream.origin, **limits)
+    async with calling(proxy) as caller:
+        head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n"
+        await caller.say(head + body + more)
+        assert (await caller.hear()).status == 200
+        assert await caller.closed()
+
+
+async def test_what_waits_to_be_read_is_no_head_that_is_too_large(start_proxy, upstream):
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_limit="1024")
+    async with calling(proxy) as caller:
+        body = b"x" * 4000
+        head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n"
+        await caller.say(GET * 40 + head + body)
+        for _ in range(41):
+            assert (await caller.hear()).status == 200
+    assert upstream.requests[-1][1] == body
+
+
 async def test_a_large_body_leaves_room_for_the_next_head(through, upstream):
     async with calling(through) as caller:
         await caller.say(
