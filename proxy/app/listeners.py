@@ -29,6 +29,7 @@ _WHY_NOT = {  # why an address cannot be had, and what to do; else somebody may 
     errno.EADDRNOTAVAIL: "This machine has no such address; 0.0.0.0 and [::] are all it has.",
     socket.EAI_NONAME: "That name leads to no address; see /etc/hosts and DNS.",
 }
+_THERE = OSError(0, "somebody listens there")
 _GOODBYE = 2.0  # seconds in which a caller has to answer that a TLS connection ends
 
 
@@ -155,12 +156,15 @@ def _unix(at: UnixSocket, *, key: str) -> socket.socket:
         path = Path(at.path)
         if path.is_socket():
             with socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)  # whoever is there may accept nobody
                 try:
                     probe.connect(at.path)
                 except ConnectionRefusedError:
                     path.unlink()
+                except BlockingIOError:  # so many wait there already
+                    raise taken(key, address=at, error=_THERE) from None
                 else:
-                    raise taken(key, address=at, error=OSError(0, "somebody listens there"))
+                    raise taken(key, address=at, error=_THERE)
         # From its first moment on it has that mode; to change it later would follow a link.
         before = os.umask(0o777 & ~at.mode)
         try:

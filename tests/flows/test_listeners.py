@@ -1,6 +1,7 @@
 """Where callers connect: TCP, Unix sockets, inherited ones, with TLS or without, several at once."""
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -140,6 +141,24 @@ async def test_a_unix_socket_of_somebody_else_is_left_alone(start_proxy, tmp_pat
     assert code == 1
     assert f"unix://{path}: somebody listens there" in err
     assert (await ask(str(path))).status == 200
+
+
+async def test_a_unix_socket_at_which_nobody_is_accepted_is_left_alone(tmp_path):
+    path = str(tmp_path / "s")
+    with contextlib.ExitStack() as stack:
+        hung = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hung.bind(path)
+        hung.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            full = waiting.connect_ex(path)
+        assert full
+        code, _, err = await run(
+            "serve", "--simulate", "--admin-listen=127.0.0.1:0", f"--listen=unix://{path}"
+        )
+        assert code == 1
+        assert f"unix://{path}: somebody listens there" in err
 
 
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
