@@ -6,7 +6,7 @@ and each connection ends by itself.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from proxy.server import TrafficServer
@@ -27,6 +27,7 @@ class Drain:
         begun: is set when nobody more is accepted.
         delay: seconds between the two.
         limit: seconds after which what is left is cut.
+        beginning: whether somebody is accepted of whom the server knows nothing yet.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Drain:
         begun: asyncio.Event,
         delay: float,
         limit: float,
+        beginning: Callable[[], bool] = lambda: False,
     ) -> None:
         self._listening = listening
         self._server = server
@@ -45,6 +47,7 @@ class Drain:
         self._begun = begun
         self._delay = delay
         self._limit = limit
+        self._beginning_still = beginning
         self._deadline = 0.0
         self._beginning = asyncio.Lock()
 
@@ -103,7 +106,12 @@ class Drain:
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         idle_since: dict[object, float] = {}
-        while (left := self._server.unfinished) and (now := loop.time()) < self._deadline:
+        # A TLS handshake is idle time too.
+        grace = min(loop.time() + _GRACE, self._deadline)
+        while (now := loop.time()) < self._deadline:
+            left = self._server.unfinished
+            if not left and (now >= grace or not self._beginning_still()):
+                return
             # A reply that begins now ends its connection, so an idle one was idle all the time.
             idle_since = {one: idle_since.get(one, now) for one in left if one.idle}
             for one in left:

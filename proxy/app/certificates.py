@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import weakref
 from typing import Any, Self, cast
 
 from proxy.app.handshakes import Handshake
@@ -20,6 +21,7 @@ class Certificates(ssl.SSLContext):
 
     _emit: Emit
     _now: ssl.SSLContext
+    _begun: "weakref.WeakSet[ssl.SSLObject]"
 
     @classmethod
     def of(cls, tls: Tls, *, emit: Emit) -> Self:
@@ -34,6 +36,7 @@ class Certificates(ssl.SSLContext):
         """
         made = cls(ssl.PROTOCOL_TLS_SERVER)
         made._emit = emit  # `SSLContext` makes itself before there is an `__init__`
+        made._begun = weakref.WeakSet()
         made.take(tls.make())
         return made
 
@@ -48,7 +51,19 @@ class Certificates(ssl.SSLContext):
         """asyncio: a connection begins."""
         made = cast("Handshake", self._now.wrap_bio(incoming, outgoing, *args, **options))
         made.between(incoming, outgoing, emit=self._emit)
+        self._begun.add(made)
         return made
+
+    @property
+    def beginning(self) -> bool:
+        """Whether there are connections of which the handshake has not ended, as far as is known.
+
+        One that has come to nothing may be among them for a while.
+        """
+        for one in tuple(self._begun):
+            if one.version() is not None:
+                self._begun.discard(one)
+        return bool(self._begun)
 
 
 class CertificateFiles:

@@ -156,6 +156,7 @@ async def start(
         begun=draining,
         delay=model.drain.delay,
         limit=model.drain.limit,
+        beginning=lambda: tls is not None and tls.beginning,
     )
     stack.push_async_exit(drain.end)
     listeners = tuple(one.listener for one in bound)

@@ -384,6 +384,33 @@ async def test_a_reply_cut_over_tls_is_seen_to_be_cut(start_proxy, tls, authorit
         await ask(listener, authority.trusting())
 
 
+async def test_who_begins_with_tls_while_the_proxy_stops_is_answered(
+    start_proxy, tls, authority, upstream
+):
+    proxy = await start_proxy(env=tls, base_url=upstream.origin)
+    with socket.create_connection(proxy.address) as sock:
+        sock.setblocking(False)
+        await asyncio.sleep(0.1)  # it is accepted
+        closing = asyncio.create_task(proxy.stack.aclose())
+        await asyncio.sleep(0.3)
+        context = authority.trusting()
+        reader, writer = await asyncio.open_connection(
+            sock=sock, ssl=context, server_hostname="localhost"
+        )
+        writer.write(GET)
+        reply = await asyncio.wait_for(read_reply(reader), 20)
+        writer.close()
+        await closing
+    assert (reply.status, reply.get("Connection")) == (200, "close")
+
+
+async def test_who_never_begins_with_tls_does_not_hold_the_end_up(start_proxy, tls):
+    proxy = await start_proxy(env=tls, callers__head_timeout="60", drain__limit="60")
+    with socket.create_connection(proxy.address):
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(proxy.stack.aclose(), 20)
+
+
 async def test_a_drain_over_tls_ends_every_connection(start_proxy, tls, authority):
     proxy = await start_proxy(env=tls)
     [listener] = proxy.running.listeners
