@@ -23,7 +23,7 @@ from proxy.core.heads import Headers
 from proxy.core.peer import NOBODY, Peer
 from proxy.errors import HeadInvalid, HeadTimeout, HeadTooLarge, ProxyError
 from proxy.quiet import QuietProtocol, QuietServer
-from proxy.sending import cut_off, unsent
+from proxy.sending import cut_off, unread, unsent
 from proxy.slow import SlowHeads, begun
 
 _STALL = 60.0
@@ -33,7 +33,7 @@ _CREDENTIALS = struct.Struct("iII")  # process, user and group of a Unix socket'
 _LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
 # Bytes beside those of its content that a body in chunks may have: some, and so many for each.
 _FRAMING, _FRAMING_EACH = 64 * 1024, 16
-_LOOK = 0.25  # seconds after which it is looked whether a caller that is behind has read something
+_LOOK = 0.25  # seconds after which it is looked again how far a caller is
 
 
 class CallerLeft(Exception):
@@ -187,9 +187,13 @@ class CallerConnection(QuietProtocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way: no request, and no part of a head."""
-        waiter = self._waiter
-        return waiter is not None and not waiter.done() and not self._partial
+        """Whether nothing is under way: no request, no part of a head, and nothing unread.
+
+        What the loop has not taken yet may be a whole payment, which a close would reset.
+        """
+        waiter, transport = self._waiter, self.transport
+        waits = waiter is not None and not waiter.done() and not self._partial
+        return waits and transport is not None and not unread(transport)
 
     @property
     def followed(self) -> bool:
@@ -297,6 +301,8 @@ class CallerConnection(QuietProtocol):
     def _process_keepalive(self) -> None:
         if self._partial:  # it is not idle, and that head has a time of its own
             self._keepalive_handle = None
+        elif self._waiter is not None and self.transport is not None and unread(self.transport):
+            self._keepalive_handle = self._loop.call_later(_LOOK, self._process_keepalive)
         else:
             super()._process_keepalive()
 

@@ -1,4 +1,4 @@
-"""What a transport does not do by itself: tell what its peer has still to read, and end in a reset."""
+"""What a transport does not do by itself: tell what is on its way, and end in a reset."""
 
 import array
 import asyncio
@@ -22,6 +22,16 @@ def unsent(transport: asyncio.WriteTransport) -> int:
         with contextlib.suppress(OSError):
             fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)  # SIOCOUTQ, tcp(7)
     return transport.get_write_buffer_size() + queued[0]
+
+
+def unread(transport: asyncio.BaseTransport) -> bool:
+    """Whether something has come from a peer that the loop has not taken yet."""
+    waiting = array.array("i", [0])
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(sock.fileno(), termios.FIONREAD, waiting)
+    return waiting[0] > 0
 
 
 def cut_off(transport: asyncio.Transport) -> None:

@@ -2,10 +2,14 @@
 
 import asyncio
 import socket
+import time
 from contextlib import asynccontextmanager
 
 import pytest
 from harness import read_reply
+
+from proxy.calls import RawReply
+from proxy.server import TrafficServer
 
 GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -194,6 +198,44 @@ async def test_a_head_that_comes_while_the_idle_time_ends_is_waited_for(start_pr
         await asyncio.sleep(0.5)
         await caller.say(GET[20:])
         assert (await caller.hear()).status == 200
+
+
+async def test_a_request_that_comes_in_the_moment_its_connection_is_to_be_closed_is_answered(
+    start_proxy, upstream
+):
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.6")
+    loop = asyncio.get_running_loop()
+    async with calling(proxy) as caller:
+        await asyncio.sleep(0.1)
+        sock = caller.writer.get_extra_info("socket").dup()
+        # The loop is late: the request comes, and the idle time ends, before it looks at sockets.
+        loop.call_later(0.4, time.sleep, 0.3)
+        loop.call_later(0.45, sock.send, GET)
+        await asyncio.sleep(0.8)
+        assert (await caller.hear()).status == 200
+        sock.close()
+        assert await caller.closed()  # and the idle time begins anew
+
+
+async def test_a_connection_with_something_unread_is_not_idle():
+    async def answer(call):
+        return RawReply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", keep_alive=True)
+
+    server = TrafficServer(answer, observe=list, emit=list)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    sock = socket.create_connection(listening.sockets[0].getsockname())
+    reader, writer = await asyncio.open_connection(sock=sock)
+    while not server.unfinished:
+        await asyncio.sleep(0.01)
+    [connection] = server.unfinished
+    writer.write(GET)
+    assert (await read_reply(reader)).status == 200
+    assert connection.idle
+    writer.write(GET)  # is in the kernel at once, and the loop has not looked yet
+    assert not connection.idle
+    assert (await read_reply(reader)).status == 200
+    writer.close()
+    listening.close()
 
 
 @pytest.mark.parametrize("asked", [True, False])
