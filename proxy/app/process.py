@@ -25,9 +25,11 @@ def see_to_process(settings: Settings, *, emit: Emit) -> None:
         emit(Event("aiohttp_untested", "warning", fields=told))
     model = settings.model
     upstreams = max(1, len(settings.upstreams))
-    needed = model.callers.connections // model.workers + model.pool.size * upstreams + _BESIDE
+    connections = model.callers.connections // model.workers
+    needed = connections + model.pool.size * upstreams + _BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = max(soft, needed)
+    # As many again are told that there are too many: they must not take the upstream's descriptors.
+    limit = max(soft, needed + connections)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
