@@ -1,7 +1,7 @@
 """A local CA, and a certificate of it for the names that apps call Nomba by.
 
-The CA may vouch for those names and for nothing else: it says so itself (RFC 5280 section
-4.2.1.10), so its key is of little use to a thief, and a mistake here breaks no other host.
+The CA may vouch for servers of those names and for nothing else: it says so itself (RFC 5280
+sections 4.2.1.10 and 4.2.1.12), so its key is of little use to a thief, and a mistake here breaks no other host.
 """
 
 import ipaddress
@@ -101,6 +101,8 @@ def new_authority(names: Sequence[str], *, now: datetime) -> Pair:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
         .add_extension(constraints, critical=True)
+        # Kinds of names that are not constrained are free: addresses of mail, URIs of callers.
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(identifier, critical=False)
         .sign(key, SHA256())
     )

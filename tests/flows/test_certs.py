@@ -1,6 +1,7 @@
 """`nomba-proxy certs`: what it makes is taken by TLS as it is, and by nobody for another host."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -163,8 +164,11 @@ def general(name):
         return x509.DNSName(name)
 
 
-def forged(ca: Pair, name: x509.GeneralName) -> Pair:
-    """What somebody with the key of the CA could make: a certificate for another host."""
+def forged(ca: Pair, name: x509.GeneralName, *, use: bool = True) -> Pair:
+    """What somebody with the key of the CA could make: a certificate for another name.
+
+    `use`: whether it says that it is a server's.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = new_leaf(ca, now=datetime.now(UTC), key=key).certificate
     builder = x509.CertificateBuilder(
@@ -176,7 +180,8 @@ def forged(ca: Pair, name: x509.GeneralName) -> Pair:
         not_valid_after=leaf.not_valid_after_utc,
     ).add_extension(x509.SubjectAlternativeName([name]), critical=True)
     for one in leaf.extensions:
-        if not isinstance(one.value, x509.SubjectAlternativeName):
+        left_out = (x509.SubjectAlternativeName, *((x509.ExtendedKeyUsage,) * (not use)))
+        if not isinstance(one.value, left_out):
             builder = builder.add_extension(one.value, critical=one.critical)
     return Pair(builder.sign(ca.key, SHA256()), key)
 
@@ -201,6 +206,27 @@ async def test_another_host_is_refused_even_if_the_ca_vouches_for_it(certs, fold
         return
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
         await shaken(folder, name)
+
+
+async def test_a_caller_is_not_let_in_by_a_certificate_of_the_ca(certs, folder):
+    await certs()
+    pair = forged(authority(folder), x509.UniformResourceIdentifier("spiffe://a/b"), use=False)
+    (folder / "caller.pem").write_text(pair.certificate_pem + pair.key_pem)
+    listening = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+    listening.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    listening.verify_mode = ssl.CERT_REQUIRED
+    calling = ssl.create_default_context(cafile=folder / "ca.pem")
+    calling.load_cert_chain(folder / "caller.pem")
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = listening.wrap_bio(up, down, server_side=True)
+    caller = calling.wrap_bio(down, up, server_hostname="api.nomba.com")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        caller.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    caller.do_handshake()  # the server is verified
+    with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+        server.do_handshake()
 
 
 # -- run again -----------------------------------------------------------------------------
