@@ -261,7 +261,7 @@ class Supervisor:
                 if number in {signal.SIGTERM, signal.SIGINT}:
                     self._asked_by = signal.Signals(number) if not self._stops else self._asked_by
                     self._stops += 1
-                elif number == signal.SIGHUP:
+                elif number == signal.SIGHUP and not self._stops:
                     self._replace_all()
 
     def _replace_all(self) -> None:
@@ -340,6 +340,7 @@ class Supervisor:
                 self._ended(pid, os.waitstatus_to_exitcode(status))
 
     def _ended(self, pid: int, code: int) -> None:
+        told: dict[str, object]
         post, one = self._processes.pop(pid)
         if one.sock.fileno() >= 0:  # what it said last
             self._hear(post, one)
@@ -347,7 +348,12 @@ class Supervisor:
         if post.ended is not None:
             post.ended(one.count)
         if self._stops or post.present is not one:
-            return  # it was to end, and has its successor if there is to be one
+            # It was to end, and has its successor if there is to be one. But not like this.
+            if code < 0 and -code not in _SIGNALS:
+                why = "it was killed while it ended: what it was doing then is in no log line"
+                told = {"process": post.name, "exit_code": code, "reason": why}
+                self._emit(Event("process_ended", "error", fields=told))
+            return
         now = self._now()
         if one.leaving:
             post.due, post.failures = now, 0
@@ -356,7 +362,7 @@ class Supervisor:
             post.failures = 1 if lived >= _SETTLED else post.failures + 1
             delay = 0.0 if post.failures == 1 else _AGAIN.delay(post.failures - 1, jitter=0.0)
             post.due = now + delay
-            told: dict[str, object] = {"process": post.name, "exit_code": code}
+            told = {"process": post.name, "exit_code": code}
             told |= {"reason": one.failed, "lived_seconds": round(lived, 1)}
             post.problem = one.failed
             told["restarts_in"] = round(delay, 1)

@@ -423,3 +423,20 @@ async def test_with_the_simulator_all_workers_have_the_same_one():
             writer.close()
     assert sum(outcomes.values()) == 10
     assert outcomes["200"] + outcomes["201"] == 1  # the others repeat a reference
+
+
+async def test_a_worker_that_is_killed_while_it_ends_is_told_of(workers, tmp_path):
+    async with workers(count=2, NOMBA_PROXY_DRAIN_LIMIT="20") as proxy:
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET /v1/x HT")  # is waited for
+        proxy.process.terminate()
+        await until(lambda: log_lines(tmp_path, "draining") and len(proxy.pids) == 1)
+        proxy.process.send_signal(signal.SIGHUP)  # says nothing to who is ending
+        await asyncio.sleep(0.2)
+        os.kill(proxy.pids[0], signal.SIGKILL)
+        await asyncio.wait_for(proxy.process.wait(), 20)
+        writer.close()
+    (ended,) = log_lines(tmp_path, "process_ended")
+    assert ended["exit_code"] == -signal.SIGKILL
+    assert "in no log line" in ended["reason"]
+    assert not log_lines(tmp_path, "restarting")
