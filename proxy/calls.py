@@ -116,6 +116,12 @@ class Call:
 Answer = Callable[[Call], Awaitable[RawReply]]
 
 
+def _forget_where(fault: BaseException | None) -> None:
+    """A fault that is kept would keep what it was raised in, all bytes that had come included."""
+    if fault is not None:
+        fault.__traceback__ = None
+
+
 def _peer_of(transport: asyncio.BaseTransport) -> Peer:
     secure = transport.get_extra_info("ssl_object")
     if secure is not None:
@@ -226,6 +232,8 @@ class CallerConnection(QuietProtocol):
                     self._partial = 0
                     self._slow.forget(self)
             else:
+                _forget_where(message.exc)
+                _forget_where(self._coming.exception())
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
         elif not coming.is_eof():
             self._part_of_a_body(len(data))
