@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 # -- R9 ---------------------------------------------------------------------------------
 
 
-async def stalled_reader(address):
+async def stalled_reader(address, _):
     """Ask for much and read nothing: seconds from the last byte that came until a reset."""
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
@@ -37,13 +37,15 @@ async def stalled_reader(address):
         return loop.time() - since
 
 
-async def stalled_writer(address):
-    """Announce a body and send most of it: seconds until 408."""
+async def stalled_writer(address, stall):
+    """Announce a body and send most of it: seconds from its last byte until 408."""
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(*address)
     writer.write(b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
     writer.write(bytes(900_000))
     await writer.drain()
+    await asyncio.sleep(stall * 0.6)  # by now the proxy has read all of it
+    writer.write(b"x")
     began = loop.time()
     reply = await read_reply(reader)
     assert (reply.status, reply.json["proxy"]["error"]) == (408, "body_timeout")
@@ -52,35 +54,28 @@ async def stalled_writer(address):
 
 
 @pytest.mark.timeout(900)
-async def test_r9_who_stalls_costs_little_and_is_cut(size, figure):
-    (count, stall), tolerance = size((100, 1), (500, 5)), size(None, 1.0)
+@pytest.mark.parametrize("kind", [stalled_reader, stalled_writer])
+async def test_r9_who_stalls_costs_little_and_is_cut(size, figure, kind):
+    count, stall = size((50, 1), (250, 5))
     settings = {"callers_write_stall": stall, "body_stall_timeout": stall, "pool_size": 1000}
     async with measured(**settings) as proxy:
-        before = proxy.resident()
+        before, stalled = proxy.resident(), []
         proxy.forget_peak()
-        half = count // 2
-        readers, writers = [], []
-        for _ in range(half):
-            readers.append(asyncio.create_task(stalled_reader(proxy.address)))
-            writers.append(asyncio.create_task(stalled_writer(proxy.address)))
+        for _ in range(count):
+            stalled.append(asyncio.create_task(kind(proxy.address, stall)))
             await asyncio.sleep(0.01)  # so that what is measured is not how fast they are here
-        others = await proxy.calls(50, pause=stall / 50)
-        readers, writers = await asyncio.gather(*readers), await asyncio.gather(*writers)
+        await proxy.calls(50, pause=stall / 50)
+        times = await asyncio.gather(*stalled)
         each = (proxy.resident(peak=True) - before) / count
         await proxy.calls(10)
     figure(
         "R9",
-        f"{half} stalled readers, {half} stalled writers: {each / MIB:.2f} MiB each; timeout {stall} s: "
-        f"readers cut after {min(readers):.1f} to {max(readers):.1f} s, "
-        f"writers after {min(writers):.1f} to {max(writers):.1f} s",
+        f"{count} times {kind.__name__}: {each / MIB:.2f} MiB each; timeout {stall} s: "
+        f"cut after {min(times):.1f} to {max(times):.1f} s",
     )
-    assert len(others) == 50
     assert each < 2 * MIB
-    if tolerance is not None:
-        # A caller's kernel can take a last byte that it had before only when it is asked again.
-        late = [one for one in readers + writers if abs(one - stall) > tolerance]
-        assert len(late) <= count / 50
-        assert max(readers + writers) < 2 * stall
+    if size(small=False, full=True):
+        assert all(abs(one - stall) < 1 for one in times)
 
 
 # -- R10, and connections that do nothing ------------------------------------------------
