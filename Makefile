@@ -98,7 +98,7 @@ conformance: $(STAMP) $(SUITES)/.installed conformance/http-cache-tests/node_mod
 screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs Chromium)
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/pages -k read_everywhere --no-cov $(ARGS)
 
-torture: $(STAMP) ## the figures to hold, at full size; prints the table (half an hour)
+torture: $(STAMP) ## the figures to hold, at full size; prints the table (forty minutes); TORTURE_SEED=n for other streams
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture --timeout 3600 $(ARGS)
 
 chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n for another course

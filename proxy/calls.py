@@ -120,6 +120,12 @@ class Call:
 Answer = Callable[[Call], Awaitable[RawReply]]
 
 
+def _forget_where(fault: BaseException | None) -> None:
+    """A fault that is kept would keep what it was raised in, all bytes that had come included."""
+    if fault is not None:
+        fault.__traceback__ = None
+
+
 def _peer_of(transport: asyncio.BaseTransport) -> Peer:
     secure = transport.get_extra_info("ssl_object")
     if secure is not None:
@@ -164,7 +170,8 @@ class CallerConnection(QuietProtocol):
 
     __slots__ = (
         *("_coming", "_deaf", "_framing", "_gone", "_host", "_is_draining", "_partial", "_slow"),
-        *("_unread", "heeds", "high_water", "known", "last", "left", "peer", "work"),
+        *("_since", "_taken", "_unread", "_written"),
+        *("heeds", "high_water", "known", "last", "left", "peer", "work"),
     )
 
     def __init__(self, manager: Host, **kwargs: Any) -> None:
@@ -181,6 +188,8 @@ class CallerConnection(QuietProtocol):
         self.heeds = self.left = False
         self.work: asyncio.Task[None] | None = None
         self.high_water = 0
+        # How much was written and, of that, taken by the caller's kernel; and when that was so.
+        self._written, self._taken, self._since = 0, -1, 0.0
         self.known: Any = None
         self.last = b""
         self.peer = NOBODY
@@ -236,6 +245,8 @@ class CallerConnection(QuietProtocol):
                     if more := begun(data, content=content):
                         self._part_of_a_head(more)
             else:
+                _forget_where(message.exc)
+                _forget_where(self._coming.exception())
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
         elif not coming.is_eof():
             self._part_of_a_body(len(data))
@@ -340,6 +351,7 @@ class CallerConnection(QuietProtocol):
         if transport is None or transport.is_closing():
             raise ConnectionResetError
         transport.write(data)
+        self._written += len(data)
         return transport.get_write_buffer_size() > self.high_water
 
     async def caught_up(self, *, stall: float, by: float = math.inf) -> None:
@@ -356,20 +368,25 @@ class CallerConnection(QuietProtocol):
         transport = self.transport
         if transport is None:
             raise ConnectionResetError
-        left, since = unsent(transport), self._loop.time()
+        clock = self._loop.time
+        taken = self._written - unsent(transport)
+        if taken != self._taken:  # else it has read nothing since it was waited for last
+            self._taken, self._since = taken, clock()
         draining = asyncio.ensure_future(self._drain_helper())  # its waiting goes on meanwhile
         try:
             while not (await asyncio.wait((draining,), timeout=min(stall, _LOOK)))[0]:
-                before, left, now = left, unsent(transport), self._loop.time()
+                taken, now = self._written - unsent(transport), clock()
                 if now >= by:
                     raise TimeoutError
-                if left < before:
-                    since = now
-                elif now - since >= stall:
+                if taken > self._taken:
+                    self._taken, self._since = taken, now
+                elif now - self._since >= stall:
                     raise TimeoutError
             draining.result()
         finally:
             draining.cancel()
+        if not unsent(transport):
+            self._taken = -1
 
     def cut(self, *, reset: bool) -> None:
         """End a reply that cannot be completed so that the caller sees it was cut.
