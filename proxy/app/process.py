@@ -48,7 +48,9 @@ def see_to_loop(*, emit: Emit) -> None:
 
     def tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         fault = context.get("exception")
-        told: dict[str, object] = {"type": type(fault).__name__, "where": context.get("message")}
+        # It may go on with a callback and what that was called with.
+        where = str(context.get("message")).partition("<")[0].partition("(")[0].strip()
+        told: dict[str, object] = {"type": type(fault).__name__, "where": where}
         emit(Event("loop_fault", "error", fields=told))
 
     asyncio.get_running_loop().set_exception_handler(tell)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ def keep_freed_memory() -> None:
 
 def serve(settings: Settings) -> int:
     """Run the proxy until it is told to stop; the exit code."""
+    # Until there is a proxy that could read its settings again, what was just read is new enough.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keep_freed_memory()
     gc.freeze()  # what is loaded stays: collecting need not look through it while the rest comes
     try:

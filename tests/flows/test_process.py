@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 import resource
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 from harness import environ, served
 
-from proxy.app.process import TESTED
+from proxy.app.process import TESTED, see_to_loop
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -44,3 +47,47 @@ async def test_descriptors_are_taken_up_to_what_may_be_had_and_too_few_are_told_
         assert [one["limit"] for one in told] == ([hard] if few else [])
         # Twice the connections: those that are refused have one for a moment too.
         assert soft == hard if hard <= 4096 else 6000 < soft < hard
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_sighup_while_it_starts_does_not_end_it(workers):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "serve", "--simulate", f"--workers={workers}"),
+        *("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"),
+        env=environ(NOMBA_PROXY_INSPECT="false"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    status = Path(f"/proc/{process.pid}/status")
+
+    def heeds():
+        masks = re.findall(r"(?m)^Sig(?:Ign|Cgt):\t(\w+)", status.read_text())
+        return any(int(one, 16) & 1 << signal.SIGHUP - 1 for one in masks)
+
+    while not heeds():
+        await asyncio.sleep(0.001)
+    banner = asyncio.create_task(process.stderr.readline())
+    while not banner.done():
+        process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(0.01)
+    assert banner.result().startswith(b"nomba-proxy")
+    while b"curl" not in await asyncio.wait_for(process.stderr.readline(), 20):
+        pass
+    process.terminate()
+    await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
+
+
+async def test_a_fault_of_the_loop_is_told_without_what_it_was_called_with():
+    told = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    see_to_loop(emit=told.append)
+    try:
+        loop.call_soon(int, "marked-secret")
+        await asyncio.sleep(0.01)
+    finally:
+        loop.set_exception_handler(before)
+    [event] = told
+    assert (event.name, event.fields["type"]) == ("loop_fault", "ValueError")
+    assert "marked-secret" not in str(event)
