@@ -12,6 +12,7 @@ from proxy.app.listeners import CannotStart
 from proxy.core.account import AccountRule
 from proxy.core.exchange import Emit, Event
 from proxy.core.mounts import Mount
+from proxy.core.reply import CallUpstream
 from proxy.core.session import Limits as TokenLimits
 from proxy.errors import ProxyError
 from proxy.gate import Upstream
@@ -25,8 +26,9 @@ from proxy.tokens.keyring import Keyring
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, NombaAuth
 from proxy.tokens.store import MemoryStore, Store, StoreFailed
-from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.dialler import Dialler, Timeouts
 from proxy.upstream.pool import PoolLimits
+from proxy.upstream.way import Way
 
 if TYPE_CHECKING:
     from proxy.tokens.file_store import FileStore
@@ -116,13 +118,12 @@ def make_session(
 ) -> Session:
     """The session of an upstream, and of those that share it."""
     model = settings.model
-    credentials = Credentials(one.origin.text, one.client_id, one.account_id)
     keyring = Keyring(one.client_secret, one.next_secret)
     return Session(
         one.name,
-        auth=NombaAuth(credentials, call=dialler.call, timeout=model.token.call_timeout),
+        auth=make_auth(one, call=dialler.call, settings=settings),
         keyring=keyring,
-        store=_store(one, keyring=keyring, settings=settings, valkey=valkey, emit=emit),
+        store=make_store(one, keyring=keyring, settings=settings, valkey=valkey, emit=emit),
         limits=TokenLimits(
             early=model.token.early,
             urgent=model.token.urgent,
@@ -136,6 +137,12 @@ def make_session(
         clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
         emit=emit,
     )
+
+
+def make_auth(one: ReadyUpstream, *, call: CallUpstream, settings: Settings) -> NombaAuth:
+    """The calls that bring an upstream's tokens."""
+    credentials = Credentials(one.origin.text, one.client_id, one.account_id)
+    return NombaAuth(credentials, call=call, timeout=settings.model.token.call_timeout)
 
 
 def wire(one: ReadyUpstream, *, dialler: Dialler, session: Session) -> Upstream:
@@ -174,7 +181,7 @@ def make_valkey(server: SharedStore, *, emit: Emit) -> "Valkey":
     )
 
 
-def _store(
+def make_store(
     one: ReadyUpstream,
     *,
     keyring: Keyring,

@@ -10,11 +10,11 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiohappyeyeballs import AddrInfoType, start_connection
+from aiohappyeyeballs import AddrInfoType
 
 from proxy.core.capture import Dialled
 from proxy.core.heads import Headers
@@ -28,14 +28,12 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from proxy.upstream.connection import Connection, Interim
-from proxy.upstream.lookup import look_up
 from proxy.upstream.pool import Pool, PoolLimits
 from proxy.upstream.reply import Reply
-from proxy.upstream.tunnel import open_tunnel
+from proxy.upstream.way import Way, find, greet, reach
 
 _MAX_WHOLE = 1024 * 1024
 _OWN_CALLS = 4  # connections for calls of our own; renewals come one at a time
-_HAPPY_EYEBALLS = 0.25  # seconds before the next address is tried too (RFC 8305 section 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +46,6 @@ class Timeouts:
     first_byte: float = 60.0
     between_bytes: float = 30.0
     total: float = 90.0
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How to reach an origin, beyond its name.
-
-    Attributes:
-        ca_file: certificates to trust beside the system's, or None.
-        addresses: IP addresses to dial instead of asking DNS, in this order.
-        ipv4_only: never dial IPv6 (Nomba's allowlist takes IPv4 only; facts, section 2).
-        proxy: `(host, port)` of an HTTP proxy to CONNECT through, or None.
-    """
-
-    ca_file: str | None = None
-    addresses: tuple[str, ...] = ()
-    ipv4_only: bool = False
-    proxy: tuple[str, int] | None = None
 
 
 class Dialler:
@@ -211,19 +192,29 @@ class Dialler:
         body: bytes,
         within: float,
         sending: Callable[[], object] = bool,
+        method: bytes = b"POST",
     ) -> WholeReply:
-        """POST a body of our own and read the whole reply (`core.reply.CallUpstream`)."""
-        lines = [b"POST ", target, b" HTTP/1.1\r\nHost: ", self.origin.authority.encode(), b"\r\n"]
+        """Send a request of our own and read the whole reply (`core.reply.CallUpstream`)."""
+        lines = [
+            method,
+            b" ",
+            target,
+            b" HTTP/1.1\r\nHost: ",
+            self.origin.authority.encode(),
+            b"\r\n",
+        ]
         if self._via:  # so that a proxy that calls itself finds out
             lines += (b"Via: ", self._via, b"\r\n")
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
-        lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+        if body or method == b"POST":
+            lines.append(b"Content-Length: %d\r\n" % len(body))
+        lines.append(b"\r\n")
         try:
             async with asyncio.timeout(within):
                 reply = await self.send(
                     b"".join(lines),
-                    body=(body,),
+                    body=(body,) if body else (),
                     head_only=False,
                     fresh=True,
                     own=True,
@@ -258,40 +249,37 @@ class Dialler:
             ) from None
 
     async def _dial(self, protocol: Callable[[], Connection]) -> Connection:
-        origin, way, loop = self.origin, self._way, self._loop
         began = time.monotonic()
-        secure: dict[str, Any] = {}
-        if self._tls is not None:
-            secure = {
-                "ssl": self._tls,
-                "server_hostname": origin.host,
-                "ssl_handshake_timeout": self._timeouts.tls,
-            }
-        if way.proxy is not None:
-            reached = began  # the tunnel's time and that of TLS in it are not told apart
-            connection = await open_tunnel(
-                way.proxy, to=(origin.host, origin.port), protocol=protocol, **secure
-            )
-        else:
-            sock = await self._socket()
-            reached = time.monotonic()
-            _, connection = await loop.create_connection(protocol, sock=sock, **secure)
-        ready = time.monotonic() if secure else reached
+        # A tunnel's time and that of TLS in it are not told apart.
+        sock = None if self._way.proxy is not None else await self.reach(await self.find())
+        reached = began if sock is None else time.monotonic()
+        connection = await self.greet(sock, protocol=protocol)
+        ready = reached if self._tls is None else time.monotonic()
         connection.dialled = Dialled(began, reached, ready)
         return connection
 
-    async def _socket(self) -> socket.socket:
-        """A TCP connection to the first of the origin's addresses that takes it."""
-        way, port = self._way, self.origin.port
-        family = socket.AF_INET if way.ipv4_only else socket.AF_UNSPEC
-        found: list[AddrInfoType] = []
+    # -- the same a step at a time -----------------------------------------------------------
+
+    async def find(self) -> Sequence[AddrInfoType]:
+        """The origin's addresses (`way.find`)."""
         ignored = None if self._ignored is None else self._ignore
-        for host in way.addresses or (self.origin.host,):
-            found += await look_up(host, port, family=family, ignored=ignored)
-        return await start_connection(
-            found,
-            happy_eyeballs_delay=_HAPPY_EYEBALLS,
-            interleave=0 if way.addresses else 1,
+        return await find(self.origin, way=self._way, ignored=ignored)
+
+    async def reach(self, found: Sequence[AddrInfoType]) -> socket.socket:
+        """A TCP connection to one of them (`way.reach`)."""
+        return await reach(found, way=self._way)
+
+    async def greet(
+        self, sock: socket.socket | None, *, protocol: Callable[[], Connection] = Connection
+    ) -> Connection:
+        """TLS over it, if the origin speaks it; without one, through the proxy (`way.greet`)."""
+        return await greet(
+            self.origin,
+            way=self._way,
+            sock=sock,
+            tls=self._tls,
+            patience=self._timeouts.tls,
+            protocol=protocol,
         )
 
     def _ignore(self, addresses: tuple[str, ...]) -> None:

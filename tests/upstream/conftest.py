@@ -10,8 +10,9 @@ import trustme
 from harness import reset
 
 from proxy.settings import parse_origin
-from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.dialler import Dialler, Timeouts
 from proxy.upstream.pool import PoolLimits
+from proxy.upstream.way import Way
 
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.test\r\n\r\n"
 

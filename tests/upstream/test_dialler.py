@@ -10,7 +10,8 @@ import pytest
 
 from proxy.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from proxy.settings import parse_origin
-from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.dialler import Dialler, Timeouts
+from proxy.upstream.way import Way
 
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: upstream.test\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"

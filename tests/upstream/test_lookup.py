@@ -8,8 +8,9 @@ from alone import OWN_ADDRESS, Dns, alone
 
 from proxy.core.origin import Origin
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
-from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.dialler import Dialler, Timeouts
 from proxy.upstream.lookup import look_up, servers_file
+from proxy.upstream.way import Way
 
 HOST = "upstream.test"
 HERE = f"127.0.0.1 {HOST}"

@@ -2,12 +2,14 @@
 
 import asyncio
 import ssl
+from pathlib import Path
 
 import pytest
 
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 from proxy.settings import parse_origin
-from proxy.upstream.dialler import Dialler, Timeouts, Way
+from proxy.upstream.dialler import Dialler, Timeouts
+from proxy.upstream.way import Way, certificate_shown
 
 HI = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 REQUEST = b"POST /v1/x HTTP/1.1\r\nHost: upstream.test\r\nContent-Length: %d\r\n\r\n"
@@ -64,6 +66,23 @@ async def test_ipv6_is_left_alone_if_that_is_wanted(fetch, ipv4_only):
         assert (await fetch(dialler)).body == b"hi"
     dialler.close()
     server.close()
+
+
+# -- a step at a time -------------------------------------------------------------------
+
+
+async def test_what_is_refused_can_be_looked_at_and_nothing_is_sent_to_it(serve, say, certificates):
+    peer = await serve(say(HI), tls=certificates.server(certificates.elsewhere))
+    dialler = peer.dialler(ca_file=certificates.ca)
+    found = await dialler.find()
+    assert [one[4] for one in found] == [("127.0.0.1", peer.port)]
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await dialler.greet(await dialler.reach(found))
+    sock = await dialler.reach(found)
+    shown = await certificate_shown(dialler.origin, way=Way(), sock=sock, patience=5)
+    pem = Path(certificates.elsewhere[0]).read_text()
+    assert ssl.DER_cert_to_PEM_cert(shown).strip() == pem.strip()
+    assert peer.received == b""
 
 
 # -- through a proxy --------------------------------------------------------------------
