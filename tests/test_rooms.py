@@ -1,9 +1,9 @@
 """Imports point down, never sideways; and some things happen in one room only.
 
-    __main__ → cli → app → handler | drain → server, calls → body | tokens | upstream | callers → core → errors, data
+    __main__ → cli → doctor → app → handler | drain → server, calls → body | tokens | upstream | callers → core → errors, data
 
 `tokens` and `callers` may ask the server that replicas share, through `valkey`.
-`tokens`, `upstream` and `callers` meet only in `handler` and `app`. Observers (`admin`,
+`tokens`, `upstream` and `callers` meet only in `handler` and `app`, and in `doctor` above them. Observers (`admin`,
 `telemetry`) see nothing but `core` and `errors`. The simulator stands outside.
 """
 
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {
         "app",
+        "doctor",
         "local_ca",
         "core",
         "settings",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
         "supervisor",
         "valkey",
     },
+    "doctor": {"app", "tokens", "upstream", "settings", "core", "errors"},
     "local_ca": set(),
     "supervisor": {"core", "errors"},
     "handler": {
@@ -78,7 +80,7 @@ ONLY_IN = {
     "argparse": {"cli"},
     "redis": {"valkey"},
     "tomlkit": {"cli"},
-    "cryptography": {"tokens", "local_ca"},
+    "cryptography": {"tokens", "local_ca", "doctor"},
     "pycares": {"upstream"},
 }
 
@@ -117,9 +119,16 @@ OPENS_CONNECTIONS = {
     ),
     *("urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_datagram_endpoint"),
 }
-# Beside upstream/, `cli/asking.py` asks the admin listener of this machine, and `tail` and
-# `export` ask the inspector. The simulator may talk to its own side: it is nobody's way to Nomba.
-CONNECTORS = ("upstream/", "simulator/client.py", "cli/asking.py", "cli/inspector.py")
+# Beside upstream/, `cli/asking.py` asks the admin listener of this machine, `tail` and `export` ask
+# the inspector, and `doctor` whatever listens here. The simulator may talk to its own side: it is
+# nobody's way to Nomba.
+CONNECTORS = (
+    "upstream/",
+    "simulator/client.py",
+    "cli/asking.py",
+    "cli/inspector.py",
+    "doctor/local.py",
+)
 
 # What is captured of requests is raw. It has one way out to people, and one back to the proxy.
 UNCOVERS = {"inspector/ring.py", "inspector/exit.py", "inspector/replay.py"}

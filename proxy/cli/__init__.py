@@ -31,24 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.verb == "version":
         print(f"nomba-proxy {__version__}")
         return
-    from proxy.settings import SettingsError, environment, load
-
+    flags = _flags(parser, arguments)
+    # What is wrong with the settings is for the doctor to say.
+    settings = None if arguments.verb == "doctor" else _load(arguments, flags)
     try:
-        settings = load(
-            environ=environment(),
-            config=arguments.config,
-            flags=_flags(parser, arguments),
-            credentials=arguments.verb in {"serve", "check"},
-            listeners=arguments.verb in {"serve", "check", "token"},
-            callers=arguments.verb in {"serve", "check"},
-        )
-    except SettingsError as error:
-        print("nomba-proxy: these settings cannot be used:", file=sys.stderr)
-        for problem in error.problems:
-            print(f"  - {problem}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        code = _run(arguments, settings)
+        code = _doctor(arguments, flags) if settings is None else _run(arguments, settings)
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -61,6 +48,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"nomba-proxy: {error.strerror or error}", file=sys.stderr)
         code = 1
     sys.exit(code)
+
+
+def _load(arguments: argparse.Namespace, flags: dict[str, str | list[str]]) -> "Settings":
+    """The settings; whoever has others that cannot be used is told so, and it ends here."""
+    from proxy.settings import SettingsError, environment, load
+
+    try:
+        return load(
+            environ=environment(),
+            config=arguments.config,
+            flags=flags,
+            credentials=arguments.verb in {"serve", "check"},
+            listeners=arguments.verb in {"serve", "check", "token"},
+            callers=arguments.verb in {"serve", "check"},
+        )
+    except SettingsError as error:
+        print("nomba-proxy: these settings cannot be used:", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  - {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _doctor(arguments: argparse.Namespace, flags: dict[str, str | list[str]]) -> int:
+    from proxy.cli.doctor import doctor
+    from proxy.settings import environment
+
+    return doctor(arguments, environ=environment(), flags=flags)
 
 
 def _run(arguments: argparse.Namespace, settings: "Settings") -> int:

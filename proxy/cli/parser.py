@@ -113,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--show", action="store_true", help="print every setting and its origin")
     check.add_argument("--json", action="store_true", help="print JSON")
+    _add_doctor(verbs, serving)
     token = verbs.add_parser("token", help="look at or change a running proxy's session")
     actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in (
@@ -142,6 +143,27 @@ def make_parser() -> argparse.ArgumentParser:
         simulate.add_argument(flag, dest=key, metavar=metavar, help=text, action=how)
     verbs.add_parser("version", help="print the version")
     return parser
+
+
+def _add_doctor(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", serving: argparse.ArgumentParser
+) -> None:
+    doctor = verbs.add_parser(
+        "doctor",
+        parents=[serving],
+        help="say why it does not work, step by step",
+        description="Try everything that the proxy needs, in order, and say what to do about what "
+        "does not work. A running proxy and the store are asked first, and their session is never "
+        "ended: the doctor logs in only where neither has one, and revokes that token in the end.",
+        epilog="exit codes: 0 nothing is wrong, 1 something is",
+    )
+    doctor.add_argument("--upstream", metavar="NAME", help="only this one, if there are several")
+    doctor.add_argument(
+        "--no-issue",
+        action="store_true",
+        help="never log in: a proxy on another machine may have a session that would end",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _name(text: str) -> str:

@@ -89,8 +89,7 @@ class FileStore:
         clock: MachineClock,
         warn: Callable[[str], object],
     ) -> None:
-        self._path = folder / f"session-{identity.digest()}"
-        self._lock_path = folder / f"session-{identity.digest()}.lock"
+        self._path, self._lock_path = _files(folder, identity)
         self._seal = seal
         self._clock = clock
         self._warn = warn
@@ -233,6 +232,17 @@ class FileStore:
         if about != self._warned:
             self._warned = about
             self._warn(text)
+
+
+def is_kept(folder: Path, *, identity: Identity) -> bool:
+    """Whether a session was ever kept in a folder; nothing is made or opened."""
+    return any(os.path.lexists(one) for one in _files(folder, identity))
+
+
+def _files(folder: Path, identity: Identity) -> tuple[Path, Path]:
+    """The value's, and the lock's."""
+    name = f"session-{identity.digest()}"
+    return folder / name, folder / f"{name}.lock"
 
 
 def _failed(error: OSError, path: Path) -> StoreFailed:

@@ -1,0 +1,265 @@
+"""Ask this machine: a proxy that runs here, and who has the places that one would listen at."""
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from proxy.app.listeners import reached
+from proxy.core.secret import ADMIN
+from proxy.doctor.of_local import Around, Door
+from proxy.doctor.of_proxy import rivals_of
+from proxy.settings import Address, Listener, Settings, UnixSocket
+
+_PATIENCE = 3.0  # seconds; all of it is on this machine
+_FORWARDED = 100.0  # longer than a proxy waits for Nomba
+_MAX = 1024 * 1024
+_LISTENS = "0A"  # TCP_LISTEN, proc_pid_net(5)
+# Every proxy of ours refuses it by itself, whoever asks.
+_HARMLESS = "TRACE"
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A reply of something on this machine.
+
+    Attributes:
+        status: HTTP's.
+        headers: names in lower case.
+        body: the first MiB.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def look_around(settings: Settings) -> Around:
+    """Who is where; nothing is changed, and no session touched."""
+    return await asyncio.to_thread(_look_around, settings)
+
+
+def _look_around(settings: Settings) -> Around:
+    admin, rivals = settings.admin_listen, dict[str, int]()
+    status, locked = _sessions(settings)
+    if status is not None:
+        with suppress(OSError, HTTPException):
+            told = _ask_admin(settings, path="/metrics").body
+            rivals = rivals_of(told.decode("utf-8", "replace"))
+    doors = [_door_of(one) for one in settings.listen]
+    if status is not None or locked:
+        doors.append(Door("admin.listen", str(admin), "ours"))
+    else:
+        doors.append(_place("admin.listen", admin))
+    if settings.inspect:
+        inspector = _place("inspect_listen", settings.inspect_listen)
+        if status is not None and inspector.state == "taken":  # it says nothing to strangers
+            inspector = Door(inspector.key, inspector.at, "ours")
+        doors.append(inspector)
+    return Around(str(admin), status, locked, rivals, tuple(doors))
+
+
+def _sessions(settings: Settings) -> tuple[Mapping[str, Any] | None, bool]:
+    """What a proxy says of its sessions; if it says nothing, whether it wants a token for that."""
+    try:
+        heard = _ask_admin(settings, path="/token")
+        found = json.loads(heard.body)
+    except (OSError, HTTPException, ValueError):
+        return None, False
+    if not isinstance(found, dict) or not found:
+        return None, False
+    if heard.status in {401, 403}:
+        return None, set(found) == {"error"}
+    known = {"upstreams", "state", "generation"}
+    ours = all(isinstance(one, dict) and known <= set(one) for one in found.values())
+    return (found if ours else None), False
+
+
+async def status_now(settings: Settings) -> Mapping[str, Any] | None:
+    """What a proxy says of its sessions now; None if it says nothing."""
+    status, _ = await asyncio.to_thread(_sessions, settings)
+    return status
+
+
+def _ask_admin(settings: Settings, *, path: str) -> Heard:
+    at, token = settings.admin_listen, settings.admin_token
+    headers = {} if token is None else {"Authorization": f"Bearer {token.reveal(to=ADMIN)}"}
+    return ask(at, path=path, headers=headers)
+
+
+def ask(
+    at: Address | UnixSocket,
+    *,
+    path: str,
+    tls: bool = False,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    patience: float = _PATIENCE,
+) -> Heard:
+    """Ask something on this machine.
+
+    A certificate may be anybody's: over TLS nothing secret is sent.
+
+    Args:
+        at: where.
+        path: what for.
+        tls: whether it speaks TLS.
+        method: of the request.
+        headers: beside those that have to be; `Host` is the address unless it is among them.
+        patience: seconds that each part of it may take.
+
+    Raises:
+        OSError, HTTPException: it does not answer, or not in HTTP.
+    """
+    at = reached(at) if isinstance(at, Address) else at
+    with closing(_connected(at, patience=patience)) as plain:
+        sock = _secure(plain) if tls else plain
+        made = HTTPConnection("localhost")
+        made.sock = sock
+        with closing(made):
+            where = str(at) if isinstance(at, Address) else "localhost"
+            usual = {"Host": where, "Connection": "close"}
+            made.request(method, path, headers=usual | dict(headers or {}))
+            reply = made.getresponse()
+            fields = {name.lower(): value for name, value in reply.getheaders()}
+            return Heard(reply.status, fields, reply.read(_MAX))
+
+
+async def ask_traffic(settings: Settings, *, path: str, host: str) -> Heard | None:
+    """Ask a proxy that runs here, as a caller would; None if no listener answers.
+
+    Args:
+        settings: know where it listens.
+        path: what for.
+        host: that it is called by, or "".
+    """
+    for one in settings.listen:
+        if one.at is None:
+            continue
+        with suppress(OSError, HTTPException):
+            return await asyncio.to_thread(
+                ask,
+                one.at,
+                path=path,
+                tls=one.tls,
+                headers={"Host": host} if host else {},
+                patience=_FORWARDED,
+            )
+    return None
+
+
+def _connected(at: Address | UnixSocket, *, patience: float) -> socket.socket:
+    if isinstance(at, Address):
+        return socket.create_connection((at.host, at.port), timeout=patience)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(patience)
+    try:
+        sock.connect(at.path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _secure(sock: socket.socket) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+# -- places to listen at --------------------------------------------------------------------
+
+
+def _door_of(listener: Listener) -> Door:
+    where = str(listener)
+    if listener.descriptor is not None:
+        return Door("listen", where, "inherited")
+    assert listener.at is not None  # noqa: S101 - only a descriptor's is
+    found = _place("listen", listener.at)
+    if found.state == "taken" and _is_ours(listener):
+        return Door("listen", where, "ours")
+    return Door("listen", where, found.state, found.detail)
+
+
+def _is_ours(listener: Listener) -> bool:
+    """Whether a proxy of ours answers there."""
+    assert listener.at is not None  # noqa: S101 - as above
+    try:
+        heard = ask(listener.at, path="/", tls=listener.tls, method=_HARMLESS)
+    except (OSError, HTTPException):
+        return False
+    return "nomba-proxy-error" in heard.headers
+
+
+def _place(key: str, at: Address | UnixSocket) -> Door:
+    error = _unix_error(at) if isinstance(at, UnixSocket) else _tcp_error(at)
+    if error is None:
+        return Door(key, str(at), "free")
+    if error.errno == errno.EADDRINUSE:
+        who = _holder(at.port) if isinstance(at, Address) else ""
+        return Door(key, str(at), "taken", who)
+    return Door(key, str(at), "denied", error.strerror or str(error))
+
+
+def _tcp_error(at: Address) -> OSError | None:
+    """Why an address cannot be listened at; nobody is ever accepted by the trial."""
+    try:
+        found = socket.getaddrinfo(at.host, at.port, type=socket.SOCK_STREAM)
+        for kind, where in dict.fromkeys((one[0], one[4]) for one in found):
+            with socket.socket(kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if kind == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(where)
+    except OSError as error:
+        return error
+    return None
+
+
+def _unix_error(at: UnixSocket) -> OSError | None:
+    """Why a path cannot be listened at; one that nobody listens at any more can."""
+    path = Path(at.path)
+    try:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            there = path.parent.exists()
+            text = "its folder cannot be written" if there else "its folder is not there"
+            return OSError(errno.EACCES, text)
+        if not path.exists():
+            return None
+        if not path.is_socket():
+            return OSError(errno.EEXIST, "there is another file, which is no socket")
+        _connected(at, patience=_PATIENCE).close()
+    except ConnectionRefusedError:
+        return None
+    except OSError as error:
+        return error
+    return OSError(errno.EADDRINUSE, "somebody listens there")
+
+
+def _holder(port: int) -> str:
+    """The process that listens at a TCP port, as far as this user may know; or ""."""
+    inodes = set(_listening(port))
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if any(str(one.readlink()) in inodes for one in folder.iterdir()):
+                name = (folder.parent / "comm").read_text().strip()
+                return f"{name}, process {folder.parent.name}"
+    return ""
+
+
+def _listening(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for row in Path(table).read_text().splitlines()[1:]:
+                fields = row.split()
+                if fields[3] == _LISTENS and fields[1].endswith(f":{port:04X}"):
+                    yield f"socket:[{fields[9]}]"
