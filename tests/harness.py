@@ -18,12 +18,16 @@ from proxy.telemetry import Telemetry
 _STATE = tempfile.TemporaryDirectory(prefix="nomba-proxy-tests-")
 
 
-def environ(**more: str) -> dict[str, str]:
-    """The environment of a process that is tested: little, and nothing of Nomba's."""
+def environ(**more: str | None) -> dict[str, str]:
+    """The environment of a process that is tested: little, and nothing of Nomba's.
+
+    What is None is left out.
+    """
     kept = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "LANG")
     inherited = {key: os.environ[key] for key in kept if key in os.environ}
     # Nobody sends callers to a proxy of a test, so its end need not be announced.
-    return inherited | {"XDG_STATE_HOME": _STATE.name, "NOMBA_PROXY_DRAIN_DELAY": "0"} | more
+    every = inherited | {"XDG_STATE_HOME": _STATE.name, "NOMBA_PROXY_DRAIN_DELAY": "0"} | more
+    return {name: value for name, value in every.items() if value is not None}
 
 
 async def run(*arguments: str, **env: str) -> tuple[int, str, str]:

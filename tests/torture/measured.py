@@ -116,6 +116,9 @@ async def measured(**env):
         env = {"NOMBA_CLIENT_ID": "c", "NOMBA_CLIENT_SECRET": "s", "NOMBA_BASE_URL": origin} | {
             "NOMBA_ACCOUNT_ID": "a",
             "NOMBA_PROXY_LOG_LEVEL": "warning",
+            # What counts its lines would be measured too.
+            "COVERAGE_PROCESS_START": None,
+            "COVERAGE_PROCESS_CONFIG": None,
             **{f"NOMBA_PROXY_{name.upper()}": str(value) for name, value in env.items()},
         }
         async with served(stdout=asyncio.subprocess.DEVNULL, **env) as proxy:

@@ -65,7 +65,8 @@ async def test_r9_who_stalls_costs_little_and_is_cut(size, figure, kind):
             stalled.append(asyncio.create_task(kind(proxy.address, stall)))
             await asyncio.sleep(0.01)  # so that what is measured is not how fast they are here
         await proxy.calls(50, pause=stall / 50)
-        times = await asyncio.gather(*stalled)
+        async with asyncio.timeout(60):
+            times = await asyncio.gather(*stalled)
         each = (proxy.resident(peak=True) - before) / count
         await proxy.calls(10)
     figure(
