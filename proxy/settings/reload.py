@@ -11,6 +11,7 @@ from proxy.settings.model import SettingsModel
 # Sections, and keys of sections, that are taken over; everything else is as it was at the start.
 SECTIONS = ("body", "timeouts", "pool", "headers", "drain")
 KEYS = {
+    "admin": ("token_file",),
     "log": ("level",),
     "tls": ("cert_file", "key_file", "client_ca_file", "client_required"),
     "callers": (

@@ -132,6 +132,24 @@ async def test_what_needs_a_restart_is_named_and_not_taken_over(configured):
     assert (line["level"], line["restart"]) == ("warning", ["token.early"])
 
 
+async def test_another_admin_token_is_asked_for(configured, tmp_path):
+    async def renew(token):
+        headers = {"Authorization": f"Bearer {token}"}
+        async with aiohttp.request("POST", f"{proxy.admin}/token/renew", headers=headers) as reply:
+            return reply.status
+
+    tokens = {name: name * 32 for name in "ab"}
+    for name, token in tokens.items():
+        (tmp_path / name).write_text(token)
+        (tmp_path / name).chmod(0o600)
+    text = f'[admin]\ntoken_file = "{tmp_path}/a"\n'
+    proxy = await configured(text)
+    proxy.write(text.replace("/a", "/b"))
+    _, told = await proxy.reload(by="signal")
+    assert (told["restart"], "admin.token_file" in told["changed"]) == ([], True)
+    assert (await renew(tokens["a"]), await renew(tokens["b"])) == (401, 200)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_callers_of_the_settings_file_come_and_go(configured, tmp_path, workers):
     proxy = await configured("", workers=workers)
@@ -169,7 +187,8 @@ async def test_callers_of_the_settings_file_come_and_go(configured, tmp_path, wo
 
 
 async def test_workers_take_settings_over_and_lose_nothing(configured, tmp_path):
-    proxy = await configured("", workers=2)
+    # The simulator takes 40 requests a second otherwise.
+    proxy = await configured("", workers=2, NOMBA_PROXY_SIMULATOR_RATE_LIMIT="0")
     answers, done = [], asyncio.Event()
 
     async def call():
