@@ -11,7 +11,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance settings-page screenshots torture chaos chaos-fleet lock build clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ conformance/http-cache-tests/node_modules: conformance/http-cache-tests/package-
 
 conformance: $(STAMP) $(SUITES)/.installed conformance/http-cache-tests/node_modules ## run foreign HTTP suites through it and compare (five minutes); fails on an unexplained difference
 	@PYTHONPATH=bench $(BIN)/python conformance/compare.py $(ARGS)
+
+settings-page: $(STAMP) ## write docs/settings.md anew from the settings model and config/proxy.toml
+	@$(BIN)/python docs/settings_page.py
 
 screenshots: $(STAMP) ## take the pictures of the inspector in docs/ anew (needs Chromium)
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/pages -k read_everywhere --no-cov $(ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import page
 import pytest
+import settings_page
 
 from proxy import __version__, errors
 from proxy.cli.parser import make_parser
@@ -43,6 +44,22 @@ def test_the_annotated_file_documents_every_key_with_its_default():
     shown = {"environment": None, "base_url": None, "client_id": None}
     shown |= {"client_secret_file": None, "account_id": None, "ca_file": None}
     assert entry.model_copy(update=shown) == UpstreamSettings()
+
+
+def test_the_page_of_the_settings_is_what_the_model_and_the_file_say():
+    text = settings_page.PAGE.read_text()
+    assert text == settings_page.page(), "make settings-page"
+    rows = re.findall(r"(?m)^\| `\w+`<br>`(\w+)` \|", text)
+    assert sorted(rows) == sorted(variable(key) for key in keys())
+    for key in settings_page.WATCHED:
+        assert key in keys()
+
+
+def test_no_key_is_explained_by_the_words_for_another():
+    for section in settings_page.read(settings_page.FILE.read_text()):
+        for names, words in section.groups:
+            assert words, names
+            assert len(names) < 4, names
 
 
 @pytest.mark.parametrize("name", ["proxy.toml", "dev.toml"])
