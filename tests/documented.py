@@ -1,0 +1,148 @@
+"""The commands that the docs show, one by one, and a shell that runs them as a reader would."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Programs that are not run here, with the reason.
+PROGRAMS = {
+    "docker": "needs an engine; the Dockerfile has tests of its own",
+    "kubectl": "needs a cluster",
+    "systemctl": "needs systemd as the first process",
+    "systemd-socket-activate": "is not everywhere; fd:3 is tested in tests/flows/test_listeners.py",
+    "journalctl": "needs systemd as the first process",
+    "useradd": "changes the machine",
+    "install": "changes the machine",
+    "sysctl": "changes the machine",
+    "pip": "asks a registry",
+    "promtool": "is not everywhere",
+}
+# What a reader does in its own place, and a test elsewhere.
+ELSEWHERE = {
+    "make test": "this is it",
+    "cp ca.pem /usr/local/share/ca-certificates/": "changes the machine",
+    "cp ca.pem /etc/pki/ca-trust/source/anchors/": "changes the machine",
+}
+_GOES_ON = re.compile(r"^((?:\w+=\S+ )*)(?=nomba-proxy (?:\S+ )*?(?:serve|simulate)\b|make run\b)")
+_PORTS = ("127.0.0.1:8080", "127.0.0.1:9091", "127.0.0.1:4040", "127.0.0.1:8090", "127.0.0.1:8091")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    return re.findall(r"(?ms)^```([^\n]*)\n(.*?)^```$", text)
+
+
+def commands(text: str) -> list[str]:
+    """The commands of all `sh` blocks of a page; one may have several lines."""
+    found = []
+    for language, block in blocks(text):
+        if language != "sh":
+            continue
+        whole = ""
+        for line in block.splitlines():
+            whole += line + "\n"
+            if line.strip() and _is_complete(whole):
+                found.append(whole.strip())
+                whole = ""
+        assert not whole.strip(), whole
+    return found
+
+
+def _is_complete(text: str) -> bool:
+    if here := re.search(r"<<-?\s*['\"]?(\w+)", text):
+        return bool(re.search(rf"(?m)^{here[1]}$", text))
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:  # a quote is open
+        return False
+    return not bare(text).endswith(("\\", "|", "&&"))
+
+
+def bare(command: str) -> str:
+    """A command without the remark behind it."""
+    return re.sub(r"\s+#\s.*$", "", command.strip())
+
+
+def why_not(command: str) -> str:
+    """Why a command is not run here; "" if it is."""
+    for beginning, reason in ELSEWHERE.items():
+        if command.startswith(beginning):
+            return reason
+    words = [one for one in command.split() if "=" not in one]
+    return PROGRAMS.get(words[0], "") if words else ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a page's commands are run.
+
+    Attributes:
+        folder: for everything that they write.
+        ports: one for each of the ports that the docs name, one for 443, one to spare.
+        replaced: further texts, and what stands for them.
+    """
+
+    folder: Path
+    ports: list[int]
+    replaced: dict[str, str]
+
+    def script(self, page: list[str]) -> str:
+        """A script of bash that fails at the first command that does."""
+        lines = [_PRELUDE.format(folder=self.folder)]
+        for number, command in enumerate(page):
+            if why_not(command):
+                continue
+            here = _GOES_ON.sub(r"\1going_on ", self._moved(command))
+            if re.match(r"nomba-proxy tail\b", here):
+                here = f"{bare(here)} --no-follow"
+            lines.append(f"{here}\nhow_did_it_go $? {number}")
+        return "\n".join(lines) + "\n"
+
+    def _moved(self, command: str) -> str:
+        for text, other in self.replaced.items():
+            command = command.replace(text, other)
+        for text, port in zip(_PORTS, self.ports, strict=False):
+            command = command.replace(text, f"127.0.0.1:{port}")
+        command = command.replace("0.0.0.0:9091", f"127.0.0.1:{self.ports[1]}")
+        command = command.replace("127.0.0.1:443", f"127.0.0.1:{self.ports[5]}")
+        for text in ("/var/lib/nomba-proxy", "/etc/nomba-proxy", "/run/secrets", "/tmp"):
+            if text != "/tmp" or str(self.folder) not in command:
+                command = re.sub(rf"(?<![\w.-]){text}\b", f"{self.folder}{text}", command)
+        return command
+
+
+# What goes on until it is told to stop is left running for the commands after it, until the
+# next of its kind. `make` finds the environment that this test runs in.
+_PRELUDE = """\
+set -m   # what goes on is a group of processes
+going=
+stop() {{
+  [ -z "$going" ] || kill -- "-$going" 2>/dev/null
+  for _ in $(seq 400); do
+    [ -n "$going" ] && kill -0 -- "-$going" 2>/dev/null || break
+    sleep 0.05
+  done
+  going=
+}}
+trap stop EXIT
+curl() {{ command curl --fail-with-body --max-time 20 "$@"; }}
+make() {{ command make --no-print-directory -C "$ROOT" -o "$VENV/.installed" VENV="$VENV" "$@"; }}
+going_on() {{
+  stop
+  : >"{folder}/err"   # what was before it says nothing of it
+  "$@" >"{folder}/out" 2>"{folder}/err" </dev/null &
+  going=$!
+  for _ in $(seq 400); do
+    grep -q 'curl -s' "{folder}/err" && return
+    kill -0 "$going" 2>/dev/null || break
+    sleep 0.05
+  done
+  cat "{folder}/err"
+  return 1
+}}
+how_did_it_go() {{ [ "$1" = 0 ] || {{ echo "command $2 failed: $1"; exit 1; }}; }}
+"""
