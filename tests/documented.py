@@ -28,6 +28,7 @@ ELSEWHERE = {
     "cp ca.pem /etc/pki/ca-trust/source/anchors/": "changes the machine",
 }
 _GOES_ON = re.compile(r"^((?:\w+=\S+ )*)(?=nomba-proxy (?:\S+ )*?(?:serve|simulate)\b|make run\b)")
+_ASKED = "/v1/accounts/balance"
 _PORTS = ("127.0.0.1:8080", "127.0.0.1:9091", "127.0.0.1:4040", "127.0.0.1:8090", "127.0.0.1:8091")
 
 
@@ -92,13 +93,17 @@ class Place:
 
     def script(self, page: list[str]) -> str:
         """A script of bash that fails at the first command that does."""
-        lines = [_PRELUDE.format(folder=self.folder)]
+        lines = [
+            _PRELUDE.format(folder=self.folder, asked=f"http://127.0.0.1:{self.ports[0]}{_ASKED}")
+        ]
         for number, command in enumerate(page):
             if why_not(command):
                 continue
             here = _GOES_ON.sub(r"\1going_on ", self._moved(command))
             if re.match(r"nomba-proxy tail\b", here):
                 here = f"{bare(here)} --no-follow"
+            elif re.match(r"nomba-proxy caller add\b", here):
+                here = f"adding {here}"
             lines.append(f"{here}\nhow_did_it_go $? {number}")
         return "\n".join(lines) + "\n"
 
@@ -143,6 +148,15 @@ going_on() {{
   done
   cat "{folder}/err"
   return 1
+}}
+adding() {{   # the reader puts the key that is printed where $KEY stands
+  "$@" >"{folder}/key" || return
+  KEY=$(cat "{folder}/key")
+  [ -n "$going" ] || return 0
+  for _ in $(seq 100); do   # a running proxy takes it over within two seconds
+    command curl -sf -o /dev/null -H "X-Nomba-Proxy-Key: $KEY" "{asked}" && return
+    sleep 0.05
+  done
 }}
 how_did_it_go() {{ [ "$1" = 0 ] || {{ echo "command $2 failed: $1"; exit 1; }}; }}
 """

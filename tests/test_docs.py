@@ -1,5 +1,6 @@
 """What is written down is true."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -171,14 +172,66 @@ def test_the_example_of_two_upstreams_can_be_used(tmp_path):
     assert {"live.localhost", "sandbox.nomba.com"} < settings.hosts
 
 
+def told_as_trouble() -> set[str]:
+    """The events that the code can emit as a warning or an error."""
+    found = set()
+    for path in (ROOT / "proxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Event"):
+                continue
+            name, level = (*node.args, None, None)[:2]
+            known = level is None or getattr(level, "value", "") in {"info", "debug"}
+            if isinstance(name, ast.Constant) and not known:
+                found.add(name.value)
+    return found
+
+
+def test_troubleshooting_knows_every_error_and_every_event_that_is_trouble():
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    for one in every_error():
+        assert f"`{one.code}`" in text, one.code
+    table = text.partition("## Every warning and error of the log")[2]
+    rows = [re.findall(r"`(\w+)`", row) for row in re.findall(r"(?m)^\| (`.+?) \|", table)]
+    events = told_as_trouble()
+    assert len(events) > 30
+    assert {name for row in rows for name in row} == events
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
+
+
 def test_the_changelog_knows_this_version():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def anchors(text: str) -> set[str]:
+    """The places of a page that a link can name."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in titles}
+
+
 def test_links_between_the_docs_lead_somewhere():
-    for path in DOCS:
-        for link in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
+    for path in [*DOCS, ROOT / "CHANGELOG.md"]:
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text()):
+            name, _, place = link.partition("#")
+            page = path.parent / name if name else path
+            assert page.exists(), f"{path.name}: {link}"
+            if place:
+                assert place in anchors(page.read_text()), f"{path.name}: {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    seen, pages = set(), [ROOT / "README.md"]
+    while pages:
+        page = pages.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        for link in re.findall(r"\]\((?!http)([^)#]+\.md)", page.read_text()):
+            pages.append((page.parent / link).resolve())
+    assert {one.name for one in DOCS if one not in seen and one.parent.name != "adr"} == set()
 
 
 def test_lock_files_name_no_host():

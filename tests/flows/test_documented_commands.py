@@ -79,17 +79,21 @@ async def with_everything(path, place, simulator, valkey):
             "NOMBA_PROXY_SIMULATOR_LISTEN": f"127.0.0.1:{ports[3]}",
             "NOMBA_PROXY_SIMULATOR_CONTROL_LISTEN": f"127.0.0.1:{ports[4]}",
         }
+    given = {
+        "NOMBA_CLIENT_ID": switches.client_id,
+        "NOMBA_CLIENT_SECRET": switches.client_secret,
+        "NOMBA_ACCOUNT_ID": switches.account_id,
+        "NOMBA_BASE_URL": simulator.origin,
+    }
+    if path.name == "migration.md":  # an app that is to be moved
+        (place.folder / ".env").write_text("NOMBA_BASE_URL=https://api.nomba.com\n")
+        return given
     if path.name != "scaling.md":
         return {}
     (secrets / "valkey-password").write_text("pass-word")
     (secrets / "valkey-password").chmod(0o600)
     valkey.client().config_set("requirepass", "pass-word")
-    return {
-        "NOMBA_CLIENT_ID": switches.client_id,
-        "NOMBA_CLIENT_SECRET_FILE": str(secrets / "nomba"),
-        "NOMBA_ACCOUNT_ID": switches.account_id,
-        "NOMBA_BASE_URL": simulator.origin,
-    }
+    return given
 
 
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
