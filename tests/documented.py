@@ -134,7 +134,8 @@ stop() {{
   going=
 }}
 trap stop EXIT
-curl() {{ command curl --fail-with-body --max-time 20 "$@"; }}
+failed="{folder}/failed"   # also what a page's own functions and pipes swallow
+curl() {{ command curl --fail-with-body --max-time 20 "$@" || {{ echo "$@" >>"$failed"; false; }}; }}
 make() {{ command make --no-print-directory -C "$ROOT" -o "$VENV/.installed" VENV="$VENV" "$@"; }}
 going_on() {{
   stop
@@ -158,5 +159,10 @@ adding() {{   # the reader puts the key that is printed where $KEY stands
     sleep 0.05
   done
 }}
-how_did_it_go() {{ [ "$1" = 0 ] || {{ echo "command $2 failed: $1"; exit 1; }}; }}
+how_did_it_go() {{
+  [ "$1" = 0 ] && [ ! -e "$failed" ] && return
+  echo "command $2 failed: $1"
+  [ ! -e "$failed" ] || cat "$failed"
+  exit 1
+}}
 """
