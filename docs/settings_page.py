@@ -170,7 +170,7 @@ def takes(key: str, info: Any, *, section: str) -> str:
     if kind is bool:
         return "`true` or `false`"
     if kind is float:
-        return f"seconds{limits}"
+        return f"{'a share' if limits.endswith(', at most 1') else 'seconds'}{limits}"
     if kind is int:
         return f"a whole number{limits}"
     if get_origin(kind) is tuple or kind in {Texts, Lines}:

@@ -8,27 +8,31 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# Programs that are not run here, with the reason.
-PROGRAMS = {
+# What is not run here, by how a command begins, and why.
+NOT_RUN = {
+    "chown": "needs root",
+    "cp": "puts files into the machine's own folders",
     "docker": "needs an engine; the Dockerfile has tests of its own",
-    "kubectl": "needs a cluster",
-    "systemctl": "needs systemd as the first process",
-    "systemd-socket-activate": "is not everywhere; fd:3 is tested in tests/flows/test_listeners.py",
-    "journalctl": "needs systemd as the first process",
-    "useradd": "changes the machine",
+    "envoy": "is not everywhere; the bench and the tests of deployment start it",
     "install": "changes the machine",
-    "sysctl": "changes the machine",
+    "journalctl": "needs systemd as the first process",
+    "kubectl": "needs a cluster",
+    "make": "takes minutes or writes into the repository, but for make run",
+    "nginx": "is not everywhere; the tests of deployment start it",
     "pip": "asks a registry",
     "promtool": "is not everywhere",
+    "python3 -m venv": "asks a registry, with the pip behind it",
+    "sysctl": "changes the machine",
+    "systemctl": "needs systemd as the first process",
+    "systemd-socket-activate": "is not everywhere; tests/flows/test_listeners.py has fd:3",
+    "update-ca-certificates": "changes the machine",
+    "update-ca-trust": "changes the machine",
+    "useradd": "changes the machine",
+    "usermod": "changes the machine",
 }
-# What a reader does in its own place, and a test elsewhere.
-ELSEWHERE = {
-    "make test": "this is it",
-    "cp ca.pem /usr/local/share/ca-certificates/": "changes the machine",
-    "cp ca.pem /etc/pki/ca-trust/source/anchors/": "changes the machine",
-}
+# Outside of the test's folder a command may name no file but these.
+_MAY_READ = "/etc/ssl/"
 _GOES_ON = re.compile(r"^((?:\w+=\S+ )*)(?=nomba-proxy (?:\S+ )*?(?:serve|simulate)\b|make run\b)")
-_ASKED = "/v1/accounts/balance"
 _PORTS = ("127.0.0.1:8080", "127.0.0.1:9091", "127.0.0.1:4040", "127.0.0.1:8090", "127.0.0.1:8091")
 
 
@@ -37,17 +41,18 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"(?ms)^```([^\n]*)\n(.*?)^```$", text)
 
 
-def commands(text: str) -> list[str]:
-    """The commands of all `sh` blocks of a page; one may have several lines."""
+def commands(text: str) -> list[list[str]]:
+    """The commands of each `sh` block of a page; one may have several lines."""
     found = []
     for language, block in blocks(text):
         if language != "sh":
             continue
+        found.append([])
         whole = ""
         for line in block.splitlines():
             whole += line + "\n"
             if line.strip() and _is_complete(whole):
-                found.append(whole.strip())
+                found[-1].append(whole.strip())
                 whole = ""
         assert not whole.strip(), whole
     return found
@@ -70,11 +75,12 @@ def bare(command: str) -> str:
 
 def why_not(command: str) -> str:
     """Why a command is not run here; "" if it is."""
-    for beginning, reason in ELSEWHERE.items():
-        if command.startswith(beginning):
-            return reason
-    words = [one for one in command.split() if "=" not in one]
-    return PROGRAMS.get(words[0], "") if words else ""
+    for simple in re.split(r"&&|;|\|", bare(command)):
+        words = " ".join(one for one in simple.split() if "=" not in one)
+        for beginning, reason in NOT_RUN.items():
+            if f"{words} ".startswith(f"{beginning} ") and words != "make run":
+                return reason
+    return ""
 
 
 @dataclass(frozen=True)
@@ -91,21 +97,27 @@ class Place:
     ports: list[int]
     replaced: dict[str, str]
 
-    def script(self, page: list[str]) -> str:
-        """A script of bash that fails at the first command that does."""
-        lines = [
-            _PRELUDE.format(folder=self.folder, asked=f"http://127.0.0.1:{self.ports[0]}{_ASKED}")
-        ]
-        for number, command in enumerate(page):
-            if why_not(command):
-                continue
-            here = _GOES_ON.sub(r"\1going_on ", self._moved(command))
-            if re.match(r"nomba-proxy tail\b", here):
-                here = f"{bare(here)} --no-follow"
-            elif re.match(r"nomba-proxy caller add\b", here):
-                here = f"adding {here}"
-            lines.append(f"{here}\nhow_did_it_go $? {number}")
+    def script(self, page: list[list[str]]) -> str:
+        """A script of bash that fails at the first command that does; a block begins at home."""
+        asked = f"http://127.0.0.1:{self.ports[0]}/v1/accounts/balance"
+        lines = [_PRELUDE.format(folder=self.folder, asked=asked)]
+        for block in page:
+            lines.append(f'cd "{self.folder}"')
+            for command in block:
+                if not why_not(command):
+                    lines.append(f"{self._run(command)}\nhow_did_it_go $? {shlex.quote(command)}")
         return "\n".join(lines) + "\n"
+
+    def _run(self, command: str) -> str:
+        here = _GOES_ON.sub(r"\1going_on ", self._moved(command))
+        outside = re.findall(r"(?<![\w.])/(?:etc|home|opt|root|run|srv|usr|var)/\S*", here)
+        assert all(one.startswith(_MAY_READ) for one in outside), (
+            f"{command}: it names {outside}, which is the machine's; say in NOT_RUN why it is not run"
+        )
+        if re.match(r"nomba-proxy tail\b", here):
+            return f"{bare(here)} --no-follow"
+        adds = re.match(r"(?:\w+=\S+ )*nomba-proxy caller add\b", here)
+        return re.sub(r"(?=nomba-proxy caller add\b)", "adding ", here) if adds else here
 
     def _moved(self, command: str) -> str:
         for text, other in self.replaced.items():
@@ -161,7 +173,7 @@ adding() {{   # the reader puts the key that is printed where $KEY stands
 }}
 how_did_it_go() {{
   [ "$1" = 0 ] && [ ! -e "$failed" ] && return
-  echo "command $2 failed: $1"
+  echo "failed with $1: $2"
   [ ! -e "$failed" ] || cat "$failed"
   exit 1
 }}

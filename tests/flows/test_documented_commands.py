@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from documented import ELSEWHERE, PAGES, ROOT, Place, blocks, commands, why_not
+from documented import PAGES, ROOT, Place, blocks, commands, why_not
 from harness import environ
 from valkeys import free_port
 
@@ -27,7 +27,7 @@ def place():
         program = folder / "bin/nomba-proxy"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m proxy "$@"\n')
         program.chmod(0o755)
-        (folder / "config").symlink_to(ROOT / "config")
+        shutil.copytree(ROOT / "config", folder / "config")
         yield Place(folder, [free_port() for _ in range(6)], {})
 
 
@@ -105,12 +105,16 @@ async def test_the_commands_of_a_page_work_in_their_order(path, place, simulator
     await run_page(path, place, **env)
 
 
-def test_what_is_not_run_is_in_the_docs():
-    every = [command for path in WITH_COMMANDS for command in commands(path.read_text())]
-    for beginning in ELSEWHERE:
-        assert any(one.startswith(beginning) for one in every), beginning
-    run = [one for one in every if not why_not(one)]
-    assert len(run) > len(every) / 2
+def test_most_of_them_are_run():
+    pages = [path.read_text() for path in WITH_COMMANDS]
+    every = [command for page in pages for block in commands(page) for command in block]
+    assert len([one for one in every if not why_not(one)]) > len(every) / 2
+
+
+@pytest.mark.parametrize("command", ["rm -r /etc/hosts", "cat x > /usr/local/bin/y"])
+def test_a_command_that_touches_the_machine_is_not_run(place, command):
+    with pytest.raises(AssertionError, match="NOT_RUN"):
+        place.script([[command]])
 
 
 def test_no_command_hides_in_a_block_of_another_kind():
@@ -118,11 +122,13 @@ def test_no_command_hides_in_a_block_of_another_kind():
         for language, text in blocks(path.read_text()):
             assert language in LANGUAGES, (path.name, language)
             if language != "sh":
-                assert not text.startswith(("nomba-proxy ", "make ", "curl ", "$ ")), path.name
+                assert not text.startswith(
+                    ("nomba-proxy ", "make ", "curl ", "pip ", "export ", "$ ")
+                )
 
 
 async def test_a_command_that_fails_is_told(place, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```sh\nnomba-proxy check\nnomba-proxy token show   # of no proxy\n```\n")
-    with pytest.raises(AssertionError, match="command 1 failed"):
+    with pytest.raises(AssertionError, match="failed with 1: nomba-proxy token show"):
         await run_page(page, place)
