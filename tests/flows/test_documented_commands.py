@@ -52,7 +52,11 @@ async def run_page(path, place, **env):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 50)
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), 50)
+    except TimeoutError:
+        process.terminate()  # it stops what it has left running
+        raise
     assert process.returncode == 0, out.decode()
     return out.decode()
 
