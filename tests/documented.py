@@ -138,9 +138,8 @@ _PRELUDE = """\
 set -m   # what goes on is a group of processes
 going=
 stop() {{
-  [ -z "$going" ] || kill -- "-$going" 2>/dev/null
-  for _ in $(seq 400); do
-    [ -n "$going" ] && kill -0 -- "-$going" 2>/dev/null || break
+  for _ in $(seq 400); do   # a second signal ends at once
+    [ -n "$going" ] && kill -- "-$going" 2>/dev/null || break
     sleep 0.05
   done
   going=
