@@ -210,6 +210,11 @@ class CallerConnection(QuietProtocol):
         return bool(self._messages)
 
     @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._current_request is not None
+
+    @property
     def ending(self) -> bool:
         """Whether the request that is answered now is the connection's last."""
         return self._is_draining() and not self._messages

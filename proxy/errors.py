@@ -268,3 +268,13 @@ class UpstreamTimeout(UpstreamError):
 
     code = "upstream_timeout"
     status = 504
+
+
+def codes() -> frozenset[str]:
+    """Every code that a refusal can have."""
+    found, kinds = set(), [ProxyError]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        found.add(kind.code)
+    return frozenset(found)

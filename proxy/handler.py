@@ -312,6 +312,7 @@ class Handler:
             course.drop()
             raise
         course.drop()
+        exchange.replayed, exchange.envelope = True, ""
         try:
             verdict = await self._attempt(course, why="replay with a new token")
         except ProxyError as error:
@@ -403,7 +404,7 @@ class Handler:
             if found is None:
                 found = await self._peek(course, reply)
             body, complete = found
-        verdict = judge(status, coding=head.coding, body=body, complete=complete)
+        verdict, exchange.envelope = judge(status, coding=head.coding, body=body, complete=complete)
         if verdict is _ANSWER and status not in _NO_WORD_OF_THE_TOKEN:
             course.upstream.session.accepted(token.generation, by=course.decision.pair)
         return verdict

@@ -49,6 +49,11 @@ class TrafficServer(QuietServer):
         emit: takes events.
         limits: of their connections.
         is_draining: whether connections are to end.
+        crowded: is told what became of a connection that was one too many (`made_room`: of an idle
+            one; `refused` or `reset`: of the newest).
+
+    Attributes:
+        most: connections that there may be.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class TrafficServer(QuietServer):
         emit: Emit,
         limits: CallerLimits | None = None,
         is_draining: Callable[[], bool] = lambda: False,
+        crowded: Callable[[str], None] = lambda _: None,
     ) -> None:
         limits = limits or CallerLimits()
         super().__init__(
@@ -72,14 +78,15 @@ class TrafficServer(QuietServer):
         self.answer = answer
         self.is_draining = is_draining
         self.slow = SlowHeads(limits.head_time)
-        self._most = limits.connections
+        self.most = limits.connections
+        self._crowded = crowded
 
     def change(self, answer: Answer, *, limits: CallerLimits) -> None:
         """From the next request on, and for new connections, something else holds."""
         self.answer = answer
         self.limit(idle=limits.idle, line=limits.head_size, fields=limits.head_fields)
         self.slow.limit = limits.head_time
-        self._most = limits.connections
+        self.most = limits.connections
 
     def __call__(self) -> CallerConnection:
         """A protocol for a new connection."""
@@ -87,15 +94,18 @@ class TrafficServer(QuietServer):
 
     def admit(self, newest: CallerConnection) -> None:
         """Keep within the limit: an idle connection makes room, else the newest is refused."""
-        if len(self._connections) <= self._most:
+        if len(self._connections) <= self.most:
             return
         for one in cast("Iterable[CallerConnection]", islice(self._connections, _OLDEST)):
             if one.idle and one is not newest:
                 one.force_close()
+                self._crowded("made_room")
                 return
-        if len(self._connections) > 2 * self._most:
+        if len(self._connections) > 2 * self.most:
             newest.cut(reset=True)
+            self._crowded("reset")
             return
+        self._crowded("refused")
         newest.refuse_next(
             Overloaded(
                 "The proxy has as many connections as it takes on; nothing was sent.",

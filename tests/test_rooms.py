@@ -31,8 +31,7 @@ MAY_IMPORT = {
     "app": {
         *("handler", "gate", "server", "quiet", "body", "tokens", "upstream", "callers", "core"),
         *("errors", "drain", "settings", "admin", "telemetry", "inspector", "simulator", "proxy"),
-        "supervisor",
-        "valkey",
+        *("metrics", "supervisor", "valkey"),
     },
     "doctor": {"app", "tokens", "upstream", "settings", "core", "errors"},
     "local_ca": set(),
@@ -63,7 +62,8 @@ MAY_IMPORT = {
     "callers": {"core", "errors", "valkey"},
     "settings": {"core", "errors", "simulator"},
     "admin": {"core", "errors"},
-    "telemetry": {"core", "errors"},
+    "telemetry": {"metrics", "core", "errors"},
+    "metrics": {"core", "errors"},
     "inspector": {"core", "errors"},
     "simulator": {"data"},
     "core": {"errors", "data"},
@@ -75,7 +75,7 @@ MAY_IMPORT = {
 # Libraries that one room has for itself.
 ONLY_IN = {
     "structlog": {"telemetry"},
-    "prometheus_client": {"telemetry"},
+    "prometheus_client": {"metrics"},
     "pydantic": {"settings"},
     "argparse": {"cli"},
     "redis": {"valkey"},

@@ -115,7 +115,9 @@ class CertificateFiles:
             self._emit(Event("certificate_not_reloaded", "error", fields={"reason": str(error)}))
         else:
             self._certificates.take(context)
-            self._emit(Event("certificate_reloaded"))
+            at = await asyncio.to_thread(self._tls.expires)
+            fields: dict[str, object] = {} if at is None else {"expires_at": at}
+            self._emit(Event("certificate_reloaded", fields=fields))
 
     def _read(self) -> tuple[bytes | None, ...]:
         found: list[bytes | None] = []

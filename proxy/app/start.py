@@ -19,16 +19,18 @@ from proxy.app.banner import banner
 from proxy.app.callers import end_task
 from proxy.app.certificates import CertificateFiles, Certificates
 from proxy.app.listeners import Bound, CannotStart, authorities_of, bind, listen_on, take_traffic
+from proxy.app.measuring import measure
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.reload import Reload, quietly
 from proxy.app.running import Place, Running
 from proxy.core.capture import Watch
 from proxy.core.exchange import Emit, Event, Observe
 from proxy.drain import Drain
+from proxy.metrics import METRICS_TYPE
 from proxy.quiet import QuietServer
 from proxy.server import CallerLimits, TrafficServer
 from proxy.settings import Listener, Reloaded, Settings, SettingsModel, is_loopback
-from proxy.telemetry import METRICS_TYPE, Telemetry
+from proxy.telemetry import Telemetry
 
 if TYPE_CHECKING:  # imported where it is on
     from proxy.app.inspection import Inspection
@@ -144,7 +146,12 @@ async def start(
         emit=telemetry.emit,
         limits=_caller_limits(model),
         is_draining=draining.is_set,
+        crowded=telemetry.metrics.crowded,
     )
+    telemetry.metrics.expect(
+        [one.name for one in upstreams], sessions=made.sessions, workers=model.workers
+    )
+    measure(telemetry.metrics, server=server, settings=settings, stack=stack)
     bound = place.traffic or _bind(settings, stack=stack)
     tls, files = _tls(settings, stack=stack, emit=telemetry.emit)
     patience = model.callers.head_timeout

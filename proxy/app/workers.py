@@ -39,6 +39,7 @@ from proxy.app.running import Place, Running
 from proxy.app.start import drain_of, start
 from proxy.callers.shared import Counts
 from proxy.core.secret import SIGNING, Secret
+from proxy.metrics import Shared
 from proxy.settings import (
     Listener,
     ReadyUpstream,
@@ -49,7 +50,7 @@ from proxy.settings import (
     take_over,
 )
 from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
-from proxy.telemetry import Shared, Telemetry
+from proxy.telemetry import Telemetry
 
 _NAMES = 8  # of one worker's processes, in turn
 LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
@@ -234,10 +235,8 @@ class _House:
         async def work(link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack) -> None:
             # Another name than those before, which may still be draining, and before long the same
             # again: what a name has counted goes on.
-            process = f"worker-{at + 1}-{link.count % _NAMES}"
-            telemetry = _telemetry(self.settings, self.folder, process)
-            if link.after:
-                telemetry.metrics.restarted(name)
+            telemetry = _telemetry(self.settings, self.folder, named(link.count))
+            telemetry.metrics.restarts(name, again=link.after)
 
             async def reload() -> Mapping[str, object]:
                 try:
@@ -264,11 +263,15 @@ class _House:
             await running.drain()
             link.say(draining=True)
 
+        def named(count: int) -> str:
+            return f"worker-{at + 1}-{count % _NAMES}"
+
         def column(count: int) -> int:
             return at * _NAMES + count % _NAMES
 
         def ended(count: int) -> None:
             self.counts.forget(column(count))
+            Shared(self.folder, named(count)).forget()
 
         def missing() -> None:
             for one in self.traffic[at]:
@@ -295,8 +298,7 @@ class _House:
         assert self.hub is not None  # noqa: S101 - it is why this runs
         settings, upstreams = self.settings, self._upstreams()
         telemetry = _telemetry(settings, self.folder, "inspector")
-        if link.after:
-            telemetry.metrics.restarted("inspector")
+        telemetry.metrics.restarts("inspector", again=link.after)
         shown = Inspection.of(settings)
         hub = Hub(shown.ring, shown.sessions, clock=shown.clock)
         made = assemble(

@@ -10,9 +10,12 @@ What a certificate says is a set of single names (`subject:CN=billing`, `subject
 are: with a NUL, a wildcard or a letter that only looks alike it is another name.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 # OpenSSL's name, and what people write for it (RFC 4514 section 3, or OpenSSL's short name). Not
@@ -39,6 +42,8 @@ _KINDS = {"DNS": "dns", "URI": "uri", "email": "email"}
 _ESCAPE = re.compile(r"\\([\\, ])")
 _PART = re.compile(r"(?:\A|,)((?:[^\\,]|\\.)*)", re.DOTALL)
 _VALUE = re.compile(r" *((?:[^\\]|\\.)*?) *", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+_VERSION, _UTC_TIME = 0xA0, 0x17  # tags in DER (X.690)
 _DNS = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{0,62}[a-z_-][a-z0-9_-]{0,62}")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _EMAIL = re.compile(r"[!-?A-~]+@[!-?A-~]+")
@@ -76,6 +81,42 @@ def names_of(found: Mapping[str, Any]) -> frozenset[str]:
         if sort in _KINDS and value.isascii()
     }
     return frozenset(names)
+
+
+def expires_at(pem: bytes) -> float | None:
+    """When the first certificate in PEM expires, in epoch seconds; None if it cannot be read.
+
+    Only its `notAfter` is looked for (RFC 5280 section 4.1): whether it is any good is for those to
+    find who use it.
+    """
+    found = _PEM.search(pem)
+    if found is None:
+        return None
+    try:
+        _, certificate, _ = _element(base64.b64decode(found[1]))
+        _, rest, _ = _element(certificate)
+        tag, _, behind = _element(rest)
+        if tag == _VERSION:
+            rest = behind
+        for _ in range(3):  # the serial number, the algorithm, the issuer
+            rest = _element(rest)[2]
+        _, validity, _ = _element(rest)
+        tag, value, _ = _element(_element(validity)[2])
+        text = value.decode("ascii")
+        if tag == _UTC_TIME:  # two digits of the year: until 2049
+            text = ("19" if text >= "5" else "20") + text
+        return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except (ValueError, IndexError, binascii.Error):
+        return None
+
+
+def _element(data: bytes) -> tuple[int, bytes, bytes]:
+    """The tag and content of the first element in DER, and what is behind it."""
+    tag, length, at = data[0], data[1], 2
+    if length >= 0x80:
+        at += length - 0x80
+        length = int.from_bytes(data[2:at])
+    return tag, data[at : at + length], data[at + length :]
 
 
 def parse_pattern(text: str) -> CertificatePattern:

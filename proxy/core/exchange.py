@@ -24,6 +24,10 @@ class Exchange:
         status: status the caller got; 499 if it left first; 0 before.
         outcome: what became of the request at the upstream.
         attempts: sendings to the upstream.
+        replayed: whether one of them was a replay, after an auth refusal.
+        envelope: the code in the envelope of the upstream's reply (`core.judge.CODES`), `other`
+            for one not listed there, or "" where none was looked for or found.
+        trace: id of the trace that it is part of (W3C Trace Context), or "".
         generation: the token's generation of the last attempt; 0 for none.
         error: the proxy's own error code, or "".
         detail: why that happened, redacted by construction: our words, no caller data.
@@ -46,6 +50,9 @@ class Exchange:
     status: int = 0
     outcome: Outcome = Outcome.NOT_SENT
     attempts: int = 0
+    replayed: bool = False
+    envelope: str = ""
+    trace: str = ""
     generation: int = 0
     error: str = ""
     detail: str = ""

@@ -37,6 +37,13 @@ PEEK_LIMIT = 16 * 1024
 _PEEKED = frozenset({200, 400, 500})
 # Begins the envelope of a success (facts, section 1), in the two ways that JSON is written.
 _DONE = (b'{"code":"00"', b'{"code": "00"')
+# Codes that Nomba's envelopes were seen with or are documented to have (facts, sections 1 to 4).
+CODES = frozenset(
+    {
+        *("00", "01", "02", "200", "201", "400", "401", "403", "404", "409", "422", "429"),
+        *("500", "502", "503", "504"),
+    }
+)
 # `02` is a validation error too, so the text must say what is wrong with a token.
 _TOKEN_TEXT = re.compile(
     r"\b(?:token|jwt)\b.*\b(?:expired|invalid|revoked)\b"
@@ -56,6 +63,7 @@ class Verdict(Enum):
 
 
 _ANSWER = Verdict.ANSWER  # Python 3.11 looks a member up by its name every time
+_PLAIN, _SUCCESS, _REFUSED = (_ANSWER, ""), (_ANSWER, "00"), (Verdict.REFUSAL, "")
 
 
 def needs_body(status: int, *, media: bytes, length: int | None) -> bool:
@@ -77,8 +85,8 @@ def needs_body(status: int, *, media: bytes, length: int | None) -> bool:
     return media == b"application/json" or media.endswith(b"+json")
 
 
-def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> Verdict:
-    """The verdict on a reply.
+def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> tuple[Verdict, str]:
+    """The verdict on a reply, and the code of its envelope: one of `CODES`, `other`, or "".
 
     Args:
         status: HTTP status.
@@ -88,27 +96,29 @@ def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> Verdict
         complete: whether `body` is the whole body.
     """
     if status == 401:
-        return Verdict.REFUSAL
+        return _REFUSED
     if status not in _PEEKED or not body or not complete:
-        return _ANSWER
+        return _PLAIN
     if status == 200 and body.startswith(_DONE):  # as nearly all begin; the rest can be long
-        return _ANSWER
+        return _SUCCESS
     decode = _DECODERS.get(coding.strip().lower())
     if decode is None:
-        return _ANSWER
+        return _PLAIN
     try:
         envelope = orjson.loads(decode(body))
     except (ValueError, zlib.error, brotli.error, zstandard.ZstdError):
-        return _ANSWER
+        return _PLAIN
     if not isinstance(envelope, dict):
-        return _ANSWER
+        return _PLAIN
+    code = envelope.get("code")
+    code = str(code) if isinstance(code, str | int) else ""  # others may be too deep to say
     if status != 200:
         refused = _says(envelope, _JWT_EXPIRED)
     else:
-        code = envelope.get("code")
-        code = str(code) if isinstance(code, str | int) else ""  # others may be too deep to say
         refused = code == "401" or (code in {"01", "02"} and _says(envelope, _TOKEN_TEXT))
-    return Verdict.REFUSAL_UNPROVEN if refused else _ANSWER
+    if code and code not in CODES:
+        code = "other"
+    return Verdict.REFUSAL_UNPROVEN if refused else _ANSWER, code
 
 
 def _says(envelope: dict[str, object], what: re.Pattern[str]) -> bool:

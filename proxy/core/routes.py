@@ -95,6 +95,16 @@ def _build() -> _Node:
 
 
 @cache
+def changing_routes() -> frozenset[str]:
+    """The templates of all operations that are no reads, and `other`."""
+    return frozenset(
+        one.template
+        for one in operations()
+        if one.money or not (one.method in READ_METHODS or one.pages)
+    ) | {"other"}
+
+
+@cache
 def families() -> frozenset[str]:
     """The families of operations there are: the word behind the version, else `other`."""
     return frozenset(

@@ -88,10 +88,12 @@ class Tls:
     Attributes:
         files: that it is read from.
         make: reads them anew; raises `ValueError` with what is wrong with them.
+        expires: when the certificate does that is there now, in epoch seconds; None if nobody knows.
     """
 
     files: tuple[Path, ...]
     make: Callable[[], ssl.SSLContext]
+    expires: Callable[[], float | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from proxy.core.caller import Roster
+from proxy.core.certificate import expires_at
 from proxy.settings.addresses import Address, Listener, UnixSocket, parse_listener
 from proxy.settings.effective import Tls
 from proxy.settings.model import SettingsModel, TlsSettings
@@ -71,7 +72,7 @@ def read_tls(model: TlsSettings, *, listeners: tuple[Listener, ...], report: Rep
     if not model.cert_file or not model.key_file:
         return None
     paths = tuple(Path(path) for path in files.values() if path)
-    tls = Tls(paths, lambda: _make(model))
+    tls = Tls(paths, lambda: _make(model), lambda: _expires(model))
     try:
         tls.make()
     except ValueError as error:
@@ -108,6 +109,13 @@ def _make(model: TlsSettings) -> ssl.SSLContext:
             raise ValueError(f"{model.client_ca_file}: {_why(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED if model.client_required else ssl.CERT_OPTIONAL
     return context
+
+
+def _expires(model: TlsSettings) -> float | None:
+    try:
+        return expires_at(Path(model.cert_file or "").read_bytes())
+    except OSError:
+        return None
 
 
 def _check_readable(path: str) -> None:

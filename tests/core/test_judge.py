@@ -26,11 +26,11 @@ EXPIRED = "Internal Server Error: INTERNAL: JWT expired at 2026-07-07T23:10:48Z.
 
 def verdict(status, envelope, *, coding=b"", complete=True):
     body = envelope if isinstance(envelope, bytes) else orjson.dumps(envelope)
-    return judge(status, coding=coding, body=body, complete=complete)
+    return judge(status, coding=coding, body=body, complete=complete)[0]
 
 
 def encoded(body, coding):
-    return judge(500, coding=coding, body=body, complete=True)
+    return judge(500, coding=coding, body=body, complete=True)[0]
 
 
 def raw_deflate(data):
@@ -54,7 +54,7 @@ def streamed_zstd(data, level):
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_401_is_a_refusal_whatever_it_says(body, complete):
     assert verdict(401, body, complete=complete) is Verdict.REFUSAL
-    assert judge(401, coding=b"", body=body, complete=complete) is Verdict.REFUSAL
+    assert judge(401, coding=b"", body=body, complete=complete)[0] is Verdict.REFUSAL
 
 
 @pytest.mark.parametrize("status", [500, 400])

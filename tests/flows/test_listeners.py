@@ -438,6 +438,9 @@ async def test_a_new_certificate_is_taken_over_and_nobody_is_cut_off(start_proxy
         assert (await read_reply(reader)).status == 200
         own = writer.get_extra_info("ssl_object").getpeercert()
         assert own["serialNumber"] == before
+    text = proxy.telemetry.metrics.render().decode()
+    told = text.partition("\nnomba_proxy_certificate_expiry_timestamp_seconds ")[2].split()[0]
+    assert float(told) == proxy.log.lines("certificate_reloaded")[0]["expires_at"]
 
 
 async def test_a_certificate_that_cannot_be_used_changes_nothing(start_proxy, tls, authority):
