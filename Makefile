@@ -111,7 +111,7 @@ chaos-fleet: $(STAMP) ## kill replicas and their store at random, change secrets
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_fleet.py --timeout 3600 $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv and npm)
-	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey)
+	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey --extra otel)
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,peers,requirements/peers.in)
 	@$(call compile,conformance,requirements/conformance.in)

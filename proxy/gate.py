@@ -7,6 +7,7 @@ still call is asked every time.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from proxy.callers.login import Login
 from proxy.callers.registry import Identity, Registry
@@ -22,6 +23,7 @@ from proxy.core.origin import ENVIRONMENTS, Origin, host_name
 from proxy.core.routes import Kind, Route, RouteTable, login_call
 from proxy.core.session import Pair
 from proxy.core.target import Target, parse_target, strip_mount
+from proxy.core.trace import TRACEPARENT, TRACESTATE, read_trace
 from proxy.errors import (
     CallerForbidden,
     HostRefused,
@@ -34,6 +36,7 @@ from proxy.upstream.dialler import Dialler
 
 _TOLD_APART = 200  # characters of a path by which refusals are remembered
 _NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
+_PARENT, _BOTH = frozenset({TRACEPARENT}), frozenset({TRACEPARENT, TRACESTATE})
 _REMEMBERED = 4096  # bytes of a head that is worth a connection's memory
 
 
@@ -69,12 +72,17 @@ class Headers:
         via_upstream: whether the upstream is told it.
         keep_forwarded: whether `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass.
         rewrite_location: whether a `Location` on the upstream's origin becomes ours.
+        trace: `pass` a trace of the caller's on as it is; `start` one where there is none; or
+            `continue` it: each attempt says its own (`core.capture.Capture.attempt`).
+        server_timing: whether replies say where the time went (`Server-Timing`).
     """
 
     via: bytes
     via_upstream: bool = True
     keep_forwarded: bool = False
     rewrite_location: bool = True
+    trace: Literal["pass", "start", "continue"] = "pass"
+    server_timing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +130,13 @@ class Decision:
         replaced: whether the caller named another account.
         pair: who calls what, and where: refusals are remembered by it.
         head: what is sent, but for the token, and the length of a body that came in chunks.
+        trace: id of the trace that the head passes on, or "".
+        starts_trace: whether one is to be started, and said in the head.
     """
 
     __slots__ = (
-        *("account", "gate", "head", "identity", "length", "pair", "replaced", "route", "upstream"),
+        *("account", "gate", "head", "identity", "length", "pair", "replaced", "route"),
+        *("starts_trace", "trace", "upstream"),
         *("_headers", "_method", "_target", "_version"),
     )
 
@@ -141,6 +152,8 @@ class Decision:
         account: AccountDecision,
         pair: Pair,
         head: RequestHead,
+        trace: str = "",
+        starts_trace: bool = False,
     ) -> None:
         self._method, self._target, self._version = call.method, call.target, call.version
         self._headers = call.headers
@@ -153,6 +166,8 @@ class Decision:
         self.replaced = account.replaced is not None
         self.pair = pair
         self.head = head
+        self.trace = trace
+        self.starts_trace = starts_trace
 
     def fits(self, call: Call) -> bool:
         """Whether a request has the very same head."""
@@ -218,6 +233,8 @@ class Gate:
             exchange.upstream, exchange.caller = known.upstream.name, known.identity.caller.name
             exchange.route, exchange.kind = known.route.template, known.route.kind
             exchange.account_replaced = known.replaced
+            if known.trace:
+                exchange.trace = known.trace
             return known
         return self._look(call, exchange)
 
@@ -284,6 +301,9 @@ class Gate:
                 route=route,
                 account=account.account,
             )
+        trace, starts_trace = self._trace(head)
+        if trace:
+            exchange.trace = trace
         decision = Decision(
             call,
             gate=self,
@@ -300,10 +320,26 @@ class Gate:
                 body_length=None if head.length == CHUNKED else head.length,
                 via=self._headers.via if self._headers.via_upstream else b"",
             ),
+            trace=trace,
+            starts_trace=starts_trace,
         )
         if not observed and head.size <= _REMEMBERED:
             call.connection.known = decision
         return decision
+
+    def _trace(self, head: CallerHead) -> tuple[str, bool]:
+        """The trace that a head passes on, and whether one is to be started instead."""
+        does = self._headers.trace
+        trace = read_trace(head.traces) if head.traces else None
+        if does == "pass":
+            return trace.id if trace else "", False
+        if trace is None:
+            head.leave_out(_BOTH)
+        elif does == "continue":
+            head.leave_out(_PARENT)
+        else:
+            return trace.id, False
+        return "", does == "start"
 
     def preview(self, method: str, raw: bytes) -> tuple[str, str]:
         """The upstream and the kind that a request would be of, in its gravest reading.

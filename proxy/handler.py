@@ -27,7 +27,7 @@ from proxy.core.capture import Capture, Dialled, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import CHUNKED, RequestHead
 from proxy.core.heads import Headers as RawHeaders
-from proxy.core.ids import request_id
+from proxy.core.ids import new_request_id, new_span_id, request_id
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
 from proxy.core.limits import Limiter
 from proxy.core.reference import LONGEST, find_reference
@@ -35,6 +35,7 @@ from proxy.core.refusal import local_reply
 from proxy.core.reply_heads import ReplyHead
 from proxy.core.routes import READ_METHODS, Kind
 from proxy.core.session import Token
+from proxy.core.trace import trace_line
 from proxy.errors import (
     CallerUnknown,
     Internal,
@@ -220,6 +221,10 @@ class Handler:
                 body = {} if decision is None else await self._login(course, decision)
                 return self._local(course, body)
             course.go(decision)
+            if decision.starts_trace:
+                exchange.trace = new_request_id()
+                line = trace_line(exchange.trace, span=new_span_id(), sampled=False)
+                course.head = course.head.with_line(line)
             course.limiter = self._callers.registry.enter(decision.identity.caller)
             if decision.length is not None:
                 await self._read(course, decision.length)
@@ -414,7 +419,7 @@ class Handler:
         dialler, head, account = course.upstream.dialler, course.head, course.decision.account
         token = course.token
         if course.capture is not None:
-            course.capture.attempt(
+            head = course.capture.attempt(
                 head, account=account, token=token.access, generation=token.generation, why=why
             )
         text = token.access.reveal(to=dialler.origin.text)
@@ -471,6 +476,8 @@ class Handler:
             exchange.outcome.encode(),
             self._headers.via,
         )
+        if self._headers.server_timing:
+            own += b"Server-Timing: %b\r\n" % self._timing(exchange).encode()
         if course.hint:
             own += b"Nomba-Proxy-Hint: %b\r\n" % course.hint.encode()
         if reply.head.length is None and not reply.bodyless:
@@ -578,10 +585,20 @@ class Handler:
             keep_alive=keep_alive,
             http10=call.http10,
             head_only=call.method == "HEAD",
+            timing=self._timing(exchange) if self._headers.server_timing else "",
         )
         if course.capture is not None:
             course.capture.reply(data)
         return RawReply(data, keep_alive, self._limits.write_stall)
+
+    def _timing(self, exchange: Exchange) -> str:
+        """Where the time went until now, in milliseconds (W3C Server Timing)."""
+        spent = (
+            ("total", self._monotonic() - exchange.started),
+            ("token", exchange.waited),
+            ("upstream", exchange.upstream_seconds),
+        )
+        return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in spent)
 
     def _local(self, course: _Course, body: Mapping[str, object]) -> RawReply:
         """An answer of ours that is no error: to a login, or `OPTIONS *`."""

@@ -30,10 +30,18 @@ _FIELDS = 128
 
 
 def refusal(
-    error: ProxyError, *, request_id: str, keep_alive: bool, http10: bool, head_only: bool
+    error: ProxyError,
+    *,
+    request_id: str,
+    keep_alive: bool,
+    http10: bool,
+    head_only: bool,
+    timing: str = "",
 ) -> bytes:
-    """The whole reply for an error of ours."""
+    """The whole reply for an error of ours; `timing` is the value of its `Server-Timing`."""
     body, extra = refusal_parts(error, request_id=request_id)
+    if timing:
+        extra += (("Server-Timing", timing),)
     return local_reply(
         error.status,
         body=body,

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
 
@@ -20,7 +21,11 @@ from proxy.errors import Outcome
 from proxy.metrics import Metrics, Shared
 
 _ATOMIC = 4096  # bytes that a pipe takes whole, whoever else writes to it (PIPE_BUF, pipe(7))
-_UNKNOWN = Outcome.UNKNOWN  # Python 3.11 looks a member up by its name every time
+# Python 3.11 looks a member up by its name every time.
+_UNKNOWN, _ANSWERED = Outcome.UNKNOWN, Outcome.ANSWERED
+_ORDINARY = frozenset({"read", "write"})
+# Codes in an envelope that are no failure; a failure can be HTTP 200 (facts, section 4).
+_SUCCESSES = frozenset({"", "00", "200", "201"})
 _TROUBLE = frozenset({500, 502, 503, 504})  # statuses that are a warning
 
 
@@ -31,6 +36,7 @@ class Telemetry:
         log_format: `json`, `console`, or `auto` (console on a terminal).
         level: the least level that is written.
         version: for `build_info`.
+        sample: share of the ordinary exchanges that are written; all of them are counted.
         stream: a text stream; its bytes are written to directly for JSON.
         shared: if the metrics are to be added to those of other processes.
     """
@@ -41,6 +47,7 @@ class Telemetry:
         *,
         level: str,
         version: str,
+        sample: float = 1.0,
         stream: TextIO | None = None,
         shared: Shared | None = None,
     ) -> None:
@@ -49,6 +56,7 @@ class Telemetry:
         self.metrics = Metrics(version=version, shared=shared)
         self._console = console
         self._stream = stream
+        self._sample = sample
         self._over: list[Exchange] = []  # not accounted for yet
         self._lines = _Lines(stream.buffer)
         self.set_level(level)
@@ -78,6 +86,8 @@ class Telemetry:
         over, self._over = self._over, []
         for exchange in over:
             self.metrics.observe(exchange)
+        if self._sample < 1:
+            over = [one for one in over if not _is_ordinary(one) or self._takes(one)]
         if self._console:
             for exchange in over:
                 trouble = _is_trouble(exchange)
@@ -91,8 +101,14 @@ class Telemetry:
             if level in self._levels:
                 line = _canonical(exchange)
                 line["event"], line["level"], line["timestamp"] = "exchange", level, timestamp
+                if self._sample < 1 and _is_ordinary(exchange):
+                    line["sample"] = self._sample
                 lines.append(orjson.dumps(line))
         self._lines.write(lines)
+
+    def _takes(self, exchange: Exchange) -> bool:
+        """Whether an ordinary exchange is written: every replica says the same of the same id."""
+        return zlib.crc32(exchange.request_id.encode()) < self._sample * 0x1_0000_0000
 
     def emit(self, event: Event) -> None:
         """Write an event and count it."""
@@ -156,6 +172,19 @@ def _is_trouble(exchange: Exchange) -> bool:
     return exchange.outcome is _UNKNOWN or exchange.status in _TROUBLE
 
 
+def _is_ordinary(exchange: Exchange) -> bool:
+    """Whether nobody will ask for it: a read or write that went as it should, at the first try."""
+    return (
+        exchange.kind in _ORDINARY
+        and exchange.outcome is _ANSWERED
+        and 200 <= exchange.status < 400
+        and exchange.attempts == 1
+        and not exchange.error
+        and not exchange.account_replaced
+        and exchange.envelope in _SUCCESSES
+    )
+
+
 def _canonical(exchange: Exchange) -> dict[str, Any]:
     """An exchange as it is logged."""
     line: dict[str, Any] = {
@@ -175,6 +204,10 @@ def _canonical(exchange: Exchange) -> dict[str, Any]:
         "upstream_seconds": int(exchange.upstream_seconds * 1e6) / 1e6,
         "duration_seconds": int(exchange.seconds * 1e6) / 1e6,
     }
+    if exchange.envelope:
+        line["envelope"] = exchange.envelope
+    if exchange.trace:
+        line["trace_id"] = exchange.trace
     if exchange.account_replaced:
         line["account_replaced"] = True
     if exchange.error:

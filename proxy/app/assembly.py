@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
+from proxy import __version__
 from proxy.admin import SessionControls
 from proxy.app.callers import (
     end_task,
@@ -40,6 +41,7 @@ from proxy.core.origin import host_name
 from proxy.core.secret import Secret
 from proxy.gate import Callers, Headers
 from proxy.handler import Handler, Limits
+from proxy.metrics import Shared
 from proxy.settings import (
     ReadyUpstream,
     Settings,
@@ -183,6 +185,8 @@ def assemble(
                 via_upstream=model.headers.via_upstream,
                 keep_forwarded=model.headers.forwarded == "pass",
                 rewrite_location=model.headers.rewrite_location,
+                trace="continue" if settings.traces_to else model.headers.trace,
+                server_timing=model.headers.server_timing,
             ),
             is_own_authority=lambda text: text in authorities or host_name(text) in settings.hosts,
             observe=telemetry.observe,
@@ -229,6 +233,22 @@ def _body_limits(model: SettingsModel) -> BodyLimits:
         spool_dir=model.body.spool_dir,
         memory_budget=_part(model.body.memory_budget, model.body.memory, model.workers),
         spool_budget=_part(model.body.spool_budget, model.body.limit, model.workers),
+    )
+
+
+def make_telemetry(settings: Settings, *, shared: Shared | None = None) -> Telemetry:
+    """What a process is watched by.
+
+    Args:
+        settings: how.
+        shared: if its metrics are to be added to those of others.
+
+    Raises:
+        OSError: there is no room for those.
+    """
+    log = settings.model.log
+    return Telemetry(
+        log.format, level=log.level, version=__version__, sample=log.sample, shared=shared
     )
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from proxy import __version__
 from proxy.admin import Guard, build_admin
-from proxy.app.assembly import assemble, both
+from proxy.app.assembly import assemble, both, make_telemetry
 from proxy.app.banner import banner
 from proxy.app.callers import end_task
 from proxy.app.certificates import CertificateFiles, Certificates
@@ -89,6 +88,13 @@ async def start(
         shown = inspection.Inspection.of(settings)
         tell, watch = shown.sessions.emit, shown.ring.watch
         observe = both(telemetry.observe, shown.ring.note)
+
+    if settings.traces_to is not None:
+        from proxy.app.tracing import trace
+
+        watch, tell = trace(
+            settings, upstreams, telemetry=telemetry, watch=watch, tell=tell, stack=stack
+        )
 
     made = assemble(
         settings,
@@ -246,7 +252,7 @@ async def serve(settings: Settings) -> None:
         asyncio.CancelledError: after a second signal.
     """
     model = settings.model
-    telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
+    telemetry = make_telemetry(settings)
     stopping = stop_signals()
     see_to_process(settings, emit=telemetry.emit)
     see_to_loop(emit=telemetry.emit)

@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy import __version__
 from proxy.admin import ControlFailed
-from proxy.app.assembly import assemble
+from proxy.app.assembly import assemble, make_telemetry
 from proxy.app.banner import banner
 from proxy.app.callers import end_task, signing_key
 from proxy.app.listeners import (
@@ -71,7 +70,7 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
         stack.enter_context(_kept(folder))
         # Without shared metrics: they lie in files, and what fails there must not end everything.
         model = settings.model
-        telemetry = Telemetry(model.log.format, level=model.log.level, version=__version__)
+        telemetry = make_telemetry(settings)
         see_to_process(settings, emit=telemetry.emit)
         if settings.signing_key is None:  # one that is given stays what it is for other replicas
             key = signing_key(settings, emit=telemetry.emit).decode("latin-1")
@@ -386,7 +385,9 @@ def _load(settings: Settings) -> None:
     if settings.simulate:
         import proxy.app.simulated
     if settings.inspect:
-        import proxy.app.inspection  # noqa: F401
+        import proxy.app.inspection
+    if settings.traces_to is not None:
+        import proxy.app.tracing  # noqa: F401
 
 
 def _hub(folder: Path) -> socket.socket:
@@ -400,12 +401,8 @@ async def _nothing() -> None:
 
 
 def _telemetry(settings: Settings, folder: Path, process: str) -> Telemetry:
-    model = settings.model
-    shared = Shared(folder, process)
     try:
-        return Telemetry(
-            model.log.format, level=model.log.level, version=__version__, shared=shared
-        )
+        return make_telemetry(settings, shared=Shared(folder, process))
     except OSError as error:
         raise CannotStart(f"metrics cannot be kept in {folder}: {error.strerror}") from None
 

@@ -42,9 +42,15 @@ class Capture:
         """The wait is over, however it ended."""
 
     def attempt(
-        self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
-    ) -> None:
-        """A request is about to be sent.
+        self,
+        head: RequestHead,
+        *,
+        account: str,  # noqa: ARG002 - nothing is kept here
+        token: Secret,  # noqa: ARG002
+        generation: int,  # noqa: ARG002
+        why: str,  # noqa: ARG002
+    ) -> RequestHead:
+        """A request is about to be sent; what is sent for it.
 
         Args:
             head: to be completed.
@@ -52,7 +58,11 @@ class Capture:
             token: the same; to know it again should the upstream repeat it.
             generation: the token's.
             why: `first try`, `replay with a new token` or `sent again over a new connection`.
+
+        Returns:
+            The head, which may have been given a field that says which attempt it is.
         """
+        return head
 
     def sending(self, dialled: Dialled | None) -> None:
         """Its first byte is written; `dialled` if the connection was made for it."""
@@ -71,6 +81,72 @@ class Capture:
 
     def end(self) -> None:
         """The exchange is over."""
+
+
+class Together(Capture):
+    """Two that are told of one exchange.
+
+    Args:
+        one: is told first, and never of bodies.
+        other: sees what the first one made of an attempt's head.
+    """
+
+    __slots__ = ("_one", "_other")
+
+    def __init__(self, one: Capture, other: Capture) -> None:
+        self._one = one
+        self._other = other
+
+    def body(self, parts: Iterable[bytes]) -> None:
+        """The caller's body has arrived whole."""
+        self._other.body(parts)
+
+    def waiting(self) -> None:
+        """A token is waited for."""
+        self._one.waiting()
+        self._other.waiting()
+
+    def waited(self) -> None:
+        """The wait is over."""
+        self._one.waited()
+        self._other.waited()
+
+    def attempt(
+        self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
+    ) -> RequestHead:
+        """A request is about to be sent."""
+        head = self._one.attempt(head, account=account, token=token, generation=generation, why=why)
+        return self._other.attempt(
+            head, account=account, token=token, generation=generation, why=why
+        )
+
+    def sending(self, dialled: Dialled | None) -> None:
+        """Its first byte is written."""
+        self._one.sending(dialled)
+        self._other.sending(dialled)
+
+    def answered(self, status: int, *, reason: bytes, headers: Headers) -> None:
+        """The head of a reply to it has come."""
+        self._one.answered(status, reason=reason, headers=headers)
+        self._other.answered(status, reason=reason, headers=headers)
+
+    def part(self, data: bytes) -> None:
+        """Some of that reply's body has passed."""
+        self._other.part(data)
+
+    def failed(self, error: str) -> None:
+        """The attempt, or its reply, came to a bad end."""
+        self._one.failed(error)
+        self._other.failed(error)
+
+    def reply(self, data: bytes) -> None:
+        """What the caller gets."""
+        self._other.reply(data)
+
+    def end(self) -> None:
+        """The exchange is over."""
+        self._one.end()
+        self._other.end()
 
 
 # Begins the capture of an exchange: the exchange, target and version of its request line (the

@@ -27,7 +27,7 @@ class Exchange:
         replayed: whether one of them was a replay, after an auth refusal.
         envelope: the code in the envelope of the upstream's reply (`core.judge.CODES`), `other`
             for one not listed there, or "" where none was looked for or found.
-        trace: id of the trace that it is part of (W3C Trace Context), or "".
+        trace: id of the trace that it is part of (`core.trace`), or "".
         generation: the token's generation of the last attempt; 0 for none.
         error: the proxy's own error code, or "".
         detail: why that happened, redacted by construction: our words, no caller data.

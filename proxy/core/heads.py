@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from proxy.core.trace import TRACEPARENT
 from proxy.errors import HeadInvalid, HeadTooLarge
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -47,7 +48,7 @@ _OWN = frozenset(
 )
 # What is to be done with a field.
 _PLAIN, _DROPPED, _HOST, _LENGTH, _CODING, _CONNECTION, _COOKIE = range(7)
-_VIA, _UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS = range(7, 13)
+_VIA, _UPGRADE, _ACCOUNT, _AUTHORIZATION, _KEY, _ADDRESS, _TRACE = range(7, 14)
 _REQUEST_FIELDS = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -55,6 +56,7 @@ _REQUEST_FIELDS = {
     b"connection": _CONNECTION,
     b"cookie": _COOKIE,
     b"via": _VIA,
+    TRACEPARENT: _TRACE,
     b"upgrade": _UPGRADE,
     b"authorization": _AUTHORIZATION,
     b"x-nomba-proxy-key": _KEY,
@@ -134,7 +136,7 @@ class CallerHead:
         accounts: the different account ids, under any spelling of `accountId`.
         keys, authorizations: values of the fields that could say who calls.
         size: bytes of all that.
-        upgrades, vias: values of `Upgrade` and `Via`.
+        upgrades, vias, traces: values of `Upgrade`, `Via` and `traceparent`.
 
     Raises:
         HeadTooLarge: all fields together are larger than `limit`.
@@ -144,7 +146,7 @@ class CallerHead:
 
     __slots__ = (
         *("_host_at", "_length_at", "_lines"),
-        *("accounts", "authorizations", "keys", "length", "size", "upgrades", "vias"),
+        *("accounts", "authorizations", "keys", "length", "size", "traces", "upgrades", "vias"),
     )
 
     def __init__(
@@ -164,6 +166,7 @@ class CallerHead:
         self.authorizations: list[bytes] = []
         self.upgrades: list[bytes] = []
         self.vias: list[bytes] = []
+        self.traces: tuple[bytes, ...] = ()
         self._host_at = self._length_at = 0
         # Method, target and `Host` are put into the first places later.
         self._lines: list[bytes] = [b"", b" ", b"", b" HTTP/1.1\r\n"]
@@ -200,6 +203,9 @@ class CallerHead:
             elif kind == _COOKIE:
                 if (kept := _without_ours(value)) or not value:
                     lines += (name, b": ", kept, b"\r\n")
+            elif kind == _TRACE:
+                self.traces += (value,)
+                lines += (name, b": ", value, b"\r\n")
             elif kind == _UPGRADE:
                 self.upgrades.append(value)
             elif kind == _ADDRESS and keep_forwarded:
@@ -212,7 +218,7 @@ class CallerHead:
                 close=True,
             )
         if named:
-            self._leave_out(named_by_connection(headers))
+            self.leave_out(named_by_connection(headers))
 
     def _frame(self, name: bytes, value: bytes, *, coding: bool, version: tuple[int, int]) -> None:
         """Take in what says how long the body is, unless two parsers could read it apart."""
@@ -228,8 +234,8 @@ class CallerHead:
             )
         self.length = CHUNKED if coding else int(value)
 
-    def _leave_out(self, named: frozenset[bytes]) -> None:
-        """Leave out the fields that `Connection` names, whatever they are."""
+    def leave_out(self, named: frozenset[bytes]) -> None:
+        """Leave out fields, by their lower-case names, but for what frames the request."""
         old, host, length = self._lines, self._host_at, self._length_at
         self._lines = old[:4]
         self._host_at = self._length_at = 0
@@ -302,6 +308,10 @@ class RequestHead:
     def with_length(self, length: int) -> "RequestHead":
         """The same for a body of so many bytes that came in chunks."""
         return RequestHead(b"%bContent-Length: %d\r\n" % (self.start, length))
+
+    def with_line(self, line: bytes) -> "RequestHead":
+        """The same with one more field, its end included."""
+        return RequestHead(self.start + line)
 
     def with_token(self, token: str, *, account: str) -> bytes:
         """The complete head with our own pair last."""

@@ -1,4 +1,4 @@
-"""Request ids: the caller's if it is sane, else ours."""
+"""Ids of requests, the caller's if it is sane, else ours; and of traces."""
 
 import random
 import re
@@ -9,6 +9,11 @@ _SANE = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 def new_request_id() -> str:
     """32 random hex digits: to tell requests apart, not to keep a secret."""
     return f"{random.getrandbits(128):032x}"
+
+
+def new_span_id() -> str:
+    """16 random hex digits, not all of them 0 (W3C Trace Context, section 3.2.2.4)."""
+    return f"{random.getrandbits(64) or 1:016x}"
 
 
 def request_id(sent: str | None) -> str:

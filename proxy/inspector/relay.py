@@ -321,13 +321,14 @@ class Relayed(Capture):
 
     def attempt(
         self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
-    ) -> None:
+    ) -> RequestHead:
         """A request is about to be sent."""
         self._room = self._relay.body_limit
         start = self._relay.cutter.head(head.start) if self._secretive else head.start
         mark = token.imprint()
         known = (mark.length, mark.total, mark.digest)
         self._tell("attempt", _text(start), account, known, generation, why, size=len(start))
+        return head
 
     def sending(self, dialled: Dialled | None) -> None:
         """Its first byte is written."""

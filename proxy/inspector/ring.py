@@ -209,11 +209,12 @@ class Recording(Capture):
 
     def attempt(
         self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
-    ) -> None:
+    ) -> RequestHead:
         """A request is about to be sent."""
         if not self.gone:
             sealed = self._ring.cutter.head(head.start) if self._secretive else head.start
             self.tried(sealed, account=account, veil=token.veil, generation=generation, why=why)
+        return head
 
     def tried(self, sealed: bytes, *, account: str, veil: Veil, generation: int, why: str) -> None:
         """The same, its head cut."""

@@ -160,6 +160,7 @@ class Settings:
         shared_store: the server it keeps them in, or None; with neither, they are in its memory.
         signing_key: of phantom tokens, if one is given.
         admin_token: what opens the admin listener's routes that change something, if one is given.
+        traces_to: the URL that spans are sent to, or None.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
         again: reads everything again; raises `SettingsError`.
@@ -182,6 +183,7 @@ class Settings:
     hosts: frozenset[str] = frozenset()
     signing_key: Secret | None = None
     admin_token: Secret | None = None
+    traces_to: str | None = None
     simulated_anonymous: bool = False
     simulated: Mapping[str, str] = field(default_factory=dict)
     simulated_secret: Secret | None = None
@@ -223,6 +225,7 @@ def describe(settings: Settings) -> list[tuple[str, str, str]]:
         "state_dir": settings.state_dir,
         "store": kept,
         "callers.file": settings.callers_file,
+        "tracing.otlp_endpoint": settings.traces_to or "",
     }
     for key in keys():
         if key.startswith("upstream."):

@@ -20,6 +20,7 @@ from proxy.settings.model import SettingsModel
 from proxy.settings.shared_store import check_shared_store, is_shared, read_shared_store
 from proxy.settings.sources import Report, read_sources
 from proxy.settings.store import check_store, read_store
+from proxy.settings.tracing import read_tracing
 from proxy.settings.upstreams import (
     check_upstreams,
     complete_upstreams,
@@ -66,6 +67,7 @@ def load(
     tls = read_tls(model.tls, listeners=listen, report=report) if serving else None
     admin = read_admin(model.admin.listen, report=report)
     admin_token = read_admin_token(model.admin.token_file, environ=environ, report=report)
+    traces_to = read_tracing(model, environ=environ, report=report) if serving else None
     inspect_listen = read_address("inspect_listen", model.inspect_listen, report=report)
     in_file = any(one.client_id or one.client_secret_file for one in model.upstream)
     given = in_file or any_credentials(environ)
@@ -150,6 +152,7 @@ def load(
         shared_store=shared_store,
         signing_key=signing_key,
         admin_token=admin_token,
+        traces_to=traces_to,
         warnings=tuple(report.warnings),
         origins=report.origins,
         again=partial(

@@ -24,6 +24,7 @@ Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at=","))]
 Lines = Annotated[tuple[str, ...], BeforeValidator(lambda value: _split(value, at="\n"))]
 Uids = Annotated[tuple[str, ...], BeforeValidator(lambda value: _named(_split(value, at=",")))]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -57,6 +58,14 @@ class LogSettings(_Section):
 
     format: Literal["auto", "json", "console"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    sample: Share = 1.0
+
+
+class TracingSettings(_Section):
+    """Spans for a collector that speaks OTLP over HTTP."""
+
+    otlp_endpoint: Text = None
+    sample: Share = 1.0
 
 
 class TlsSettings(_Section):
@@ -141,6 +150,8 @@ class HeaderSettings(_Section):
     via_upstream: bool = True
     forwarded: Literal["remove", "pass"] = "remove"
     rewrite_location: bool = True
+    trace: Literal["pass", "start"] = "pass"
+    server_timing: bool = False
 
 
 class InspectorSettings(_Section):
@@ -280,6 +291,7 @@ class SettingsModel(_Section):
     admin: AdminSettings = AdminSettings()
     tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     callers: CallerSettings = CallerSettings()
     body: BodySettings = BodySettings()
     token: TokenSettings = TokenSettings()
@@ -314,8 +326,11 @@ ALLOWED = {
     "body.memory_budget": "a size such as 256MiB, more than nothing",
     "body.spool_budget": "a size such as 2GiB, more than nothing",
     "headers.forwarded": "remove or pass",
+    "headers.trace": "pass or start",
     "log.format": "auto, json or console",
     "log.level": "debug, info, warning or error",
+    "log.sample": "a share from 0 to 1",
+    "tracing.sample": "a share from 0 to 1",
     "upstream.0.environment": "production or sandbox",
     "upstream.0.account_policy": "override, fill or allow",
     "upstream.0.session_scope": "client or account",

@@ -103,6 +103,7 @@ class Asking:
             "cause": error.reason,
             "reason": str(error),
             "for": reason,
+            "duration_seconds": round(error.seconds, 6),
             "failures": held.trouble.failures,
             "retry_in": round(held.trouble.retry_at - now, 1),
         }
@@ -136,10 +137,12 @@ class Asking:
         sent, sent_wall = self._clocks.alive(), self._clocks.wall()
         try:
             grant = await call
-        except IssuerError:
+        except IssuerError as error:
+            error.seconds = self._clocks.alive() - sent
             raise
         except Exception as fault:  # whatever it was, there is no token
             raise internal(fault) from fault
+        took = self._clocks.alive() - sent
         if grant.access_token.digest() in held.seen:
             raise IssuerError("the issuer brought an old token again", reason="reply")
         if sent + grant.life <= self._clocks.alive():
@@ -169,6 +172,7 @@ class Asking:
             "generation": held.generation,
             "life_seconds": round(grant.life, 3),
             "expires_at": sent_wall + grant.life,
+            "duration_seconds": round(took, 6),
         }
         if skew is not None:
             told["skew_seconds"] = skew

@@ -657,7 +657,8 @@ class Session:
                 try:
                     held = await self._asking.refreshed(held, token, reason=reason)
                 except IssuerError as error:
-                    told: dict[str, object] = {"reason": str(error)}
+                    told: dict[str, object] = {"cause": error.reason, "reason": str(error)}
+                    told |= {"for": reason, "duration_seconds": round(error.seconds, 6)}
                     self._emit(Event("token_refresh_failed", "warning", self.name, told))
                     # The refresh may have been carried out and its reply lost, in which case
                     # the old token is dead: only an issue is sure to bring a living one. Unless others

@@ -24,11 +24,13 @@ class IssuerError(Exception):
     Attributes:
         reason: `unreachable`, `credentials` (the issuer refused what we are), `reply` (it answered
             something else than a token), or `secret` (it was not asked: ours is not in force).
+        seconds: that the call took; 0 if there was none.
     """
 
     def __init__(self, text: str, *, reason: str) -> None:
         super().__init__(text)
         self.reason = reason
+        self.seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ PARTS = {
     "processes": "proxy.supervisor",
     "TOML that is written": "tomlkit",
     "DNS beside the system": "pycares",
+    "tracing": "opentelemetry.exporter",  # redis asks for the rest of it too
     "forwarding": "aiohttp",
     "settings": "pydantic",
 }
@@ -68,6 +69,7 @@ def credentials(simulator):
         (("--workers=2", "--inspect=true"), {"processes", "kept session", "inspector"}),
         (("--simulate", "--inspect=false"), {"simulator"}),
         (("--simulate",), {"simulator", "inspector"}),
+        (("--set=tracing.otlp_endpoint=http://127.0.0.1:1",), {"tracing"}),
     ],
 )
 async def test_a_start_loads_what_is_on(simulator, tmp_path, flags, more):
