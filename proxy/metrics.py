@@ -122,11 +122,9 @@ class Metrics:
         self._make_process(version)
 
     def _make_exchanges(self) -> None:
-        self._requests = self._counter(
-            "requests",
-            "Requests answered.",
-            *("caller", "upstream", "route", "method", "code_class"),
-        )
+        counter, gauge = self._counter, self._gauge
+        labels = "caller upstream route method code_class"
+        self._requests = counter("requests", "Requests answered.", labels)
         self._duration = Histogram(
             "nomba_proxy_request_duration_seconds",
             "From the request's head to the end of the reply.",
@@ -134,119 +132,82 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._envelope = self._counter(
-            "envelope",
-            "Replies of the upstream by the code in their envelope.",
-            *("upstream", "route", "code"),
-        )
-        self._errors = self._counter(
-            "errors", "Exchanges that ended with an error of the proxy's own.", "error"
-        )
-        self._unknown = self._counter(
-            "unknown_outcomes",
-            "Requests sent to the upstream of which nobody knows what they did.",
-            *("upstream", "route"),
-        )
-        self._replays = self._counter(
-            "auth_replays",
-            "Requests sent once more after an auth refusal, by what the caller got.",
-            *("upstream", "result"),
-        )
-        self._resends = self._counter(
-            "resends", "Requests sent once more over a new connection.", "upstream"
-        )
-        self._in_flight = self._gauge(
-            "requests_in_flight", "Requests that are being answered.", mode="livesum"
-        )
-        self._connections = self._gauge(
-            "caller_connections", "Connections of callers that are open.", mode="livesum"
-        )
-        self._connections_limit = self._gauge(
-            "caller_connections_limit", "Connections of callers there may be.", mode="livesum"
-        )
-        self._crowded = self._counter(
-            "caller_connections_crowded",
-            "Connections beyond the limit, and idle ones that were closed to make room.",
-            "result",
-        )
+        text = "Replies of the upstream by the code in their envelope."
+        self._envelope = counter("envelope", text, "upstream route code")
+        text = "Exchanges that ended with an error of the proxy's own."
+        self._errors = counter("errors", text, "error")
+        text = "Requests sent to the upstream of which nobody knows what they did."
+        self._unknown = counter("unknown_outcomes", text, "upstream route")
+        text = "Requests sent once more after an auth refusal, by what the caller got."
+        self._replays = counter("auth_replays", text, "upstream result")
+        text = "Requests sent once more over a new connection."
+        self._resends = counter("resends", text, "upstream")
+        text = "Requests that are being answered."
+        self._in_flight = gauge("requests_in_flight", text, mode="livesum")
+        text = "Connections of callers that are open."
+        self._connections = gauge("caller_connections", text, mode="livesum")
+        text = "Connections of callers there may be."
+        self._connections_limit = gauge("caller_connections_limit", text, mode="livesum")
+        text = "Connections beyond the limit, and idle ones that were closed to make room."
+        self._crowded = counter("caller_connections_crowded", text, "result")
 
     def _make_sessions(self) -> None:
-        self._renewals = self._counter(
-            "token_renewals", "Token renewals.", *("upstream", "grant", "result")
-        )
-        self._expiry = self._gauge(
-            "token_expiry_timestamp_seconds",
-            "When the present token dies, by our wall clock.",
-            "upstream",
-        )
-        self._generation = self._gauge(
-            "token_generation", "Generation of the newest token.", "upstream"
-        )
-        self._secrets = self._counter(
-            "secrets_refused", "Times that the issuer refused a client secret.", "upstream"
-        )
-        self._rivals = self._counter(
-            "session_rivals",
-            "Times that somebody else seemed to log in with our credentials.",
-            "upstream",
-        )
-        self._skew = self._gauge("clock_skew_seconds", "The issuer's clock minus ours.", "upstream")
+        counter, gauge = self._counter, self._gauge
+        self._renewals = counter("token_renewals", "Token renewals.", "upstream grant result")
+        text = "When the present token dies, by our wall clock."
+        self._expiry = gauge("token_expiry_timestamp_seconds", text, "upstream")
+        text = "Generation of the newest token."
+        self._generation = gauge("token_generation", text, "upstream")
+        text = "Times that the issuer refused a client secret."
+        self._secrets = counter("secrets_refused", text, "upstream")
+        text = "Times that somebody else seemed to log in with our credentials."
+        self._rivals = counter("session_rivals", text, "upstream")
+        self._skew = gauge("clock_skew_seconds", "The issuer's clock minus ours.", "upstream")
 
     def _make_process(self, version: str) -> None:
-        self._events = self._counter("events", "Events in the log, by name.", *("event", "level"))
-        self._restarted = self._counter(
-            "processes_restarted",
-            "Processes of the proxy that took the place of one that ended without being told to.",
-            "process",
-        )
-        self._workers = self._gauge("workers", "Processes that answer callers.", mode="livesum")
-        self._workers_wanted = self._gauge(
-            "workers_configured", "Processes that are to answer callers."
-        )
-        self._reloaded = self._gauge(
-            "config_last_reload_successful",
-            "Whether the settings were taken over when they were last read.",
-            mode="livemin",
-        )
+        counter, gauge = self._counter, self._gauge
+        self._events = counter("events", "Events in the log, by name.", "event level")
+        text = "Processes that took the place of one that ended without being told to."
+        self._restarted = counter("processes_restarted", text, "process")
+        self._workers = gauge("workers", "Processes that answer callers.", mode="livesum")
+        text = "Processes that are to answer callers."
+        self._workers_wanted = gauge("workers_configured", text)
+        text = "Whether the settings were taken over when they were last read."
+        self._reloaded = gauge("config_last_reload_successful", text, mode="livemin")
         self._reloaded.set(1)
-        self._gauge("build_info", "Always 1.", "version").labels(version).set(1)
+        gauge("build_info", "Always 1.", "version").labels(version).set(1)
 
-    # A gauge without labels is there from the moment it is made: these only where there is
-    # something to tell.
+    # What has no labels is shown from the moment it is made: these only where they tell something.
 
     @cached_property
     def _store(self) -> Gauge:
-        return self._gauge(
-            "store_up",
-            "Whether the server that replicas share could be reached when it was last asked.",
-        )
+        text = "Whether the server that replicas share could be reached when it was last asked."
+        return self._gauge("store_up", text)
 
     @cached_property
     def _certificate(self) -> Gauge:
-        return self._gauge(
-            "certificate_expiry_timestamp_seconds",
-            "When the certificate that callers are shown expires.",
-        )
+        text = "When the certificate that callers are shown expires."
+        return self._gauge("certificate_expiry_timestamp_seconds", text)
 
     @cached_property
     def _reloaded_at(self) -> Gauge:
-        return self._gauge(
-            "config_last_reload_success_timestamp_seconds",
-            "When the settings were last taken over from a running proxy's files.",
-        )
+        text = "When a running proxy last took its settings over."
+        return self._gauge("config_last_reload_success_timestamp_seconds", text)
 
     @cached_property
     def _spans(self) -> Counter:
         return self._counter("spans", "Spans by what became of them.", "result")
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"nomba_proxy_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, labels: str) -> Counter:
+        return Counter(f"nomba_proxy_{name}", text, labels.split(), registry=self._registry)
 
-    def _gauge(self, name: str, text: str, *labels: str, mode: _Mode = "mostrecent") -> Gauge:
+    def _gauge(
+        self, name: str, text: str, labels: str = "", *, mode: _Mode = "mostrecent"
+    ) -> Gauge:
         return Gauge(
             f"nomba_proxy_{name}",
             text,
-            labels,
+            labels.split(),
             multiprocess_mode=mode,
             registry=self._registry,
         )

@@ -26,6 +26,7 @@ _UNKNOWN, _ANSWERED = Outcome.UNKNOWN, Outcome.ANSWERED
 _ORDINARY = frozenset({"read", "write"})
 # Codes in an envelope that are no failure; a failure can be HTTP 200 (facts, section 4).
 _SUCCESSES = frozenset({"", "00", "200", "201"})
+_LEVELS = ("info", "warning", "error")  # that exchanges have
 _TROUBLE = frozenset({500, 502, 503, 504})  # statuses that are a warning
 
 
@@ -65,7 +66,7 @@ class Telemetry:
         """What is of a lesser level is not written."""
         weight = logging.getLevelNamesMapping()
         least = weight[level.upper()]
-        self._levels = {one for one in ("info", "warning") if weight[one.upper()] >= least}
+        self._levels = {one for one in _LEVELS if weight[one.upper()] >= least}
         lines = None if self._console else self._lines
         self._log = _logger(self._stream, lines=lines, level=level)
 
@@ -90,14 +91,11 @@ class Telemetry:
             over = [one for one in over if not _is_ordinary(one) or self._takes(one)]
         if self._console:
             for exchange in over:
-                trouble = _is_trouble(exchange)
-                self._write(
-                    self._log.warning if trouble else self._log.info, *_for_people(exchange)
-                )
+                self._write(getattr(self._log, _level(exchange)), *_for_people(exchange))
             return
         lines, timestamp = [], self._lines.timestamp()
         for exchange in over:
-            level = "warning" if _is_trouble(exchange) else "info"
+            level = _level(exchange)
             if level in self._levels:
                 line = _canonical(exchange)
                 line["event"], line["level"], line["timestamp"] = "exchange", level, timestamp
@@ -168,8 +166,11 @@ class _Lines:
             self._stream.flush()
 
 
-def _is_trouble(exchange: Exchange) -> bool:
-    return exchange.outcome is _UNKNOWN or exchange.status in _TROUBLE
+def _level(exchange: Exchange) -> str:
+    """Whether somebody has to act on it, should look some time, or need not."""
+    if exchange.outcome is _UNKNOWN:  # what it did has to be found out, unless it only asked
+        return "warning" if exchange.kind == "read" else "error"
+    return "warning" if exchange.status in _TROUBLE else "info"
 
 
 def _is_ordinary(exchange: Exchange) -> bool:

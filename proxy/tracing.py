@@ -77,6 +77,8 @@ class Tracing:
             resource=own.merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
+        for result in ("exported", "dropped"):
+            count(result, count=0)
         told = _Told(count, emit, asyncio.get_running_loop())
         self._queue = _Queue(_Sender(OTLPSpanExporter(endpoint), told), told)
         provider.add_span_processor(self._queue)

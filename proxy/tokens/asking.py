@@ -107,7 +107,10 @@ class Asking:
             "failures": held.trouble.failures,
             "retry_in": round(held.trouble.retry_at - now, 1),
         }
-        self._emit(Event("token_renewal_failed", "error", self._name, told))
+        # While a token lives it is tried again, and nobody notices; no time mends a wrong secret.
+        lives = held.token is not None and not held.token.lifetime.dead(now=now)
+        level = "warning" if lives and error.reason != "credentials" else "error"
+        self._emit(Event("token_renewal_failed", level, self._name, told))
         return held
 
     async def revoked(self, token: Token | None) -> str:

@@ -758,6 +758,30 @@ async def test_an_unreachable_issuer_is_not_called_a_wrong_secret(without, event
     assert named(events, "token_renewal_failed")[0].fields["cause"] == "unreachable"
 
 
+@pytest.mark.parametrize("living", [True, False])
+@pytest.mark.parametrize("cause", ["down", "wrong_secret"])
+async def test_somebody_has_to_act_on_a_failed_renewal_once_there_is_no_token_or_time_mends_nothing(
+    begin, issuer, events, time, request, living, cause
+):
+    failing = request.getfixturevalue(cause)
+    if not living:
+        issuer.failing = failing
+    await begin()
+    issuer.failing = failing
+    await time.advance(760 if living else 1)
+    levels = {one.level for one in named(events, "token_renewal_failed")}
+    assert levels == {"warning" if living and cause == "down" else "error"}
+
+
+async def test_a_renewal_says_how_long_its_call_took(begin, issuer, events, time):
+    issuer.takes = 2.0
+    session = await begin()
+    await time.advance(3)
+    assert session.lend() is not None
+    [told] = named(events, "token_renewed")
+    assert told.fields["duration_seconds"] == pytest.approx(2.0, abs=0.6)
+
+
 async def test_borrowers_do_not_hammer_with_a_wrong_secret(refused, issuer, time):
     for _ in range(29):
         await ended(together(50, refused.borrow))
