@@ -49,7 +49,7 @@ async def test_one_line_per_exchange_with_everything_but_data(proxy, simulator):
         body=b"marked-body",
     )
     (line,) = await proxy.exchanges()
-    assert set(line) == LINE
+    assert set(line) == LINE | {"envelope"}
     assert line["request_id"] == "shop-42"
     assert line["route"] == "/v1/accounts/virtual/{subAccountId}"
     assert (line["kind"], line["caller"], line["upstream"]) == ("write", "anonymous", "nomba")
