@@ -166,6 +166,14 @@ async def test_of_several_workers_what_they_do_is_added_up_and_what_one_did_that
         assert await value(proxy, "caller_connections_limit") == 10_000
 
 
+async def test_envelopes_are_counted_by_every_worker_also_by_one_that_ends(workers):
+    async with workers(count=2) as proxy:
+        await proxy.serving()
+        os.kill(proxy.pids[0], signal.SIGTERM)
+        line = 'envelope_total{code="00",route="/v1/accounts/balance",upstream="nomba"}'
+        await come(proxy, line, 30)
+
+
 async def test_several_workers_show_the_metrics_that_one_process_does(workers):
     async with workers(count=2) as proxy:
         await proxy.serving()
