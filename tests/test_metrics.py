@@ -1,15 +1,20 @@
 """What is counted, and that it is there before it happens."""
 
+import asyncio
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from exposed import families, happen, samples
 
+from proxy.app.measuring import measure
 from proxy.core.exchange import Event, Exchange
 from proxy.core.judge import CODES
 from proxy.errors import Outcome, codes
 from proxy.metrics import ALARMS, CROWDED, Metrics
+from proxy.server import TrafficServer
 
 ROOT = Path(__file__).parents[1]
 CODE = "\n".join(path.read_text() for path in (ROOT / "proxy").rglob("*.py"))
@@ -116,6 +121,26 @@ def test_envelopes_and_errors_are_counted(metrics):
 def test_the_codes_of_envelopes_are_a_small_set():
     assert len(CODES) < 32
     assert all(re.fullmatch(r"\d{2,3}", one) for one in CODES)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+async def test_envelopes_are_counted_by_themselves_and_at_the_end(metrics, ending):
+    """Another process may be the one that shows them."""
+    server = TrafficServer(None, observe=print, emit=print)
+    async with AsyncExitStack() as stack:
+        measure(metrics, server=server, settings=SimpleNamespace(tls=None), stack=stack)
+        await asyncio.sleep(0)  # it has measured once
+        metrics.observe(over(envelope="00"))
+        labels = {"upstream": "nomba", "route": "other", "code": "00"}
+        assert metrics._registry.get_sample_value("nomba_proxy_envelope_total", labels) is None
+        if ending:
+            await stack.aclose()
+        else:
+            for _ in range(500):
+                if metrics._registry.get_sample_value("nomba_proxy_envelope_total", labels):
+                    break
+                await asyncio.sleep(0.02)
+        assert metrics._registry.get_sample_value("nomba_proxy_envelope_total", labels) == 1
 
 
 @pytest.mark.parametrize(
