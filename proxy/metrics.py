@@ -6,6 +6,7 @@ anything is counted: `increase()` does not see a series begin.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -320,6 +321,8 @@ class Metrics:
             self._store.set(name == "store_reached")
         elif name == "certificate_reloaded" and "expires_at" in fields:
             self._certificate.set(float(str(fields["expires_at"])))
+        elif name in {"reloaded", "reload_failed"}:
+            self.reloaded(at=time.time() if name == "reloaded" else None)
         elif name == "session_rival":
             self._rivals.labels(upstream).inc()
         elif name in {"token_refused", "token_revoked"}:
@@ -343,11 +346,11 @@ class Metrics:
         """When the certificate that callers are shown expires, in epoch seconds."""
         self._certificate.set(at)
 
-    def reloaded(self, *, successful: bool) -> None:
-        """The settings were read again, and taken over or not."""
-        self._reloaded.set(successful)
-        if successful:
-            self._reloaded_at.set_to_current_time()
+    def reloaded(self, *, at: float | None) -> None:
+        """The settings were read again and taken over, at that time; or were not (None)."""
+        self._reloaded.set(at is not None)
+        if at is not None:
+            self._reloaded_at.set(at)
 
     def spans(self, result: str, *, count: int) -> None:
         """So many spans were `exported`, or `dropped`."""

@@ -57,13 +57,13 @@ class Telemetry:
         self.metrics = Metrics(version=version, shared=shared)
         self._console = console
         self._stream = stream
-        self._sample = sample
         self._over: list[Exchange] = []  # not accounted for yet
         self._lines = _Lines(stream.buffer)
-        self.set_level(level)
+        self.set_level(level, sample=sample)
 
-    def set_level(self, level: str) -> None:
-        """What is of a lesser level is not written."""
+    def set_level(self, level: str, *, sample: float = 1.0) -> None:
+        """What is of a lesser level is not written, nor more than a share of what is ordinary."""
+        self._sample = sample
         weight = logging.getLevelNamesMapping()
         least = weight[level.upper()]
         self._levels = {one for one in _LEVELS if weight[one.upper()] >= least}

@@ -10,7 +10,7 @@ def happen(metrics):
     metrics.restarts("worker 1", again=True)
     metrics.busy(requests=1, connections=2, limit=3)
     metrics.certificate_expires(4e9)
-    metrics.reloaded(successful=True)
+    metrics.reloaded(at=4e9)
     metrics.spans("exported", count=1)
     told = {"grant": "issue", "expires_at": 4e9, "generation": 1, "skew_seconds": 0.5}
     metrics.emit(Event("token_renewed", "info", "nomba", told))

@@ -162,10 +162,10 @@ def test_a_secret_that_was_refused_is_counted(metrics, event, refused):
 def test_a_reload_that_failed_is_told_until_one_succeeds(metrics):
     line = "nomba_proxy_config_last_reload_successful"
     assert value(metrics, line) == 1
-    metrics.reloaded(successful=False)
+    metrics.emit(Event("reload_failed", "error"))
     assert value(metrics, line) == 0
     assert value(metrics, "nomba_proxy_config_last_reload_success_timestamp_seconds") is None
-    metrics.reloaded(successful=True)
+    metrics.emit(Event("reloaded"))
     assert value(metrics, line) == 1
     assert value(metrics, "nomba_proxy_config_last_reload_success_timestamp_seconds") > 1.7e9
 

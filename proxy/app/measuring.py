@@ -1,7 +1,9 @@
 """What is measured now and then, rather than counted when it happens: that costs a request nothing."""
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from proxy.app.callers import end_task
 from proxy.metrics import Metrics
@@ -11,8 +13,19 @@ from proxy.settings import Settings
 _EVERY = 1.0  # seconds
 
 
+def mark_reload(file: Path, *, successful: bool) -> None:
+    """Leave word, for processes that live and others to come, of what became of a reload."""
+    with contextlib.suppress(OSError):
+        file.write_text("1" if successful else "0")
+
+
 def measure(
-    metrics: Metrics, *, server: TrafficServer, settings: Settings, stack: AsyncExitStack
+    metrics: Metrics,
+    *,
+    server: TrafficServer,
+    settings: Settings,
+    stack: AsyncExitStack,
+    marked: Path | None = None,
 ) -> None:
     """Keep the metrics up to date on what a process that answers callers has to do.
 
@@ -24,6 +37,7 @@ def measure(
         server: of the callers' connections.
         settings: with the certificate that callers are shown, if there is one.
         stack: takes what has to be undone.
+        marked: where another process leaves word of reloads (`mark_reload`).
     """
 
     def take() -> None:
@@ -31,6 +45,10 @@ def measure(
         metrics.busy(
             requests=sum(one.busy for one in here), connections=len(here), limit=server.most
         )
+        if marked is not None:
+            with contextlib.suppress(OSError):  # there has been none
+                text, at = marked.read_text(), marked.stat().st_mtime
+                metrics.reloaded(at=at if text == "1" else None)
 
     async def keep_on() -> None:
         while True:

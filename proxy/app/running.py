@@ -57,6 +57,7 @@ class Place:
         simulator: what is known of it, where it runs in another process (`known_of`).
         hub: where the inspector's process is told what happens.
         reload: has the settings read again, for all processes.
+        marked: where word is left of what became of that.
         tally: where a caller is counted, for all processes.
     """
 
@@ -65,6 +66,7 @@ class Place:
     simulator: Mapping[str, str] | None = None
     hub: Path | None = None
     reload: Callable[[], Awaitable[Mapping[str, object]]] | None = None
+    marked: Path | None = None
     tally: Callable[[str], Tally] = lambda _: Tally()
 
     @property

@@ -112,7 +112,7 @@ async def start(
         made.change(new, (simulated(new, known),) if known else new.upstreams)
         server.change(made.handler, limits=_caller_limits(new.model))
         drain.change(delay=new.model.drain.delay, limit=new.model.drain.limit)
-        telemetry.set_level(new.model.log.level)
+        telemetry.set_level(new.model.log.level, sample=new.model.log.sample)
         made.reread()
         if files is not None and new.tls is not None:
             files.use(new.tls)
@@ -157,7 +157,7 @@ async def start(
     telemetry.metrics.expect(
         [one.name for one in upstreams], sessions=made.sessions, workers=model.workers
     )
-    measure(telemetry.metrics, server=server, settings=settings, stack=stack)
+    measure(telemetry.metrics, server=server, settings=settings, stack=stack, marked=place.marked)
     bound = place.traffic or _bind(settings, stack=stack)
     tls, files = _tls(settings, stack=stack, emit=telemetry.emit)
     patience = model.callers.head_timeout

@@ -32,6 +32,7 @@ from proxy.app.listeners import (
     authorities_of,
     bind,
 )
+from proxy.app.measuring import mark_reload
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.reload import tell, tell_failed
 from proxy.app.running import Place, Running
@@ -51,6 +52,7 @@ from proxy.settings import (
 from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Telemetry
 
+_MARKED = "reload"  # the file in which word is left of what became of one
 _NAMES = 8  # of one worker's processes, in turn
 LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
 _Body = Callable[[Link, asyncio.Future[int], AsyncExitStack], Coroutine[Any, Any, None]]
@@ -180,12 +182,14 @@ class _House:
             new = self.settings.again()
         except SettingsError as error:
             tell_failed(error, emit=telemetry.emit)
+            mark_reload(self.folder / _MARKED, successful=False)
             return False
         found = take_over(self.settings, new)
         self.settings = found.settings
         model = found.settings.model
         supervisor.limit = model.drain.delay + model.drain.limit
-        telemetry.set_level(model.log.level)
+        telemetry.set_level(model.log.level, sample=model.log.sample)
+        mark_reload(self.folder / _MARKED, successful=True)
         tell(found, emit=telemetry.emit)
         return True
 
@@ -241,12 +245,14 @@ class _House:
                 try:
                     new = await asyncio.to_thread(self.settings.again)
                 except SettingsError as error:
+                    mark_reload(self.folder / _MARKED, successful=False)
                     raise ControlFailed(str(error), status=400) from None
                 link.say(reload=True)  # which the supervisor does for all
                 return take_over(self.settings, new).told
 
             place = Place(
                 reload=reload,
+                marked=self.folder / _MARKED,
                 traffic=tuple(self.traffic[at]),
                 admin=self.admin,
                 simulator=self.known,

@@ -12,7 +12,7 @@ from proxy.settings.model import SettingsModel
 SECTIONS = ("body", "timeouts", "pool", "headers", "drain")
 KEYS = {
     "admin": ("token_file",),
-    "log": ("level",),
+    "log": ("level", "sample"),
     "tls": ("cert_file", "key_file", "client_ca_file", "client_required"),
     "callers": (
         *("head_timeout", "idle_timeout", "write_stall", "head_limit", "head_fields"),

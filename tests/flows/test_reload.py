@@ -121,6 +121,43 @@ async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(configured, by,
     assert (await proxy.reload(by=by))[0] == 200
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("by", ["post", "signal"])
+async def test_the_metrics_say_whether_the_last_reload_was_taken_over(configured, by, workers):
+    proxy = await configured("", workers=workers)
+
+    async def come(expected):
+        for _ in range(500):
+            async with aiohttp.request("GET", f"{proxy.admin}/metrics") as reply:
+                text = await reply.text()
+            if f"\nnomba_proxy_config_last_reload_successful {expected}\n" in text:
+                return "nomba_proxy_config_last_reload_success_timestamp_seconds" in text
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"it did not become {expected}")
+
+    assert await come("1.0") is False
+    proxy.write('[log]\nlevel = "loud"\n')
+    assert (await proxy.reload(by=by))[0] == 400
+    assert await come("0.0") is False
+    proxy.write('[log]\nlevel = "info"\n')
+    assert (await proxy.reload(by=by))[0] == 200
+    assert await come("1.0") is True
+
+
+async def test_traces_timing_and_the_share_of_lines_are_taken_over(configured):
+    proxy = await configured("")
+    assert (await proxy.ask()).get("Server-Timing") is None
+    proxy.write('[headers]\ntrace = "start"\nserver_timing = true\n[log]\nsample = 0\n')
+    _, told = await proxy.reload()
+    assert set(told["changed"]) == {"headers.trace", "headers.server_timing", "log.sample"}
+    before = len(proxy.lines("exchange"))
+    assert (await proxy.ask()).get("Server-Timing")
+    assert (await proxy.ask(GET.replace(b"GET", b"PUT"))).status >= 400
+    [line] = await until(lambda: proxy.lines("exchange")[before:])
+    assert line["method"] == "PUT"
+    assert len(line["trace_id"]) == 32
+
+
 async def test_what_needs_a_restart_is_named_and_not_taken_over(configured):
     proxy = await configured("")
     proxy.write("workers = 4\n[token]\nearly = 9\n[body]\nstall_timeout = 3\n")
