@@ -118,6 +118,18 @@ def test_envelopes_and_errors_are_counted(metrics):
     assert value(metrics, 'nomba_proxy_errors_total{error="overloaded"}') == 1
 
 
+@pytest.mark.parametrize(("method", "label"), [("GET", "GET"), ("REPORT", "other"), ("-", "other")])
+def test_each_exchange_is_counted_once_whatever_its_method(metrics, method, label):
+    for _ in range(3):
+        metrics.observe(over(method=method, envelope="00"))
+    metrics.render()
+    labels = f'caller="app",code_class="2xx",method="{label}",route="other",upstream="nomba"'
+    assert value(metrics, f"nomba_proxy_requests_total{{{labels}}}") == 3
+    assert value(metrics, 'nomba_proxy_request_duration_seconds_count{upstream="nomba"}') == 3
+    line = 'nomba_proxy_envelope_total{code="00",route="other",upstream="nomba"}'
+    assert value(metrics, line) == 3
+
+
 def test_the_codes_of_envelopes_are_a_small_set():
     assert len(CODES) < 32
     assert all(re.fullmatch(r"\d{2,3}", one) for one in CODES)
