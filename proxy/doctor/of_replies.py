@@ -70,7 +70,7 @@ def read_answer(reply: WholeReply) -> Answer:
     coding = field_value(reply.headers, b"content-encoding") or b""
     body = reply.body[:PEEK_LIMIT]
     whole = len(reply.body) <= PEEK_LIMIT
-    verdict = judge(reply.status, coding=coding, body=body, complete=whole)
+    verdict, _ = judge(reply.status, coding=coding, body=body, complete=whole)
     try:
         found = orjson.loads(reply.body)
     except ValueError:
