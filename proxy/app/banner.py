@@ -70,7 +70,7 @@ def summary(running: Running) -> str:
     upstreams = ", ".join(
         "simulator" if running.faults else one.origin.text for one in running.upstreams
     )
-    return f"{ways} to {upstreams} (admin http://{running.admin_listen})"
+    return f"{ways} to {upstreams} (admin {running.admin_listener.url})"
 
 
 def _bracketed(host: str) -> str:

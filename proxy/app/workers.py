@@ -191,6 +191,8 @@ class _House:
             new = self.settings.again()
         except SettingsError as error:
             tell_failed(error, emit=telemetry.emit)
+            self.manager.reloading()  # it may wait to hear of an end
+            self.manager.ready(self.status)
             return False
         found = take_over(self.settings, new)
         self.settings = found.settings
