@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from harness import environ
 
+from proxy.core.caller import Digest
+
+CALLER_KEY = "npk_billing_" + "k" * 40
 DEPLOY = Path(__file__).parents[1] / "config/deploy"
 
 
@@ -97,3 +100,44 @@ async def as_a_service(*listening: socket.socket, arguments: tuple[str, ...] = (
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+def given_files(env: dict[str, str], folder: Path, contents: dict[str, str]) -> dict[str, str]:
+    """An environment whose files are here: those of secrets, certificates and callers.
+
+    Args:
+        env: of a container.
+        folder: for them.
+        contents: by the name of each file. One that nobody knows is a mistake.
+    """
+    placed = dict(env)
+    for name, value in env.items():
+        if name.endswith("_FILE"):
+            path = folder / Path(value).name
+            path.write_text(contents[path.name])
+            path.chmod(0o440)
+            placed[name] = str(path)
+    return placed
+
+
+def secrets_of(simulator, authority, *, password: str = "") -> dict[str, str]:
+    """What the files of the examples hold: the simulator's client, a caller, a certificate.
+
+    Args:
+        simulator: whose client it is.
+        authority: a CA of trustme's, which signs the certificate.
+        password: of the shared store.
+    """
+    made = authority.issue_cert("localhost")
+    digest = str(Digest.of(CALLER_KEY, salt="0" * 16))
+    return {
+        "client-id": simulator.switches.client_id,
+        "client-secret": simulator.switches.client_secret,
+        "account-id": simulator.switches.account_id,
+        "admin-token": "admin-" * 8,
+        "signing-key": "signing-" * 8,
+        "valkey-password": password,
+        "callers.toml": f'[[caller]]\nname = "billing"\nsecrets = ["{digest}"]\n',
+        "tls.crt": "".join(one.bytes().decode() for one in made.cert_chain_pems),
+        "tls.key": made.private_key_pem.bytes().decode(),
+    }
