@@ -255,9 +255,12 @@ async def serve(settings: Settings) -> None:
         async def reload() -> None:
             manager.reloading()
             await quietly(running.reload)
-            manager.ready(summary(running))
+            if not stopping.done():
+                manager.ready(summary(running))
 
         def hang_up() -> None:
+            if stopping.done():
+                return  # there is nothing to take over for
             task = asyncio.create_task(reload())
             tasks.add(task)
             task.add_done_callback(tasks.discard)

@@ -123,6 +123,27 @@ async def test_the_manager_is_told_how_it_goes(service, tmp_path, abstract, work
     ]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_manager_hears_of_the_end_of_a_reload_that_changes_nothing(
+    service, tmp_path, workers
+):
+    notices = Notices(str(tmp_path / "notify"))
+    settings = tmp_path / "proxy.toml"
+    settings.write_text("")
+    env = {**service, "NOTIFY_SOCKET": str(tmp_path / "notify"), "NOMBA_PROXY_WORKERS": workers}
+    with sockets(tmp_path) as given:
+        async with as_a_service(*given, **env, NOMBA_PROXY_CONFIG=str(settings)) as process:
+            await notices.until("READY")
+            settings.write_text("no settings")
+            process.send_signal(signal.SIGHUP)
+            await notices.until("RELOADING")
+            await notices.until("READY")
+            assert (await ask(given[0])).status == 200
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 30) == 0
+    notices.close()
+
+
 async def test_callers_wait_in_the_socket_while_the_service_restarts(service, tmp_path, simulator):
     notices = Notices(str(tmp_path / "notify"))
     env = {**service, "NOTIFY_SOCKET": str(tmp_path / "notify")}
