@@ -56,7 +56,7 @@ def licence_of(said: metadata.PackageMetadata) -> str:
         Unknown: it says nothing, or nothing that was agreed to.
     """
     classifiers = [one for one in said.get_all("Classifier") or [] if one.startswith("License ::")]
-    fields = [said["License-Expression"], said["License"]]
+    fields = [(said.get_all(name) or [""])[0] for name in ("License-Expression", "License")]
     fields.append(" OR ".join(NAMES.get(one.rpartition(" :: ")[2], one) for one in classifiers))
     text = next((one for one in fields if one), "")
     expression = NAMES.get(text, text)
