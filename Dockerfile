@@ -19,10 +19,14 @@ FROM ${PYTHON_IMAGE}
 RUN python -m compileall -q -x '/(site-packages|tests?)/' \
     "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 COPY --from=build /opt/nomba-proxy /opt/nomba-proxy
+# What has to outlive a container, on a volume: a new one takes over to whom the folder belongs.
+RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/nomba-proxy
 ENV PATH=/opt/nomba-proxy/bin:$PATH \
+    NOMBA_PROXY_STATE_DIR=/var/lib/nomba-proxy \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# Run it with a read-only root file system; large request bodies go to /tmp, so mount a tmpfs there.
+# Run it with a read-only root file system, a tmpfs at /tmp for large request bodies, and a volume or a
+# tmpfs at /var/lib/nomba-proxy (docs/deployment.md).
 USER 10001:10001
 WORKDIR /
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \

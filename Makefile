@@ -11,7 +11,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance settings-page screenshots torture chaos chaos-fleet lock build clean
+.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance settings-page screenshots torture chaos chaos-fleet lock image-check build licences audit clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,7 @@ lock: ## compile the locks anew, with hashes and without addresses (needs uv and
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey --extra otel)
 	@$(call compile,build,requirements/build.in)
 	@$(call compile,peers,requirements/peers.in)
+	@$(call compile,audit,requirements/audit.in)
 	@$(call compile,conformance,requirements/conformance.in)
 	@for folder in bench/fastify conformance/http-cache-tests; do \
 	  (cd $$folder && npm install --silent --package-lock-only --omit-lockfile-registry-resolved) && \
@@ -134,9 +135,26 @@ export WITHOUT_FUNDING
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-strip-extras --no-emit-index-url --no-emit-find-links --no-annotate $(2) -o requirements/$(1).txt $(ARGS)
 
-build: $(STAMP) ## build the wheel into dist/
-	@$(BIN)/python -m flit_core.wheel --outdir dist .
+image-check: $(STAMP) ## try the Dockerfile without Docker, in clean Debian roots (needs root; two minutes, then half a one)
+	@$(BIN)/python tests/image_check.py $(ARGS)
+
+# The same source makes the same bytes, whenever and wherever: every file in it has the commit's time.
+EPOCH = $${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
+
+build: $(STAMP) ## build the wheel into dist/, the same bytes every time
+	@SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m flit_core.wheel --outdir dist .
+
+licences: $(STAMP) ## write docs/licences.md anew from what is installed
+	@$(BIN)/python tests/licences.py
+
+AUDIT := .venv-audit
+$(AUDIT)/.installed: requirements/audit.txt
+	@$(PYTHON) -m venv --clear $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $< && touch $@
+
+audit: $(AUDIT)/.installed ## ask pip-audit about known vulnerabilities; ARGS=--if-possible where its service may be away
+	@$(PYTHON) tests/audit.py $(AUDIT)/bin/pip-audit $(ARGS)
 
 clean: ## remove the environment and everything a run leaves behind
-	@rm -rf .venv .venv-* bench/fastify/node_modules conformance/http-cache-tests/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* .image bench/fastify/node_modules conformance/http-cache-tests/node_modules bench/results dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -131,6 +131,8 @@ class Supervisor:
         told: what to tell of an end that a signal asks for.
         reload: prepares what processes begin with; whether they are to be replaced.
         silent: seconds without a sign of life after which a process hangs.
+        awake: called again and again while it turns, which is a sign of its own life.
+        awake_every: within so many seconds; 0 if nobody cares.
         monotonic: seconds.
     """
 
@@ -142,6 +144,8 @@ class Supervisor:
         told: Callable[[int], Mapping[str, object]] = lambda _: {},
         reload: Callable[[], bool] = lambda: True,
         silent: float = _SILENT,
+        awake: Callable[[], object] = lambda: None,
+        awake_every: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
@@ -149,6 +153,8 @@ class Supervisor:
         self._told = told
         self._reload = reload
         self._silent = silent
+        self._awake = awake
+        self._awake_every = awake_every
         self._now = monotonic
         self._posts: list[Post] = []
         self._processes: dict[int, tuple[Post, _Process]] = {}
@@ -234,6 +240,8 @@ class Supervisor:
 
     def _turn(self, *, most: float = 60.0) -> None:
         """Wait for something to happen, and see to it."""
+        self._awake()
+        most = min(most, self._awake_every or most)
         now = self._now()
         for post in self._posts:
             if post.due is not None:
@@ -299,6 +307,8 @@ class Supervisor:
 
     def _roll(self) -> None:
         """Restart one process after another: the next when the one before has a successor."""
+        if not self._rolling:
+            return
         while self._rolling:
             post, old = self._rolling[0]
             one = post.present
@@ -311,6 +321,7 @@ class Supervisor:
                         old.sock.send(GO)
                 return
             del self._rolling[0]
+        self._emit(Event("restarted"))
 
     def _end_hung(self) -> None:
         """Kill what gives no sign of life, or does not end: a lock that it holds is free then."""

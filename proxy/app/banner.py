@@ -64,6 +64,15 @@ def banner(running: Running, *, settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def summary(running: Running) -> str:
+    """The same in one line, for a service manager."""
+    ways = ", ".join(one.url for one in running.listeners)
+    upstreams = ", ".join(
+        "simulator" if running.faults else one.origin.text for one in running.upstreams
+    )
+    return f"{ways} to {upstreams} (admin {running.admin_listener.url})"
+
+
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 

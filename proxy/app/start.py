@@ -14,11 +14,12 @@ from aiohttp import web
 
 from proxy.admin import Guard, build_admin
 from proxy.app.assembly import assemble, both, make_telemetry
-from proxy.app.banner import banner
+from proxy.app.banner import banner, summary
 from proxy.app.callers import end_task
 from proxy.app.certificates import CertificateFiles, Certificates
 from proxy.app.listeners import Bound, CannotStart, authorities_of, bind, listen_on, take_traffic
 from proxy.app.measuring import measure
+from proxy.app.notify import Manager
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.reload import Reload, quietly
 from proxy.app.running import Place, Running
@@ -28,7 +29,7 @@ from proxy.drain import Drain
 from proxy.metrics import METRICS_TYPE
 from proxy.quiet import QuietServer
 from proxy.server import CallerLimits, TrafficServer
-from proxy.settings import Listener, Reloaded, Settings, SettingsModel, is_loopback
+from proxy.settings import Listener, Reloaded, Settings, SettingsModel, environment, is_loopback
 from proxy.telemetry import Telemetry
 
 if TYPE_CHECKING:  # imported where it is on
@@ -256,19 +257,32 @@ async def serve(settings: Settings) -> None:
     stopping = stop_signals()
     see_to_process(settings, emit=telemetry.emit)
     see_to_loop(emit=telemetry.emit)
+    manager = Manager.of(environment(), emit=telemetry.emit)
     async with AsyncExitStack() as stack:
+        signs = asyncio.create_task(manager.give_signs())  # to the last
+        stack.push_async_callback(end_task, signs)
         running = await start(settings, stack=stack, telemetry=telemetry)
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201 - people read it
         tasks: set[asyncio.Task[None]] = set()
 
+        async def reload() -> None:
+            manager.reloading()
+            await quietly(running.reload)
+            if not stopping.done():
+                manager.ready(summary(running))
+
         def hang_up() -> None:
-            task = asyncio.create_task(quietly(running.reload))
+            if stopping.done():
+                return  # there is nothing to take over for
+            task = asyncio.create_task(reload())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
         gc.freeze()  # all of this stays: no collection that callers wait for looks through it
+        manager.ready(summary(running))
         asked = await stopping
+        manager.stopping()
         telemetry.emit(Event("draining", fields=drain_of(model, by=asked)))
         if asked == signal.SIGTERM:
             await running.announce()

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from proxy.admin import ControlFailed
-from proxy.app.assembly import assemble, make_telemetry
-from proxy.app.banner import banner
+from proxy.app.assembly import assemble, both, make_telemetry
+from proxy.app.banner import banner, summary
 from proxy.app.callers import end_task, signing_key
 from proxy.app.listeners import (
     Bound,
@@ -33,6 +33,7 @@ from proxy.app.listeners import (
     bind,
 )
 from proxy.app.measuring import mark_reload
+from proxy.app.notify import Manager
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.reload import tell, tell_failed
 from proxy.app.running import Place, Running
@@ -45,6 +46,7 @@ from proxy.settings import (
     ReadyUpstream,
     Settings,
     SettingsError,
+    environment,
     parse_address,
     share_metrics,
     take_over,
@@ -97,17 +99,20 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
             hub = _hub(folder) if settings.inspect else None
         except OSError as error:
             raise CannotStart(f"{folder}: {error.strerror}") from None
+        manager = Manager.of(environment(), emit=telemetry.emit)
         supervisor = stack.enter_context(
             Supervisor(
-                emit=telemetry.emit,
+                emit=both(telemetry.emit, lambda event: manager.hear(event, status=house.status)),
                 limit=model.drain.delay + model.drain.limit,
                 told=lambda number: drain_of(model, by=number),
                 reload=lambda: house.reload(telemetry, supervisor),
+                awake=manager.alive,
+                awake_every=manager.every,
             )
         )
         gc.freeze()  # what is there now stays shared with the processes
         counts = Counts(settings.model.workers * _NAMES)
-        house = _House(settings, folder, loop_factory, traffic, admin, hub, counts)
+        house = _House(settings, folder, loop_factory, traffic, admin, hub, counts, manager)
         try:
             return house.run(supervisor)
         except CannotRun as error:
@@ -124,8 +129,10 @@ class _House:
         traffic: the sockets of each worker.
         hub: where the inspector is told.
         counts: of callers, in all workers.
+        manager: is told once everything runs.
         known: the simulator, once it runs.
         token: opens the inspector; the same after it was restarted.
+        status: what it is, in a line.
     """
 
     settings: Settings
@@ -135,8 +142,10 @@ class _House:
     admin: Bound
     hub: socket.socket | None
     counts: Counts
+    manager: Manager
     known: Mapping[str, str] | None = None
     token: str = ""
+    status: str = ""
 
     def run(self, supervisor: Supervisor) -> int:
         """Start everything, say so, and keep it running."""
@@ -171,6 +180,8 @@ class _House:
             inspector=inspector,
         )
         print(banner(running, settings=settings), file=sys.stderr, flush=True)  # noqa: T201
+        self.status = summary(running)
+        self.manager.ready(self.status)
         code = supervisor.run()
         if settings.model.token.revoke_at_shutdown:
             supervisor.finish(Post("revocation", self._target(self._revoke)))
@@ -183,6 +194,8 @@ class _House:
         except SettingsError as error:
             tell_failed(error, emit=telemetry.emit)
             mark_reload(self.folder / _MARKED, successful=False)
+            self.manager.reloading()  # it may wait to hear of an end
+            self.manager.ready(self.status)
             return False
         found = take_over(self.settings, new)
         self.settings = found.settings
