@@ -33,6 +33,7 @@ _CREDENTIALS = struct.Struct("iII")  # process, user and group of a Unix socket'
 _LAST_WORD = 1.0  # seconds for which a caller may read the reply that ends its connection
 # Bytes beside those of its content that a body in chunks may have: some, and so many for each.
 _FRAMING, _FRAMING_EACH = 64 * 1024, 16
+_HEAD_ENDS = b"\r\n\r\n"
 _LOOK = 0.25  # seconds after which it is looked again how far a caller is
 
 
@@ -169,7 +170,8 @@ class CallerConnection(QuietProtocol):
     """
 
     __slots__ = (
-        *("_coming", "_deaf", "_framing", "_gone", "_host", "_is_draining", "_partial", "_slow"),
+        *("_coming", "_deaf", "_framing", "_gone", "_host", "_inside", "_is_draining", "_partial"),
+        "_slow",
         *("_since", "_taken", "_unread", "_written"),
         *("heeds", "high_water", "known", "last", "left", "peer", "work"),
     )
@@ -180,6 +182,7 @@ class CallerConnection(QuietProtocol):
         self._is_draining = manager.is_draining
         self._slow = manager.slow
         self._coming: StreamReader = EMPTY_PAYLOAD  # the body that the parser is in, or was
+        self._inside = False  # whether it is still in there
         self._partial = 0  # bytes of a head that is not complete
         self._framing = 0  # bytes of a body as they came
         self._deaf = False  # whether what comes is thrown away
@@ -233,19 +236,20 @@ class CallerConnection(QuietProtocol):
             return
         end = len(_NO_TRAILERS)
         self.last = data[-end:] if len(data) >= end else (self.last + data)[-end:]
-        messages, coming = self._messages, self._coming
-        before, inside, content = len(messages), not coming.is_eof(), coming.total_bytes
+        messages, coming, inside = self._messages, self._coming, self._inside
+        before, content = len(messages), coming.total_bytes if inside else 0
         super().data_received(data)
         if len(messages) > before:
             message, body = messages[-1]
             if isinstance(message, RawRequestMessage):
                 self._coming = body
+                self._inside = not body.is_eof()
                 self._framing = 0
                 if self._partial:
                     self._partial = 0
                     self._slow.forget(self)
                 # In a full queue it may be whole requests, which aiohttp has not read yet.
-                if body.is_eof() and not self._buffer_paused:
+                if not (self._inside or self._buffer_paused or data.endswith(_HEAD_ENDS)):
                     content = 0 if message.chunked else body.total_bytes
                     if more := begun(data, content=content):
                         self._part_of_a_head(more)
@@ -253,11 +257,14 @@ class CallerConnection(QuietProtocol):
                 _forget_where(message.exc)
                 _forget_where(self._coming.exception())
                 self._break_off(HeadInvalid("The body is framed wrongly.", close=True))
-        elif not coming.is_eof():
-            self._part_of_a_body(len(data))
-        elif inside:  # it ended here; of a chunked one, its framing looks as if it were behind it
+        elif inside:
+            if not coming.is_eof():
+                self._part_of_a_body(len(data))
+                return
+            self._inside = False
+            # Of a chunked one, its framing looks as if it were behind it.
             behind = data[coming.total_bytes - content :].strip(b"\r\n")
-            if behind and not data.endswith(b"\r\n\r\n"):
+            if behind and not data.endswith(_HEAD_ENDS):
                 self._part_of_a_head(1)
         # Empty lines may stand before a head (RFC 9112 section 2.2).
         elif self._partial or data.strip(b"\r\n"):
