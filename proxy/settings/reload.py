@@ -44,6 +44,8 @@ class Reloaded:
 
 def take_over(old: Settings, new: Settings) -> Reloaded:
     """The settings in force after a reload."""
+    if new.signing_key is None:  # several workers were given one that none of the settings names
+        new = replace(new, signing_key=old.signing_key)
     update: dict[str, object] = {name: getattr(new.model, name) for name in SECTIONS}
     for section, names in KEYS.items():
         before, after = getattr(old.model, section), getattr(new.model, section)

@@ -84,6 +84,14 @@ async def configured(tmp_path):
         stdout.close()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_where_nothing_has_changed_nothing_needs_a_restart(configured, workers):
+    proxy = await configured("", workers=workers)
+    assert await proxy.reload() == (200, {"changed": [], "restart": []})
+    told = await until(lambda: proxy.lines("reloaded"))
+    assert [one["level"] for one in told] == ["info"]
+
+
 @pytest.mark.parametrize("by", ["post", "signal"])
 async def test_what_has_changed_holds_and_open_connections_go_on(configured, by):
     proxy = await configured("")
