@@ -775,6 +775,15 @@ def test_an_admin_listener_may_be_elsewhere(listen):
     assert str(loaded.admin_listen) == listen.partition("?")[0]
 
 
+def test_an_admin_listener_that_no_operator_can_use_is_a_warning():
+    elsewhere = {"NOMBA_PROXY_ADMIN_LISTEN": "0.0.0.0:9091"}
+    (found,) = settings(**elsewhere).warnings
+    assert "admin.token_file" in found
+    assert settings(**elsewhere, NOMBA_PROXY_ADMIN_TOKEN="y" * 40).warnings == ()
+    assert settings(NOMBA_PROXY_ADMIN_LISTEN="unix:///run/admin.sock").warnings == ()
+    assert settings().warnings == ()
+
+
 @pytest.mark.parametrize("token", ["short", "x" * 31, "two words " * 9, "ü" * 40])
 def test_a_token_of_the_admin_listener_is_hard_to_guess(token):
     found = problem(settings, NOMBA_PROXY_ADMIN_TOKEN=token)

@@ -201,9 +201,10 @@ def _of_proxy(name: str, *, around: Around) -> Step:
     if around.locked:
         return bad(
             "proxy",
-            f"one runs here, and its admin listener, {where}, wants its token",
-            "Give the doctor what the proxy has: NOMBA_PROXY_ADMIN_TOKEN_FILE (admin.token_file). "
-            "Nothing is done that could end its session.",
+            f"one runs here, and its admin listener, {where}, says nothing without a token",
+            "Give the doctor what the proxy has: NOMBA_PROXY_ADMIN_TOKEN_FILE (admin.token_file). If "
+            "it has none, give it one: a listener that other machines reach answers nothing but "
+            "probes without. Nothing is done that could end its session.",
         )
     if around.runs:
         return bad(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from proxy.core.caller import Roster
 from proxy.core.certificate import expires_at
+from proxy.core.secret import Secret
 from proxy.settings.addresses import Address, Listener, UnixSocket, parse_listener
 from proxy.settings.effective import Tls
 from proxy.settings.model import SettingsModel, TlsSettings
@@ -48,6 +49,15 @@ def read_admin(text: str, *, report: Report) -> Address | UnixSocket:
             return found.at
     report.problem("admin.listen", f"{text!r}: {why}")
     return Address("127.0.0.1", 0)
+
+
+def note_admin(at: Address | UnixSocket, *, token: Secret | None, report: Report) -> None:
+    """Warn of an admin listener that nobody can operate the proxy by."""
+    if isinstance(at, Address) and not at.loopback and token is None:
+        report.warnings.append(
+            f"admin.listen: {at} can be reached from other machines, so without admin.token_file it "
+            "answers no operator, not even one on this machine"
+        )
 
 
 def read_tls(model: TlsSettings, *, listeners: tuple[Listener, ...], report: Report) -> Tls | None:

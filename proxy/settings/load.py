@@ -15,7 +15,13 @@ from proxy.settings.callers import note_unasked, read_callers
 from proxy.settings.credentials import any_credentials, read_admin_token, read_signing_key
 from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
-from proxy.settings.listeners import check_exposed, read_admin, read_listeners, read_tls
+from proxy.settings.listeners import (
+    check_exposed,
+    note_admin,
+    read_admin,
+    read_listeners,
+    read_tls,
+)
 from proxy.settings.model import SettingsModel
 from proxy.settings.shared_store import check_shared_store, is_shared, read_shared_store
 from proxy.settings.sources import Report, read_sources
@@ -123,6 +129,7 @@ def load(
         if store_dir is not None:
             check_store(store_dir, report=report)
         _check_listeners(listen, admin=admin, inspect=inspect_listen, report=report)
+        note_admin(admin, token=admin_token, report=report)
         check_exposed(listen, model=model, open_door=open_door, callers=known, report=report)
         client_ca = model.tls.client_ca_file is not None
         note_unasked(known, listeners=listen, client_ca=client_ca, report=report)

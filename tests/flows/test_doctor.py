@@ -421,6 +421,15 @@ async def test_an_admin_listener_that_wants_a_token(doctor, start_proxy, simulat
     assert simulator.count(ISSUE) == 1
 
 
+async def test_an_admin_listener_that_other_machines_reach_needs_a_token_first(
+    doctor, start_proxy, simulator
+):
+    proxy = await start_proxy(env={"NOMBA_PROXY_ADMIN_LISTEN": "0.0.0.0:0"})
+    report = await doctor(env=places_of(proxy))
+    assert "If it has none, give it one" in report["proxy"].next
+    assert report["issue"].ok is None
+
+
 async def test_an_admin_listener_at_a_unix_socket(doctor, start_proxy, simulator, tmp_path):
     where = {"NOMBA_PROXY_ADMIN_LISTEN": f"unix://{tmp_path}/admin.sock"}
     proxy = await start_proxy(env=where)
