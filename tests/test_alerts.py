@@ -154,3 +154,17 @@ def test_the_rules_fire_when_they_should_and_only_then(promtool):
     command = (promtool, "test", "rules", str(ROOT / "tests/alerts.yml"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_the_job_of_the_manual(promtool, tmp_path):
+    text = (ROOT / "docs/metrics.md").read_text()
+    (job,) = re.findall(r"(?s)```yaml\n(.+?)```", text)
+    (tmp_path / "token").write_text("x")
+    file = tmp_path / "prometheus.yml"
+    file.write_text(re.sub(r"(?m)(credentials_file:) .+$", rf"\1 {tmp_path}/token", job))
+    command = (promtool, "check", "config", str(file))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (name,) = re.findall(r"job_name: (\S+)", job)
+    (pattern,) = re.findall(r'up\{job=~"(.+?)"\}', rules()["NombaProxyDown"][0])
+    assert re.fullmatch(pattern, name)
