@@ -64,7 +64,7 @@ def bare(monkeypatch):
 
 
 def test_without_the_extra_the_setting_is_a_problem(tmp_path, bare):
-    with pytest.raises(SettingsError, match=re.escape("pip install 'nomba-proxy[otel]'")):
+    with pytest.raises(SettingsError, match=re.escape("pip install '.[otel]'")):
         loaded(tmp_path, **{OURS: "http://c:4318"})
 
 
@@ -72,7 +72,7 @@ def test_without_the_extra_the_variable_of_others_is_a_warning(tmp_path, bare):
     settings = loaded(tmp_path, **{ENDPOINT: "http://c:4318"})
     assert settings.traces_to is None
     [warning] = [one for one in settings.warnings if ENDPOINT in one]
-    assert "nomba-proxy[otel]" in warning
+    assert "'.[otel]'" in warning
 
 
 @pytest.mark.parametrize("key", ["TRACING_SAMPLE", "LOG_SAMPLE"])

@@ -107,7 +107,7 @@ def check_shared_store(
         report.problem(
             "store",
             "needs the redis package, which is not installed",
-            hint="pip install 'nomba-proxy[valkey]'",
+            hint="pip install '.[valkey]' in the folder of its source",
         )
     if simulate:
         report.problem(

@@ -208,6 +208,13 @@ def test_systemd_waits_longer_than_the_drain_may_take():
     assert SERVICE["KillMode"] == ["mixed"]
 
 
+def test_systemd_never_gives_up_one_that_crashes():
+    interval, burst = 10, 5  # systemd's own: the fifth start within so many seconds is the last
+    assert "StartLimitIntervalSec" not in unit("nomba-proxy.service")["Unit"]
+    assert int(SERVICE["RestartSec"][0]) * (burst - 1) > interval
+    assert SERVICE["RestartPreventExitStatus"] == ["2"]
+
+
 @pytest.fixture
 def units(tmp_path):
     """The units where systemd-analyze can look at them: with a program that there is."""
