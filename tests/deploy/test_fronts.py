@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,45 @@ async def test_a_replica_that_is_gone_costs_no_request(house, simulator):
         reply = await house.ask("POST", TRANSFER, body=transfer_body(f"ref-{at}"))
         assert reply.status == 200
     assert simulator.count(TRANSFER) == 6
+
+
+@contextmanager
+def silent():
+    """The port of a machine that takes no connection and refuses none, as one that has lost its power."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as stack:
+        for _ in range(4):  # what the kernel takes by itself is full then
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("front", FRONTS)
+async def test_a_replica_whose_machine_is_silent_costs_no_request(front, simulator, tmp_path):
+    authority = trustme.CA()
+    secrets = secrets_of(simulator, authority)
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / name).write_text(secrets[name])
+    port, other = free_port(), int(simulator.origin.rpartition(":")[2])
+    with silent() as gone:
+        if front == "nginx":
+            replace = {"proxy-1:8080": f"127.0.0.1:{gone}", "proxy-2:8080": f"127.0.0.1:{other}"}
+            replace["proxy_connect_timeout 5s"] = "proxy_connect_timeout 1s"
+            command = nginx(tmp_path, port=port, upstream="upstream-replicas.conf", replace=replace)
+        else:
+            command = envoy(tmp_path, port=port, addresses=[_at(gone), _at(other)])
+            file = tmp_path / "envoy.yaml"
+            file.write_text(
+                file.read_text().replace('"connect_timeout": "5s"', '"connect_timeout": "1s"')
+            )
+        async with running(command, port=port):
+            tls = ssl.create_default_context()
+            authority.configure_trust(tls)
+            house = House([], port=port, tls=tls)
+            for at in range(2):  # one of them meets the silent one first
+                reply = await house.ask("POST", TRANSFER, body=transfer_body(f"ref-{at}"))
+                assert reply.status == 401  # the simulator's: no proxy was there
+    assert simulator.count(TRANSFER) == 2
 
 
 # -- what the files say ------------------------------------------------------------------
