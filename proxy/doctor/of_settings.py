@@ -15,7 +15,7 @@ _FILE = (
     "Put the client secret, and nothing else, into that file, and let the user that the proxy runs "
     "as read it: chmod 600, chown."
 )
-_NO_SECRET = (
+_UNSET = (
     "Write the client secret into a file that only the user of the proxy can read (chmod 600), and "
     "set NOMBA_CLIENT_SECRET_FILE to it."
 )
@@ -60,7 +60,7 @@ def of_secret_problems(problems: Iterable[Problem]) -> Iterator[Step]:
     """A step for each client secret that could not be had."""
     for one in problems:
         if _OF_SECRET.search(one.key):
-            advice = one.hint or (_FILE if one.origin else _NO_SECRET)
+            advice = one.hint or (_FILE if one.origin else _UNSET)
             origin = f" ({one.origin})" if one.origin else ""
             yield bad("secret", f"{one.key}{origin}: {one.text}", advice)
 
