@@ -49,6 +49,7 @@ def nginx(folder, *, port, upstream, replace):
         for old, new in {
             **replace,
             "/etc/nomba-proxy": str(folder),
+            "/var/log/nginx": str(folder),
             "8443": f"127.0.0.1:{port}",
         }.items():
             text = text.replace(old, new)
@@ -184,6 +185,17 @@ async def test_a_request_passes_as_it_is(house, simulator):
     assert reply.status == 200
     assert reply.get("X-Request-Id")  # the front's own
     assert len(simulator.calls("/v1/auth/token/issue")) == 1  # two replicas, one session
+
+
+async def test_no_log_of_nginx_tells_paths(house, simulator, tmp_path):
+    if not (tmp_path / "front/access.log").exists():
+        return  # Envoy writes none
+    target = "/v1/transactions/accounts/single?merchantTxRef=a-marked-reference"
+    await house.ask("GET", target, "X-Request-Id: the-id-of-this-request")
+    line = (tmp_path / "front/access.log").read_text()
+    assert "the-id-of-this-request GET 404" in line
+    assert line.endswith(" answered\n")
+    assert "marked" not in line
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -327,6 +339,11 @@ def test_the_settings_in_the_compose_file_are_good(simulator, tmp_path):
     assert set(COMPOSE["secrets"]) == files | {"valkey.conf", "tls.crt", "tls.key"}
     for name in COMPOSE["secrets"]:
         assert name in DOC, "the manual tells how to make it"
+
+
+def test_the_logs_of_every_service_have_an_end():
+    for name, service in SERVICES.items():
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
 
 
 def test_every_file_that_a_service_is_given_is_there():

@@ -215,6 +215,10 @@ def test_systemd_never_gives_up_one_that_crashes():
     assert SERVICE["RestartPreventExitStatus"] == ["2"]
 
 
+def test_the_journal_drops_no_line_of_an_unknown_outcome():
+    assert SERVICE["LogRateLimitIntervalSec"] == ["0"]
+
+
 @pytest.fixture
 def units(tmp_path):
     """The units where systemd-analyze can look at them: with a program that there is."""
