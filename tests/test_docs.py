@@ -189,6 +189,19 @@ def test_troubleshooting_knows_every_error_and_every_event_that_is_trouble():
     assert {name for row in rows for name in row} == events
 
 
+def test_the_two_tables_of_events_agree_on_what_is_trouble():
+    def levels(name, title):
+        table = (ROOT / "docs" / name).read_text().partition(title)[2]
+        rows = re.findall(r"(?m)^\| (`.+?) \| ([a-z, ]+) \|", table)
+        return {
+            one: set(text.split(", ")) for row, text in rows for one in re.findall(r"`(\w+)`", row)
+        }
+
+    every = levels("logs.md", "## Events")
+    for name, found in levels("troubleshooting.md", "## Every warning").items():
+        assert found == every[name] - {"info"}, name
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 120
 
