@@ -1512,3 +1512,22 @@ def test_a_signing_key_comes_from_the_environment_or_a_file_and_never_prints(wri
     assert problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE="/none").text.startswith(
         "/none cannot be read"
     )
+
+
+def test_a_fault_of_ours_while_settings_are_read_again_is_a_problem_like_others():
+    class Environ(dict):
+        broken = False
+
+        def items(self):
+            if self.broken:
+                raise RuntimeError("MARKED-SECRET")
+            return super().items()
+
+    environ = Environ(CREDENTIALS)
+    loaded = load(environ=environ)
+    assert loaded.again().model == loaded.model
+    environ.broken = True
+    with pytest.raises(SettingsError) as caught:
+        loaded.again()
+    assert "RuntimeError" in str(caught.value)
+    assert "MARKED" not in str(caught.value)

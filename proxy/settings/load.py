@@ -13,7 +13,7 @@ from proxy.core.caller import Roster
 from proxy.settings.addresses import Address, Listener, UnixSocket
 from proxy.settings.callers import note_unasked, read_callers
 from proxy.settings.credentials import any_credentials, read_admin_token, read_signing_key
-from proxy.settings.effective import ReadyUpstream, Settings, SettingsError
+from proxy.settings.effective import Problem, ReadyUpstream, Settings, SettingsError
 from proxy.settings.explain import explain
 from proxy.settings.listeners import (
     check_exposed,
@@ -117,7 +117,7 @@ def load(
     doors = [anonymous] if simulate else [one.anonymous for one in upstreams]
     explicit = model.callers.anonymous is True
     open_door = any(doors) and (explicit or known.keeps_anonymous)
-    if callers and model.callers.file and not callers_file.exists():
+    if callers and model.callers.file and not _is_there(callers_file):
         # Without it the door that it closes could stand open.
         report.problem(
             "callers.file", f"{callers_file} is not there", hint="nomba-proxy caller add makes it"
@@ -163,7 +163,7 @@ def load(
         warnings=tuple(report.warnings),
         origins=report.origins,
         again=partial(
-            load,
+            _again,
             environ=environ,
             config=config,
             flags=flags,
@@ -172,6 +172,30 @@ def load(
             callers=callers,
         ),
     )
+
+
+def _again(**options: Any) -> Settings:
+    """As `load`, for a proxy that runs: whatever it stumbles over must not end that.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+    """
+    try:
+        return load(**options)
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - not foreseen, so nothing is known of it
+        # Its type only: its text may repeat a value, and that may be a secret.
+        text = f"could not be read: {type(error).__name__}, which is a fault of the proxy's"
+        hint = "nomba-proxy check shows where; please report it."
+        raise SettingsError([Problem("settings", "", text, hint)]) from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a folder that is not ours to look into
+        return False
 
 
 def _state_dir(model: SettingsModel, *, environ: Mapping[str, str]) -> Path:

@@ -131,6 +131,18 @@ async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(configured, by,
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("by", ["post", "signal"])
+async def test_a_name_that_no_file_can_have_ends_nothing(configured, by, workers):
+    proxy = await configured("", workers=workers)
+    proxy.write(f'[callers]\nfile = "{"a" * 300}"\n')
+    status, told = await proxy.reload(by=by)
+    assert status == 400
+    assert "callers.file" in (told["error"] if by == "post" else told["reason"])
+    assert (await proxy.ask()).status == 200
+    assert proxy.process.returncode is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("by", ["post", "signal"])
 async def test_the_metrics_say_whether_the_last_reload_was_taken_over(configured, by, workers):
     proxy = await configured("", workers=workers)
 
