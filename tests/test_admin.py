@@ -129,7 +129,8 @@ async def test_elsewhere_probes_are_open_and_the_rest_needs_the_token(admin, hos
     for path in PROBES:
         assert (await http.get(path, headers=named)).status == 200
     good = named | {"Authorization": f"bearer {TOKEN}"}
-    for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {TOKEN}"}):
+    values = ("Bearer no", "Bearer \udcff", f"Basic {TOKEN}")  # bytes that are no UTF-8 are one
+    for wrong in ({}, *({"Authorization": one} for one in values)):
         for method, path in (*OPERATORS, ("GET", "/metrics")):
             reply = await http.request(method, path, headers=named | wrong)
             assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")

@@ -50,8 +50,8 @@ class Secret:
         return self._value
 
     def holds(self, text: str) -> bool:
-        """Whether `text` is the secret (constant time)."""
-        return hmac.compare_digest(self._value.encode(), text.encode())
+        """Whether `text` is the secret (constant time); bytes that are no UTF-8 are welcome."""
+        return hmac.compare_digest(self._value.encode(), text.encode("utf-8", "surrogatepass"))
 
     def veil(self, text: str, instead: str) -> str:
         """A text with `instead` wherever the secret stands in it."""

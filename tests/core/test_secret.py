@@ -99,6 +99,12 @@ def test_secrets_are_equal_by_value_and_origin(secret):
     assert secret != MARK
 
 
+def test_whatever_is_no_secret_is_compared_without_a_fault(secret):
+    assert secret.holds(MARK)
+    for text in ("", MARK[:-1], "é", "\udcff\udcfe", "\ud800"):
+        assert not secret.holds(text)
+
+
 def test_a_secret_is_no_key(secret):
     with pytest.raises(TypeError):
         hash(secret)
