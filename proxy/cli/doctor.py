@@ -103,8 +103,10 @@ def _shown(step: Step, *, signs: _Signs) -> str:
 
 def _wrapped(text: str, *, first: str) -> list[str]:
     """Lines that a terminal need not break; what may be copied from them stays whole."""
+    # Much of it others wrote: a terminal is not to act on it.
+    plain = "".join(one if one.isprintable() else " " for one in text)
     return textwrap.wrap(
-        " ".join(text.split()),
+        " ".join(plain.split()),
         width=_WIDTH,
         initial_indent=first,
         subsequent_indent=" " * (len(first) if first.startswith(" ") else 4),

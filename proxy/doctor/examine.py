@@ -206,6 +206,13 @@ def _of_proxy(name: str, *, around: Around) -> Step:
             "it has none, give it one: a listener that other machines reach answers nothing but "
             "probes without. Nothing is done that could end its session.",
         )
+    if around.hangs:
+        return bad(
+            "proxy",
+            f"somebody listens where one would, and does not answer (admin {where})",
+            "See below who it is. If it is a proxy that hangs, its session may live, so nothing is done "
+            "that could end it; end that process, and ask again.",
+        )
     if around.runs:
         return bad(
             "proxy",

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _MAX = 1024 * 1024
 _LISTENS = "0A"  # TCP_LISTEN, proc_pid_net(5)
 # Every proxy of ours refuses it by itself, whoever asks.
 _HARMLESS = "TRACE"
+_OURS = "nomba-proxy-error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def _look_around(settings: Settings) -> Around:
     if status is not None or locked:
         doors.append(Door("admin.listen", str(admin), "ours"))
     else:
-        doors.append(_place("admin.listen", admin))
+        doors.append(_asked(_place("admin.listen", admin), at=admin))
     if settings.inspect:
         inspector = _place("inspect_listen", settings.inspect_listen)
         if status is not None and inspector.state == "taken":  # it says nothing to strangers
@@ -185,19 +186,20 @@ def _door_of(listener: Listener) -> Door:
         return Door("listen", where, "inherited")
     assert listener.at is not None  # noqa: S101 - only a descriptor's is
     found = _place("listen", listener.at)
-    if found.state == "taken" and _is_ours(listener):
-        return Door("listen", where, "ours")
-    return Door("listen", where, found.state, found.detail)
+    return replace(_asked(found, at=listener.at, tls=listener.tls), at=where)
 
 
-def _is_ours(listener: Listener) -> bool:
-    """Whether a proxy of ours answers there."""
-    assert listener.at is not None  # noqa: S101 - as above
+def _asked(door: Door, *, at: Address | UnixSocket, tls: bool = False) -> Door:
+    """The same once whoever has it was asked: a proxy of ours says so, unless it hangs."""
+    if door.state != "taken":
+        return door
     try:
-        heard = ask(listener.at, path="/", tls=listener.tls, method=_HARMLESS)
+        heard = ask(at, path="/", tls=tls, method=_HARMLESS)
+    except (TimeoutError, ConnectionError, PermissionError):
+        return replace(door, state="silent")
     except (OSError, HTTPException):
-        return False
-    return "nomba-proxy-error" in heard.headers
+        return door
+    return replace(door, state="ours", detail="") if _OURS in heard.headers else door
 
 
 def _place(key: str, at: Address | UnixSocket) -> Door:
@@ -229,20 +231,21 @@ def _unix_error(at: UnixSocket) -> OSError | None:
     """Why a path cannot be listened at; one that nobody listens at any more can."""
     path = Path(at.path)
     try:
+        if path.is_socket():
+            with suppress(ConnectionRefusedError):
+                _connected(at, patience=_PATIENCE).close()
+                return OSError(errno.EADDRINUSE, "somebody listens there")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             there = path.parent.exists()
             text = "its folder cannot be written" if there else "its folder is not there"
             return OSError(errno.EACCES, text)
-        if not path.exists():
-            return None
-        if not path.is_socket():
+        if path.exists() and not path.is_socket():
             return OSError(errno.EEXIST, "there is another file, which is no socket")
-        _connected(at, patience=_PATIENCE).close()
-    except ConnectionRefusedError:
-        return None
+    except (PermissionError, TimeoutError, BlockingIOError):  # who is there cannot be asked
+        return OSError(errno.EADDRINUSE, "somebody may listen there")
     except OSError as error:
         return error
-    return OSError(errno.EADDRINUSE, "somebody listens there")
+    return None
 
 
 def _holder(port: int) -> str:
@@ -251,7 +254,7 @@ def _holder(port: int) -> str:
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):  # it has ended, or is another user's
             if any(str(one.readlink()) in inodes for one in folder.iterdir()):
-                name = (folder.parent / "comm").read_text().strip()
+                name = (folder.parent / "comm").read_text(errors="replace").strip()
                 return f"{name}, process {folder.parent.name}"
     return ""
 

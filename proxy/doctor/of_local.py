@@ -18,7 +18,8 @@ class Door:
     Attributes:
         key: the setting.
         at: as that says it.
-        state: `ours` (a proxy of ours), `taken`, `free`, `denied` (it cannot be had), `inherited`.
+        state: `ours` (a proxy of ours), `taken`, `silent` (the same, and who has it does not answer:
+            a proxy that hangs, perhaps), `free`, `denied` (it cannot be had), `inherited`.
         detail: who has it, or why it cannot be had.
     """
 
@@ -48,8 +49,13 @@ class Around:
 
     @property
     def runs(self) -> bool:
-        """Whether a proxy runs here, reachable for operators or not."""
-        return any(one.state == "ours" for one in self.doors)
+        """Whether a proxy runs here, or may: reachable for operators or not, or hanging."""
+        return self.hangs or any(one.state == "ours" for one in self.doors)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether somebody has a place of the proxy's and does not answer."""
+        return any(one.state == "silent" for one in self.doors)
 
 
 def of_doors(around: Around) -> Iterator[Step]:
@@ -75,6 +81,14 @@ def _of_door(door: Door, *, runs: bool) -> Step:
                     "It was started with other settings: start it again with these.",
                 )
             return good(name, f"{where}: free")
+        case "silent":
+            who = door.detail or "a process of another user"
+            return bad(
+                name,
+                f"{where}: {who} has it, and does not answer",
+                "If it is the proxy, it hangs, or this user may not ask it; if not, choose another "
+                f"place for {door.key}.",
+            )
         case "taken":
             who = door.detail or "a process of another user"
             return bad(

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from examining import BALANCE, ISSUE, REFRESH, REVOKE, examined, places_of, settings_of
-from harness import environ, run, served
+from harness import environ, run, served, spawned
 from valkeys import free_port
 
 from proxy.core.exchange import Event
@@ -401,6 +401,21 @@ async def test_a_proxy_whose_admin_listener_is_elsewhere_keeps_its_session(
     report = await doctor(env=env)
     assert "proxy" in report.failed
     assert "--admin-listen" in report["proxy"].next
+    assert report["issue"].ok is None
+    assert simulator.count(ISSUE) == 1
+
+
+async def test_a_proxy_that_hangs_keeps_its_session(doctor, owner, simulator):
+    async with spawned("serve", **owner) as (process, _):
+        while not simulator.count(ISSUE):
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            report = await doctor()
+        finally:
+            process.send_signal(signal.SIGCONT)
+    assert "proxy" in report.failed
+    assert "does not answer" in report["proxy"].seen
     assert report["issue"].ok is None
     assert simulator.count(ISSUE) == 1
 
