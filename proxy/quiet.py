@@ -153,6 +153,7 @@ class QuietServer(web.Server):
         keepalive: seconds an idle connection is kept.
         line: bytes of a request line, and of a header.
         fields: how many headers there may be.
+        room: how many connections there may be, if there is a limit: the oldest makes room.
     """
 
     def __init__(
@@ -164,10 +165,12 @@ class QuietServer(web.Server):
         keepalive: float,
         line: int = _LINE,
         fields: int = _FIELDS,
+        room: int | None = None,
     ) -> None:
         super().__init__(handler, request_factory=self._make)
         self.observe = observe
         self.emit = emit
+        self._room = room
         self.options: dict[str, Any] = {
             "access_log": None,
             "logger": _SILENT,
@@ -183,6 +186,12 @@ class QuietServer(web.Server):
             "max_field_size": line,
             "max_headers": fields,
         }
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """aiohttp: somebody has come."""
+        super().connection_made(handler, transport)
+        if self._room is not None and len(self._connections) > self._room:
+            self._connections.pop(next(iter(self._connections))).abort()
 
     @staticmethod
     def _make(

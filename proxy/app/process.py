@@ -10,7 +10,7 @@ from proxy.core.exchange import Emit, Event
 from proxy.settings import Settings
 
 TESTED = "3.14"  # of aiohttp, whose loop we use by names that it does not promise (ADR 6)
-_BESIDE = 64  # descriptors for all that is neither a caller's nor the upstream's connection
+_BESIDE = 128  # descriptors for all that is neither a caller's nor the upstream's connection
 
 
 def see_to_process(settings: Settings, *, emit: Emit) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # imported where it is on
     from proxy.app.inspection import Inspection
 
 _RELAYED = 8 * 1024 * 1024  # bytes that wait for the inspector's process at most
+# Of the admin listener, which strangers may reach: they must take neither memory nor descriptors.
+_ADMIN_ROOM, _ADMIN_LINE = 64, 8 * 1024
 _SETTLING = 1.0  # seconds that nobody is accepted for lack of what a shared store knows
 
 
@@ -142,6 +144,8 @@ async def start(
             observe=lambda _: None,  # probes are no exchanges
             emit=telemetry.emit,
             keepalive=model.callers.idle_timeout,
+            line=_ADMIN_LINE,
+            room=_ADMIN_ROOM,
         ),
         shutdown_timeout=1.0,  # an operator's request must not hold the drain up
     )

@@ -1,6 +1,7 @@
 """What operators see and can do: the canonical line, metrics, health, the token verbs."""
 
 import asyncio
+import contextlib
 import json
 import re
 
@@ -285,6 +286,27 @@ async def test_a_malformed_request_to_the_admin_listener_is_not_repeated(proxy, 
         assert reply.split()[1] in {b"400", b"403"}
         assert b"marked" not in reply
     assert "marked" not in proxy.log.text + caplog.text + "".join(capfd.readouterr())
+
+
+async def test_strangers_cannot_crowd_the_admin_listener(proxy):
+    """Heads that do not end take neither descriptors from callers nor the place of a probe."""
+    at = proxy.running.admin_listener.at
+    begun = []
+    for _ in range(100):
+        reader, writer = await asyncio.open_connection(at.host, at.port)
+        writer.write(b"GET /livez HTTP/1.1\r\nX-Slow:")
+        begun.append((reader, writer))
+    assert (await fetch(f"{proxy.admin}/livez"))[0] == 200
+    cut = 0
+    with contextlib.suppress(TimeoutError):
+        for reader, _ in begun:
+            async with asyncio.timeout(0.5):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            cut += 1
+    for _, writer in begun:
+        writer.close()
+    assert cut >= 100 - 64
 
 
 @pytest.mark.parametrize(
