@@ -167,6 +167,7 @@ class Supervisor:
         self._asked_by: signal.Signals = signal.SIGTERM  # how it was told to stop
         self._looked = monotonic()
         self._rolling: list[tuple[Post, _Process]] = []
+        self._once_more = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -274,8 +275,14 @@ class Supervisor:
 
     def _replace_all(self) -> None:
         """Begin to replace one process after another, if there is something to begin with."""
-        if self._rolling or not self._reload():
+        if not self._reload():
             return
+        # Who was started before this has what was before: all are replaced once more.
+        self._once_more = bool(self._rolling)
+        if not self._rolling:
+            self._begin_to_roll()
+
+    def _begin_to_roll(self) -> None:
         posts = [post for post in self._posts if not post.last]
         self._rolling = [(one, one.present) for one in posts if one.present]
         told: dict[str, object] = {"processes": len(self._rolling)}
@@ -322,6 +329,9 @@ class Supervisor:
                 return
             del self._rolling[0]
         self._emit(Event("restarted"))
+        if self._once_more:
+            self._once_more = False
+            self._begin_to_roll()
 
     def _end_hung(self) -> None:
         """Kill what gives no sign of life, or does not end: a lock that it holds is free then."""

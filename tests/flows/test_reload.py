@@ -273,6 +273,23 @@ async def test_workers_take_settings_over_and_lose_nothing(configured, tmp_path)
     assert len(issued) == 1
 
 
+async def test_what_is_read_while_workers_are_replaced_holds_in_the_end(configured):
+    proxy = await configured("[body]\nlimit = 5\nmemory = 5\n", workers=2)
+    body = GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 11\r\n\r\n" + b"x" * 11
+    assert (await proxy.ask(body)).status == 413
+    proxy.write("[body]\nlimit = 6\nmemory = 6\n")
+    assert (await proxy.reload())[0] == 200
+    await until(lambda: len(proxy.lines("restarting")) == 1)
+    for limit in (7, 20):
+        proxy.write(f"[body]\nlimit = {limit}\nmemory = {limit}\n")
+        assert (await proxy.reload(by="signal"))[0] == 200
+    for _ in range(100):
+        if 413 not in {(await proxy.ask(body)).status for _ in range(8)}:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("some workers have what was read first")
+
+
 async def test_the_token_of_the_admin_listener_changes_with_its_file(configured, tmp_path):
     token = tmp_path / "token"
     token.write_text("a" * 32)
