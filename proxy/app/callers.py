@@ -163,6 +163,8 @@ async def watch_callers(current: Callable[[], Settings], *, registry: Registry, 
     seen: object = ()  # whatever happened since the settings were read is seen at the first look
     while True:
         await asyncio.sleep(_LOOK_EVERY)
+        if path != current().callers_file:  # a reload has named another, and has read it
+            path, seen = current().callers_file, ()
         if (now := look()) == seen:
             continue
         if now is None:  # who is known stays known, and the door as it is

@@ -16,7 +16,7 @@ KEYS = {
     "tls": ("cert_file", "key_file", "client_ca_file", "client_required"),
     "callers": (
         *("head_timeout", "idle_timeout", "write_stall", "head_limit", "head_fields"),
-        *("connections", "hosts", "origins"),
+        *("connections", "hosts", "origins", "file"),
     ),
 }
 UPSTREAM_KEYS = ("account_policy", "account_allow", "account_override_money")
@@ -59,6 +59,7 @@ def take_over(old: Settings, new: Settings) -> Reloaded:
         upstreams=tuple(_upstream(one, found.get(one.name)) for one in old.upstreams),
         tls=new.tls if "tls" in update else old.tls,
         callers=new.callers,
+        callers_file=new.callers_file,
         read_callers=new.read_callers,
         admin_token=new.admin_token,
         warnings=new.warnings,

@@ -243,6 +243,37 @@ async def test_callers_of_the_settings_file_come_and_go(configured, tmp_path, wo
         raise AssertionError("it is known still")
 
 
+async def test_another_callers_file_is_taken_over_and_watched(configured, tmp_path):
+    keys = {}
+    for name in ("one", "two"):
+        code, out, _ = await run(
+            *("caller", "add", name, "--close-anonymous", "--json"),
+            NOMBA_PROXY_CALLERS_FILE=str(tmp_path / name),
+        )
+        assert code == 0
+        keys[name] = f"X-Nomba-Proxy-Key: {json.loads(out)['key']}"
+    other = tmp_path / "two"
+    kept = other.read_text()
+    proxy = await configured(f'[callers]\nfile = "{tmp_path / "one"}"\nanonymous = true\n')
+    proxy.write(f'[callers]\nfile = "{other}"\nanonymous = true\n')
+    status, told = await proxy.reload()
+    changed = {"callers.file", "caller one", "caller two"}
+    assert (status, set(told["changed"]), told["restart"]) == (200, changed, [])
+
+    async def until_two_gets(status):
+        for _ in range(200):
+            if (await proxy.ask(GET, keys["two"])).status == status:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the file is not looked at")
+
+    assert (await proxy.ask(GET, keys["one"])).status == 401
+    await until_two_gets(200)
+    await asyncio.sleep(1.5)  # the first look at the new file is over
+    other.write_text(kept.replace("[[caller]]", "[[caller]]\nenabled = false"))
+    await until_two_gets(401)
+
+
 async def test_workers_take_settings_over_and_lose_nothing(configured, tmp_path):
     # The simulator takes 40 requests a second otherwise.
     proxy = await configured("", workers=2, NOMBA_PROXY_SIMULATOR_RATE_LIMIT="0")
