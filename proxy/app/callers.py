@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.app.sessions import alive_clock
@@ -141,6 +142,17 @@ def make_pages(settings: Settings) -> Pages:
     """Which web pages may call without a key."""
     options = settings.model.callers
     return Pages.of(hosts=(*options.hosts, *settings.hosts), origins=options.origins)
+
+
+def callers_of_now(settings: Settings) -> Settings:
+    """The same with the callers file as it is: whoever takes another's place knows what that knew."""
+    try:
+        if not settings.callers_file.is_file():
+            return settings
+        found = settings.read_callers()
+    except (SettingsError, OSError):  # `watch_callers` tells of it
+        return settings
+    return replace(settings, callers=found.after(settings.callers))
 
 
 async def watch_callers(current: Callable[[], Settings], *, registry: Registry, emit: Emit) -> None:

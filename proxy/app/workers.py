@@ -25,7 +25,7 @@ from typing import Any
 from proxy.admin import ControlFailed
 from proxy.app.assembly import assemble, both, make_telemetry
 from proxy.app.banner import banner, summary
-from proxy.app.callers import end_task, signing_key
+from proxy.app.callers import callers_of_now, end_task, signing_key
 from proxy.app.listeners import (
     Bound,
     CannotStart,
@@ -273,7 +273,8 @@ class _House:
                 tally=partial(self.counts.tally, column=column(link.count)),
             )
             see_to_loop(emit=telemetry.emit)
-            running = await start(self.settings, stack=stack, telemetry=telemetry, place=place)
+            settings = await asyncio.to_thread(callers_of_now, self.settings)
+            running = await start(settings, stack=stack, telemetry=telemetry, place=place)
             link.say(up={})
             gc.freeze()  # as `serve` does
             if await stopping == signal.SIGTERM:

@@ -144,15 +144,8 @@ class Registry:
         self._turn += 1
 
     def replace(self, roster: Roster) -> None:
-        """Take over another roster; what is under way goes on.
-
-        A door that is closed is opened by a roster that says so, never by one that says
-        nothing: it may be what is left of a file.
-        """
-        if roster.anonymous is None:
-            open_still = self._roster.keeps_anonymous and roster.keeps_anonymous
-            roster = Roster(roster.callers, open_still)
-        self._take(roster)
+        """Take over another roster; what is under way goes on."""
+        self._take(roster.after(self._roster))
         self._keys.clear()
         self._turn += 1
         now = self._monotonic()

@@ -252,6 +252,16 @@ class Roster:
         """Whether callers nobody knows may stay where the settings leave it to us."""
         return not self.callers if self.anonymous is None else self.anonymous
 
+    def after(self, before: "Roster") -> "Roster":
+        """The roster in force once this one follows another.
+
+        A door that is closed is opened by a roster that says so, never by one that says
+        nothing: it may be what is left of a file.
+        """
+        if self.anonymous is not None:
+            return self
+        return Roster(self.callers, before.keeps_anonymous and self.keeps_anonymous)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

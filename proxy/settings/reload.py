@@ -58,7 +58,7 @@ def take_over(old: Settings, new: Settings) -> Reloaded:
         model=old.model.model_copy(update=update | {"caller": new.model.caller}),
         upstreams=tuple(_upstream(one, found.get(one.name)) for one in old.upstreams),
         tls=new.tls if "tls" in update else old.tls,
-        callers=new.callers,
+        callers=new.callers.after(old.callers),
         callers_file=new.callers_file,
         read_callers=new.read_callers,
         admin_token=new.admin_token,

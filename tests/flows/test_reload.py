@@ -274,6 +274,36 @@ async def test_another_callers_file_is_taken_over_and_watched(configured, tmp_pa
     await until_two_gets(401)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_empty_callers_file_opens_no_door(configured, tmp_path, workers):
+    """It may be what is there for a moment of one that is being written."""
+    file = tmp_path / "callers.toml"
+    code, _, _ = await run(
+        *("caller", "add", "billing", "--close-anonymous"), NOMBA_PROXY_CALLERS_FILE=str(file)
+    )
+    assert code == 0
+    file.rename(tmp_path / "kept")
+    file.write_text("")
+    proxy = await configured(f'[callers]\nfile = "{file}"\n', workers=workers)
+    file.write_text((tmp_path / "kept").read_text())
+    assert (await proxy.reload())[0] == 200
+
+    async def answers():
+        return {(await proxy.ask()).status for _ in range(8)}
+
+    for _ in range(200):
+        if await answers() == {401}:
+            break
+        await asyncio.sleep(0.05)
+    if workers > 1:
+        await until(lambda: proxy.lines("restarted"))
+    file.write_text("")
+    assert (await proxy.reload())[0] == 200
+    if workers > 1:
+        await until(lambda: len(proxy.lines("restarted")) == 2)
+    assert await answers() == {401}
+
+
 async def test_workers_take_settings_over_and_lose_nothing(configured, tmp_path):
     # The simulator takes 40 requests a second otherwise.
     proxy = await configured("", workers=2, NOMBA_PROXY_SIMULATOR_RATE_LIMIT="0")

@@ -195,6 +195,22 @@ async def test_a_killed_worker_is_replaced_and_costs_no_login(workers, simulator
     assert [line["exit_code"] for line in ended] == [-9] * 4
 
 
+async def test_a_successor_knows_the_callers_of_now(workers, tmp_path):
+    """Not only from its first look at their file on: a closed door would be open till then."""
+    async with workers(count=2) as proxy:
+        await proxy.serving()
+        code, _, _ = await run(
+            *("caller", "add", "billing", "--close-anonymous"),
+            NOMBA_PROXY_STATE_DIR=str(tmp_path / "state"),
+        )
+        assert code == 0
+        await until(lambda: len(log_lines(tmp_path, "callers_reloaded")) == 2)
+        victim = proxy.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        await proxy.replaced(victim, count=2)
+        assert {(await proxy.get()).status for _ in range(60)} == {401}
+
+
 async def test_the_one_that_is_renewing_can_be_killed(workers, simulator):
     """Half of the time the issuer has done its work, and nobody knows the new token."""
     async with workers() as proxy:
