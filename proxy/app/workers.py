@@ -258,6 +258,7 @@ class _House:
                 try:
                     new = await asyncio.to_thread(self.settings.again)
                 except SettingsError as error:
+                    tell_failed(error, emit=telemetry.emit)
                     mark_reload(self.folder / _MARKED, successful=False)
                     raise ControlFailed(str(error), status=400) from None
                 link.say(reload=True)  # which the supervisor does for all

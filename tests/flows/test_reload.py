@@ -122,6 +122,7 @@ async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(configured, by,
     status, told = await proxy.reload(by=by)
     assert status == 400
     assert "log.level" in (told["error"] if by == "post" else told["reason"])
+    await until(lambda: len(proxy.lines("reload_failed")) == 1)
     body = GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 11\r\n\r\n" + b"x" * 11
     assert (await proxy.ask(body)).status == 413
     assert proxy.lines("restarting") == []
