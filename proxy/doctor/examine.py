@@ -210,8 +210,8 @@ def _of_proxy(name: str, *, around: Around) -> Step:
         return bad(
             "proxy",
             f"somebody listens where one would, and does not answer (admin {where})",
-            "See below who it is. If it is a proxy that hangs, its session may live, so nothing is done "
-            "that could end it; end that process, and ask again.",
+            "See below who it is. If it is a proxy, its session may live, so nothing is done that could "
+            "end it. Run the doctor as its user; if it hangs, end that process, and ask again.",
         )
     if around.runs:
         return bad(
