@@ -6,6 +6,8 @@ could, so whatever looks like one is refused: a foreign `Host` (DNS rebinding), 
 probes are answered, and the rest to who has the token.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +20,9 @@ from proxy.core.secret import Secret
 from proxy.errors import ProxyError
 
 _NO_PAGES = Pages()
+_PAUSE = (
+    4.0  # of the time that showing metrics took: callers wait for it, however often it is asked
+)
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -154,8 +159,14 @@ def build_admin(
             text += "".join(f"no  store: {one}\n" for one in sorted(problems) if one)
         return web.Response(text=text, status=200 if good else 503)
 
+    showing = asyncio.Lock()
+
     async def show_metrics(_: web.BaseRequest) -> web.Response:
-        return web.Response(body=metrics(), headers={"Content-Type": metrics_type})
+        async with showing:
+            began = time.monotonic()
+            body = metrics()
+            await asyncio.sleep(_PAUSE * (time.monotonic() - began))
+        return web.Response(body=body, headers={"Content-Type": metrics_type})
 
     async def show(_: web.BaseRequest) -> web.Response:
         return _json({name: dict(one.status()) for name, one in sessions.items()})

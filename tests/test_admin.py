@@ -1,5 +1,8 @@
 """The admin listener by itself, with sessions that only say what they were asked."""
 
+import asyncio
+import time
+
 import pytest
 
 from proxy.admin import ControlFailed, Guard, SessionControls, build_admin
@@ -154,6 +157,32 @@ async def test_metrics_can_be_opened_elsewhere(admin):
     http = await admin(guard=guarding(local=False, open_metrics=True), live=Asked())
     assert (await http.get("/metrics")).status == 200
     assert (await http.get("/token")).status == 403
+
+
+async def test_others_are_answered_while_many_ask_for_metrics(aiohttp_raw_server, aiohttp_client):
+    """They are made where callers are served."""
+    made = []
+
+    def metrics():
+        made.append(time.sleep(0.02))
+        return b""
+
+    answer = build_admin(
+        {},
+        is_draining=lambda: False,
+        metrics=metrics,
+        metrics_type="text/plain",
+        reload=reload,
+        guard=lambda: HERE,
+    )
+    http = await aiohttp_client(await aiohttp_raw_server(answer))
+    asking = [asyncio.create_task(http.get("/metrics")) for _ in range(20)]
+    while not made:
+        await asyncio.sleep(0)
+    assert (await http.get("/livez")).status == 200
+    assert len(made) < 10
+    assert {(await one).status for one in asking} == {200}
+    assert len(made) == 20
 
 
 async def test_a_token_is_asked_for_on_this_machine_too_once_there_is_one(admin):
