@@ -247,8 +247,7 @@ async def test_a_hosts_entry_that_leads_here_is_not_followed(abroad):
 
 
 async def test_a_port_that_another_process_has_is_told_with_its_holder(owner):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    async with serving(unauthorized) as port:
         report = await examined(
             owner | {"NOMBA_PROXY_LISTEN": f"127.0.0.1:{port}"}, may_issue=False
         )
@@ -258,6 +257,17 @@ async def test_a_port_that_another_process_has_is_told_with_its_holder(owner):
     assert f"127.0.0.1:{port}: taken by " in traffic.seen
     assert f"process {os.getpid()}" in traffic.seen
     assert report["proxy"].ok is None  # it is no proxy of ours
+
+
+async def test_who_has_a_port_and_does_not_answer_may_be_a_proxy(owner):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        report = await examined(owner | {"NOMBA_PROXY_LISTEN": f"127.0.0.1:{port}"})
+    assert report["proxy"].ok is False
+    assert "Run the doctor as its user" in report["proxy"].next
+    traffic, _ = report.all("listener")
+    assert f"process {os.getpid()} has it, and does not answer" in traffic.seen
+    assert report["issue"].ok is None
 
 
 async def test_something_else_at_the_admin_listener_is_no_proxy(owner):
