@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ def doctor(
         may_issue=not arguments.no_issue,
     )
     with asyncio.Runner(loop_factory=event_loop()) as runner:
-        runner.run(examination.run())
+        if not runner.run(_unless_interrupted(examination)):
+            return 130
     failed = [step.name for step in done if step.ok is False]
     if arguments.json:
         rows = [
@@ -83,6 +85,25 @@ def doctor(
     else:
         print("\nnothing is wrong, as far as was tried")
     return 1 if failed else 0
+
+
+async def _unless_interrupted(examination: Examination) -> bool:
+    """Whether it came to its end; a signal has it give back what it holds first."""
+    loop, main, told = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+
+    def interrupt() -> None:
+        if main is not None and not told.is_set():
+            main.cancel()
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        await examination.run()
+    except asyncio.CancelledError:
+        if not told.is_set():
+            raise
+    return not told.is_set()
 
 
 def _can_be_shown(text: str) -> bool:

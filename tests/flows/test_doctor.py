@@ -600,7 +600,8 @@ async def test_a_proxy_with_the_simulator_inside_is_examined_too():
     assert rows["dns"]["ok"] is None
 
 
-async def test_an_examination_that_is_interrupted_leaves_nothing(owner, simulator):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_examination_that_is_interrupted_leaves_nothing(owner, simulator, number):
     """Whatever it is in the middle of, the token that it has made is given back."""
     with simulator.hold(REFRESH) as hold:
         process = await asyncio.create_subprocess_exec(
@@ -610,9 +611,9 @@ async def test_an_examination_that_is_interrupted_leaves_nothing(owner, simulato
             stderr=asyncio.subprocess.PIPE,
         )
         await hold.caught(1)
-        process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 30)
-    assert (process.returncode, err) == (130, b"")
+        process.send_signal(number)
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, err) == (130, b""), out
     assert simulator.count(REVOKE) == 1
 
 
