@@ -40,6 +40,7 @@ ALARMS = (
     *("revocation_not_stored", "revocations_dropped", "secret_not_reloaded", "server_fault"),
     *("store_odd", "token_in_reply"),
 )
+_WARNED = "refusal_remembered"  # looked for as well, and a warning
 # Errors of the proxy's own that are no refusals: a reply under way was cut.
 _CUT = frozenset({"caller_stalled", "cancelled"})
 # What became of a connection beyond the limit, or of an idle one that made room for it.
@@ -243,6 +244,7 @@ class Metrics:
             self._errors.labels(error)
         for event in ALARMS:
             self._events.labels(event, "error")
+        self._events.labels(_WARNED, "warning")
         for what in CROWDED:
             self._crowded.labels(what)
 
