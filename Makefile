@@ -11,7 +11,7 @@ export LOOP
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance settings-page screenshots torture chaos chaos-fleet lock image-check build licences audit clean
+.PHONY: help run test check format bench bench-check bench-growth bench-page bench-micro bench-instructions bench-profile bench-startup fleet conformance settings-page screenshots torture chaos chaos-fleet soak lock image-check build licences audit clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ chaos: $(STAMP) ## kill workers at random while tokens come and go; CHAOS_SEED=n
 
 chaos-fleet: $(STAMP) ## kill replicas and their store at random, change secrets under load; CHAOS_SEED=n
 	@TORTURE=1 $(BIN)/python -m pytest tests/torture/test_fleet.py --timeout 3600 $(ARGS)
+
+soak: $(STAMP) ## ten minutes of load while everything happens to it: who is lost, what grows; ARGS="--minutes 1"
+	@PYTHONPATH=tests $(BIN)/python bench/soak.py $(ARGS)
 
 lock: ## compile the locks anew, with hashes and without addresses (needs uv and npm)
 	@$(call compile,run,pyproject.toml --extra uvloop --extra valkey --extra otel)

@@ -12,6 +12,8 @@ import re
 import statistics
 from pathlib import Path
 
+import soak_report
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "performance.md", DOCS.parent / "README.md")
 FOLDER = DOCS / "performance"
@@ -158,9 +160,17 @@ def startup() -> str:
     return rows(["", "wall s", "CPU s", "RSS MiB", "PSS MiB"], body)
 
 
+def soak() -> str:
+    """What ten minutes under everything that happens have shown."""
+    return soak_report.tables(load("soak"))
+
+
 TABLES = {
     one.__name__: one
-    for one in (conditions, headline, compare, variants, latency, growth, instructions, startup)
+    for one in (
+        *(conditions, headline, compare, variants, latency, growth, instructions, startup),
+        soak,
+    )
 }
 
 
@@ -169,6 +179,11 @@ def filled(text: str) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Every page."""
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    write()
