@@ -3,6 +3,7 @@
     make bench ARGS="--json docs/performance/bench.json --plots docs/performance"
     make bench-growth ARGS="--json docs/performance/growth.json --plots docs/performance"
     make bench-page
+    make soak                        # writes docs/soak.md as well, of docs/performance/soak.json
 
 A table stands between two comments that name it; a test compares it with the files.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 import soak_report
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "performance.md", DOCS.parent / "README.md")
+PAGES = (DOCS / "performance.md", DOCS / "soak.md", DOCS.parent / "README.md")
 FOLDER = DOCS / "performance"
 _TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB = 1024 * 1024
