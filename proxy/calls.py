@@ -459,7 +459,10 @@ class CallerConnection(QuietProtocol):
                 await self._linger()
         except asyncio.CancelledError:
             self.force_close()
-            raise
+            # Of what is only the caller's end no exception stays: it would hold all of this until
+            # the collector comes.
+            if self.work is None or self.work.cancelling():
+                raise
         except ConnectionError:  # it went while it was being answered
             self.force_close()
         except Exception as fault:  # noqa: BLE001 - one connection's fault is not the server's end

@@ -35,6 +35,10 @@ _NO_HEAD = ReplyHead(0, reason=b"", headers=())
 Interim = Callable[[int, bytes, list[tuple[bytes, bytes]]], None]
 
 
+def _tell_nobody(*_: object) -> None:
+    pass
+
+
 class Connection(asyncio.Protocol):
     """A connection that carries one request at a time.
 
@@ -72,6 +76,7 @@ class Connection(asyncio.Protocol):
         self.dialled: Dialled | None = None
         self.idle_since = 0.0
         self.idle_limit = math.inf
+        self._interim: Interim = _tell_nobody
         self._clear(head_only=False)
 
     def _clear(self, *, head_only: bool) -> None:
@@ -142,10 +147,11 @@ class Connection(asyncio.Protocol):
     def rest(self) -> None:
         """No reply is expected until `begin`: what comes now ends the connection."""
         self._asked = False
+        self._interim = _tell_nobody  # whose request it was is held no longer
 
     # -- what the caller does ----------------------------------------------------------
 
-    def begin(self, *, head_only: bool, interim: Interim = lambda *_: None) -> None:
+    def begin(self, *, head_only: bool, interim: Interim = _tell_nobody) -> None:
         """Get ready for the next request.
 
         Args:
@@ -400,6 +406,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """asyncio: the connection is gone."""
         self._transport = self._poll = None
+        self._interim = _tell_nobody
         self._choked = False
         if self._alarm is not None:
             self._alarm.cancel()

@@ -1,8 +1,10 @@
 """The edges of a caller's connection: heads, limits and times, and what is no HTTP."""
 
 import asyncio
+import gc
 import socket
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
@@ -437,3 +439,27 @@ async def test_no_version_of_what_the_proxy_is_made_of_is_told(proxy, listener):
     writer.close()
     assert b"aiohttp" not in reply
     assert b"Python" not in reply
+
+
+async def test_nothing_of_a_connection_that_has_ended_waits_for_the_collector(through):
+    async def once():
+        async with calling(through) as caller:
+            await caller.say(GET)
+            assert (await caller.hear()).status == 200
+
+    await once()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(10):
+            await once()
+        await through.exchanges(11)
+        await asyncio.sleep(0.1)
+        gc.collect()
+        left = Counter(type(one).__name__ for one in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left.keys() & {"CallerConnection", "Call", "Decision", "Task"}
