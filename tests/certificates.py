@@ -40,6 +40,8 @@ class Authority:
         built = self._begun(self._name, self._key, _BEGAN + timedelta(days=400))
         built = built.add_extension(constraints, critical=True)
         built = built.add_extension(usage, critical=True)
+        own = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        built = built.add_extension(own, critical=False)
         self.certificate = built.sign(self._key, hashes.SHA256())
         self.pem = self.certificate.public_bytes(_PEM)
         self._count = 0
@@ -62,12 +64,17 @@ class Authority:
         """
         key = ec.generate_private_key(ec.SECP256R1())
         until = until or _BEGAN + LIFE
-        built = self._begun(subject if subject is not None else name(), key, until)
+        subject = name() if subject is None else subject
+        built = self._begun(subject, key, until)
         if isinstance(alternatives, x509.UnrecognizedExtension):
             built = built.add_extension(alternatives, critical=False)
         elif alternatives:
             names = x509.SubjectAlternativeName(alternatives)
-            built = built.add_extension(names, critical=False)
+            # Where no subject says whose it is, this has to be looked at (RFC 5280 section 4.2.1.6).
+            built = built.add_extension(names, critical=not subject.rdns)
+        # Which OpenSSL asks for where it is strict, as Python 3.13 has it.
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        built = built.add_extension(signer, critical=False)
         certificate = built.sign(self._key, hashes.SHA256())
         form = serialization.PrivateFormat.PKCS8
         self._count += 1

