@@ -391,3 +391,33 @@ async def test_the_admin_listener_on_a_unix_socket_is_asked_by_the_verbs(tmp_pat
     code, _, err = await run("token", "show", f"--admin-listen=unix://{path}")
     assert code == 1
     assert f"no proxy answers on unix://{path}" in err
+
+
+async def test_what_was_decided_of_a_head_does_not_outlive_a_reload(
+    start_proxy, upstream, tmp_path
+):
+    file = tmp_path / "proxy.toml"
+    file.write_text("")
+    proxy = await start_proxy(
+        base_url=upstream.origin,
+        env={"NOMBA_PROXY_CONFIG": str(file)},
+        callers__accept_upstream_credentials="false",  # else what they are told ends it as well
+    )
+
+    async def answer(head, body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    upstream.answer = answer
+    reader, writer = await asyncio.open_connection(*proxy.address)
+    own = GET[:-2] + b"accountId: another\r\n\r\n"
+    await proxy.running.reload()  # from here on the callers are the same: only the upstream changes
+    for _ in range(2):
+        writer.write(own)
+        assert (await read_reply(reader)).status == 200
+    file.write_text('[[upstream]]\naccount_policy = "allow"\naccount_allow = ["another"]\n')
+    told = await proxy.running.reload()
+    assert told["restart"] == []
+    writer.write(own)
+    assert (await read_reply(reader)).status == 200
+    writer.close()
+    assert [b"accountId: another" in head for head, _ in upstream.requests] == [False, False, True]
