@@ -352,7 +352,8 @@ Pair = tuple[str, str]
 class Refusals:
     """The (caller, path) pairs that two successive generations were refused for.
 
-    What is refused with an old token and with the new one alike is not the token's fault.
+    What is refused with an old token and with the new one alike is not the token's fault; unless
+    the old one had served it, and so must have died. Then that refusal says nothing of the pair.
 
     Args:
         memory: seconds one is remembered.
@@ -360,40 +361,50 @@ class Refusals:
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        # Of each: the generation that was refused first; until when it counts, or is remembered.
-        self._pairs: dict[Pair, tuple[int, float, bool]] = {}
+        # Of each: the generation that was refused first, and the first of them that says something
+        # of the pair, or 0; until when they count, or it is remembered; whether it is.
+        self._pairs: dict[Pair, tuple[int, int, float, bool]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
 
-    def note(self, pair: Pair, generation: int, *, now: float, memory: float = math.inf) -> bool:
+    def note(
+        self,
+        pair: Pair,
+        generation: int,
+        *,
+        now: float,
+        served: bool = False,
+        memory: float = math.inf,
+    ) -> bool:
         """A generation was refused for a pair; whether that makes it a remembered one.
 
         Args:
             pair: who was refused, and what for.
             generation: of the token.
             now: the time.
+            served: whether the pair had been served with this generation before.
             memory: seconds it is remembered, if that is less than usual.
         """
-        before, until, remembered = self._pairs.pop(pair, (generation, 0.0, False))
+        first, telling, until, remembered = self._pairs.pop(pair, (generation, 0, 0.0, False))
         if now >= until:  # it has been forgotten
-            before, until, remembered = generation, now + self._memory, False
-        fresh = generation > before and not remembered
+            first, telling, until, remembered = generation, 0, now + self._memory, False
+        fresh = not served and not remembered and 0 < telling < generation
         if fresh:
             until, remembered = now + min(memory, self._memory), True
-        self._pairs[pair] = before, until, remembered
+        self._pairs[pair] = first, telling if served else telling or generation, until, remembered
         if len(self._pairs) > _MOST_PAIRS:
             del self._pairs[next(iter(self._pairs))]
         return fresh
 
     def remembered(self, pair: Pair, *, now: float) -> bool:
         """Whether it is."""
-        _, until, remembered = self._pairs.get(pair, (0, 0.0, False))
+        *_, until, remembered = self._pairs.get(pair, (0, 0, 0.0, False))
         return remembered and now < until
 
     def forget(self, pair: Pair) -> int:
         """A token was accepted for it; the generation that had been refused, or 0."""
-        return self._pairs.pop(pair, (0, 0.0, False))[0]
+        return self._pairs.pop(pair, (0, 0, 0.0, False))[0]
 
 
 # -- what the issuer said ----------------------------------------------------------------------

@@ -221,7 +221,11 @@ class Session:
         """
         known = generation == self._held.generation and self._held.accepted
         memory = math.inf if known else self._limits.gap
-        return self._refusals.note(by, generation, now=self._clocks.alive(), memory=memory)
+        return self._note_refusal(by, generation, memory=memory)
+
+    def _note_refusal(self, by: Pair, generation: int, *, memory: float = math.inf) -> bool:
+        served, now = self._served.get(by) == generation, self._clocks.alive()
+        return self._refusals.note(by, generation, now=now, served=served, memory=memory)
 
     def _refuse(self, refused: Token, by: Pair) -> None:
         self._listen()
@@ -230,7 +234,7 @@ class Session:
         token = self._held.token
         late = generation != self._held.generation or not (token is None or token.same(refused))
         if not late:  # a late one says nothing of the present token
-            self._refusals.note(by, generation, now=now)
+            self._note_refusal(by, generation)
         if token is None or late:
             return
         if remembered:

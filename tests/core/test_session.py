@@ -240,6 +240,16 @@ def test_refusals_that_lie_far_apart_are_not_successive():
     assert refusals.forget("pair") == 0
 
 
+def test_a_refusal_of_a_token_that_had_served_the_pair_says_nothing_of_the_pair():
+    refusals = Refusals(60.0)
+    assert not refusals.note("pair", 1, now=0, served=True)
+    assert not refusals.note("pair", 2, now=1)
+    assert not refusals.note("pair", 2, now=1)
+    assert not refusals.note("pair", 3, now=2, served=True)
+    assert refusals.note("pair", 4, now=3)
+    assert refusals.forget("pair") == 1
+
+
 def test_pairs_without_end_take_no_memory_without_end():
     refusals = Refusals(60.0)
     for number in range(10_000):

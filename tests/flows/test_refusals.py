@@ -74,6 +74,24 @@ async def test_a_second_401_is_passed_on_untouched(proxy, simulator):
     assert simulator.count(ISSUE) == 2
 
 
+async def test_a_path_that_was_served_gets_a_third_token_if_two_died_in_a_row(proxy, simulator):
+    """A rival logs in, and again right behind our renewal: the path is not what is wrong."""
+    assert (await proxy.get(BALANCE)).status == 200
+    simulator.fail(BALANCE, times=3, status=401, body={"code": "401"})
+    first, second = await proxy.get(BALANCE), await proxy.get(BALANCE)
+    assert (first.status, second.status) == (401, 200)
+    assert simulator.count(BALANCE) == 5
+    assert simulator.count(ISSUE) == 3
+
+
+async def test_a_path_that_was_never_served_gets_no_third_token(proxy, simulator):
+    simulator.fail(BALANCE, times=3, status=401, body={"code": "401"})
+    first, second = await proxy.get(BALANCE), await proxy.get(BALANCE)
+    assert (first.status, second.status) == (401, 401)
+    assert "Two tokens in a row" in second.get("Nomba-Proxy-Hint")
+    assert simulator.count(ISSUE) == 2
+
+
 async def test_endless_401s_do_not_become_endless_renewals(proxy, simulator):
     simulator.fail(BALANCE, times=100, status=401, body={"code": "401"})
     replies = [await proxy.get(BALANCE) for _ in range(20)]

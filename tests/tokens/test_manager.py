@@ -268,6 +268,18 @@ async def test_if_nobody_had_the_new_one_accepted_it_is_remembered_for_the_gap_o
     assert (await session.renew(after=2, by=PAIR)).generation == 3
 
 
+async def test_what_was_served_until_now_may_find_two_tokens_dead(session, issuer):
+    """A rival logs in, we renew, and at once it logs in again: the third token is asked for."""
+    session.accepted(1, by=PAIR)
+    await session.renew(after=1, by=PAIR)
+    assert not session.refused_again(2, by=PAIR)
+    assert (await session.renew(after=2, by=PAIR)).generation == 3
+    assert session.refused_again(3, by=PAIR)  # nobody is as fast as that: it is not the token
+    with pytest.raises(RenewalNotAllowed, match="Two tokens in a row"):
+        await session.renew(after=3, by=PAIR)
+    assert issuer.count("issue") == 3
+
+
 async def test_it_is_told_once_that_a_pair_is_remembered(remembered):
     assert not remembered.refused_again(2, by=PAIR)
     assert not remembered.refused_again(3, by=PAIR)
