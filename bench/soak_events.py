@@ -251,9 +251,10 @@ class Fate:
         asked = {"grant_type": "client_credentials", "client_id": switches.client_id}
         asked["client_secret"] = switches.client_secret
         named = {"accountId": switches.account_id}
-        url = nomba.simulator.origin + ISSUE
+        url, began = nomba.simulator.origin + ISSUE, time.monotonic()
         async with aiohttp.request("POST", url, json=asked, headers=named) as reply:
             assert reply.status == 200
+        self._stage.excuses.rivalled(began, time.monotonic())
         await until(lambda: nomba.granted.total() > before + 1)
 
 

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 from harness import WireReply, read_reply, transfer_body
-from soak_report import ANSWERED, LOST, TOKENLESS, WITH_WORKER
+from soak_report import ANSWERED, LOST, RIVALLED, TOKENLESS, WITH_WORKER
 
 KINDS = {"GET": 60, "transfer": 25, "upload": 15}  # how many of a hundred
 _FRESH = 0.25  # share of requests that have a connection of their own
@@ -43,11 +43,11 @@ class Door:
 
 
 class Excuses:
-    """What had to be: connections of a worker that was killed, and no token while there was none."""
+    """What had to be: connections of a worker that was killed; no token; and two dead ones."""
 
     def __init__(self) -> None:
         self._kills: list[tuple[float, set[int]]] = []
-        self._away: list[tuple[float, float]] = []
+        self._spans: list[tuple[str, float, float]] = []
 
     def killed(self, ports: set[int]) -> None:
         """A worker that has accepted connections from these ports is killed now."""
@@ -59,11 +59,17 @@ class Excuses:
 
     def away(self, begin: float, end: float) -> None:
         """From when to when there was no store, while a token call was under way."""
-        self._away.append((begin, end))
+        self._spans.append((TOKENLESS, begin, end))
 
-    def tokenless(self, at: float) -> bool:
-        """Whether there could be no token then."""
-        return any(begin <= at <= end for begin, end in self._away)
+    def rivalled(self, begin: float, end: float) -> None:
+        """From when to when a rival logged in, and so ended the session."""
+        self._spans.append((RIVALLED, begin, end))
+
+    def holds(self, excuse: str, *, since: float, at: float) -> bool:
+        """Whether that was so at some moment between the two."""
+        return any(
+            name == excuse and begin <= at and since <= end for name, begin, end in self._spans
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +77,18 @@ class Loss:
     """A request that was not answered as it should.
 
     Attributes:
-        at: when.
+        since, at: when it was due, and when it was lost.
         reference: of a transfer, or "".
-        told: whether a refusal says that there is no token, that nothing was done, and when to
-            come again.
+        excuse: what would excuse it, by what it was told, or "".
         why: what came instead, in words.
     """
 
+    since: float
     at: float
     kind: str
     door: str
     reference: str
-    told: bool
+    excuse: str
     why: str
 
 
@@ -194,7 +200,7 @@ class Callers:
         (kind,) = dice.choices(list(KINDS), list(KINDS.values()))
         fresh = dice.random() < _FRESH
         self.fresh[kind, door.name] += fresh
-        reference, told = f"soak-{number}" if kind == "transfer" else "", False
+        reference, excuse = f"soak-{number}" if kind == "transfer" else "", ""
         connection = None if fresh else self._waiting(door)
         if connection is None:
             connection = Connection(door)
@@ -214,15 +220,16 @@ class Callers:
             else:
                 connection.used = time.monotonic()
                 self._kept[door].append(connection)
-            good, told = reply.status in {200, 201}, _is_no_token(reply)
+            good, excuse = reply.status in {200, 201}, _excuse(reply)
             result, why = ANSWERED if good else LOST, _words(reply)
             if good:
                 self.taken[kind, door.name].append(time.monotonic() - due)
         if result == LOST:
             way = "fresh" if fresh else "kept"
-            why = f"{way}, due at {due:.2f}, {time.monotonic():.2f}: {why}"
+            at = time.monotonic()
+            why = f"{way}, due at {due:.2f}, {at:.2f}: {why}"
             names = {"kind": kind, "door": door.name, "reference": reference}
-            self.losses.append(Loss(at=time.monotonic(), **names, told=told, why=why))
+            self.losses.append(Loss(since=due, at=at, **names, excuse=excuse, why=why))
         self.counts[kind, door.name, result] += 1
         if reference:
             self.references[reference] = result
@@ -231,13 +238,13 @@ class Callers:
         """Excuse what turned out to be excused."""
         left = []
         for one in self.losses:
-            if not (one.told and self._excuses.tokenless(one.at)):
+            if not self._excuses.holds(one.excuse, since=one.since, at=one.at):
                 left.append(one)
                 continue
             self.counts[one.kind, one.door, LOST] -= 1
-            self.counts[one.kind, one.door, TOKENLESS] += 1
+            self.counts[one.kind, one.door, one.excuse] += 1
             if one.reference:
-                self.references[one.reference] = TOKENLESS
+                self.references[one.reference] = one.excuse
         self.losses = left
 
     def _waiting(self, door: Door) -> Connection | None:
@@ -288,11 +295,16 @@ def _post(path: str, body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _is_no_token(reply: WireReply) -> bool:
-    """Whether it says that there is no token, that nothing was done, and when to come again."""
-    said = (reply.status, reply.get("Nomba-Proxy-Error"))
-    done_nothing = reply.outcome in {"not_sent", "refused"}
-    return said == (503, "token_unavailable") and done_nothing and bool(reply.get("Retry-After"))
+def _excuse(reply: WireReply) -> str:
+    """What would excuse a reply.
+
+    One that there is no token, that nothing was done, and when to come again; and Nomba's 401 to
+    what was sent again: its second token was dead too.
+    """
+    error, outcome = reply.get("Nomba-Proxy-Error"), reply.outcome
+    if (reply.status, error) == (503, "token_unavailable") and outcome in {"not_sent", "refused"}:
+        return TOKENLESS if reply.get("Retry-After") else ""
+    return RIVALLED if (reply.status, error, outcome) == (401, None, "answered") else ""
 
 
 def _words(reply: WireReply) -> str:

@@ -10,6 +10,8 @@ from soak_watch import MIB, Sample, growth
 
 ANSWERED, WITH_WORKER, LOST = "answered", "lost with a killed worker", "lost"
 TOKENLESS = "503, store gone in a token call"
+RIVALLED = "401, two tokens died, one of a rival's login"
+_RESULTS = (ANSWERED, WITH_WORKER, TOKENLESS, RIVALLED, LOST)
 SETTLES = 60.0  # seconds until memory is judged: caches are filled by then
 QUIET_SETTLES = 30.0  # the same for workers that are as old as the quiet time
 JUDGED = 180.0  # seconds of a run from which on growth means something
@@ -29,7 +31,7 @@ def money(references: Mapping[str, str], *, sent: Counter[str], moved: Counter[s
     """
     told = {one for one, result in references.items() if result == ANSWERED}
     untold = set(references) - told
-    refused = {one for one, result in references.items() if result == TOKENLESS}
+    refused = {one for one, result in references.items() if result in {TOKENLESS, RIVALLED}}
     return {
         "tried": len(references),
         "acknowledged": len(told),
@@ -52,7 +54,7 @@ def requests(
     """A row for each kind and door; milliseconds."""
     rows = []
     for kind, door in sorted({one[:2] for one in counts}):
-        every = {one: counts[kind, door, one] for one in (ANSWERED, WITH_WORKER, TOKENLESS, LOST)}
+        every = {one: counts[kind, door, one] for one in _RESULTS}
         ordered = sorted(taken[kind, door]) or [0.0]
         times = {name: percentile(ordered, share) for name, share in _MARKS.items()}
         row = {"what": f"{kind} over {door}", "requests": sum(every.values())}
