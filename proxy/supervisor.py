@@ -27,6 +27,7 @@ _PATIENCE = 1.0  # seconds for which callers may wait in the queue of a process 
 _LAST_WAIT = 5.0  # seconds beside the drain's limit until a process is killed
 _SIGN = 5.0  # seconds between two signs of life
 _SILENT = 30.0  # seconds without one after which a process hangs, perhaps with a lock
+ROOM = 8  # processes of one post: the one that fills it, and those that are about to end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 CUT = b"c"  # what a process is told whose work is not to be waited for
 GO = b"g"  # what one is told whose place another takes
@@ -38,15 +39,15 @@ class Link:
 
     Args:
         sock: the process's end. It brings `CUT`, `GO`, or its end: the supervisor is gone.
-        count: how many processes there were at its post before it.
+        place: the lowest number, below `ROOM`, that no other process at its post has.
         after: whether the one before it ended without being told to.
     """
 
     every = _SIGN  # seconds between two signs of life, once it is up
 
-    def __init__(self, sock: socket.socket, *, count: int, after: bool) -> None:
+    def __init__(self, sock: socket.socket, *, place: int, after: bool) -> None:
         self.sock = sock
-        self.count = count
+        self.place = place
         self.after = after
 
     def say(self, **what: object) -> None:
@@ -63,7 +64,7 @@ class _Process:
     """One process that runs, or ran.
 
     Attributes:
-        count: how many there were at its post before it.
+        place: a number that nobody else at its post has.
         started: when.
         heard: the beginning of a line.
         up: whether it runs.
@@ -76,7 +77,7 @@ class _Process:
 
     pid: int
     sock: socket.socket
-    count: int
+    place: int
     started: float
     heard_at: float
     heard: bytes = b""
@@ -97,8 +98,7 @@ class Post:
         last: whether it is ended only after all others.
         prepare: called before each process is started.
         missing: told if nobody will be there for a while.
-        ended: told of each process that has ended, how many there were before it.
-        count: how many processes there were.
+        ended: told of each process that has ended, by its place.
         present: the process that fills it; others may be about to end.
         failures: processes in a row that ended soon.
         problem: why the last one could not start, or "".
@@ -111,7 +111,6 @@ class Post:
     prepare: Callable[[], None] | None = None
     missing: Callable[[], None] | None = None
     ended: Callable[[int], None] | None = None
-    count: int = 0
     present: _Process | None = None
     failures: int = 0
     problem: str = ""
@@ -245,7 +244,7 @@ class Supervisor:
         most = min(most, self._awake_every or most)
         now = self._now()
         for post in self._posts:
-            if post.due is not None:
+            if post.due is not None and self._place(post) is not None:
                 most = min(most, post.due - now)
         if self._processes:
             most = min(most, _SIGN, self._silent)
@@ -260,7 +259,7 @@ class Supervisor:
             return
         now = self._now()
         for post in self._posts:
-            if post.due is not None and post.due <= now:
+            if post.due is not None and post.due <= now and self._place(post) is not None:
                 self._start(post)
         self._roll()
 
@@ -313,7 +312,10 @@ class Supervisor:
                     post.due = self._now()
 
     def _roll(self) -> None:
-        """Restart one process after another: the next when the one before has a successor."""
+        """Restart one process after another: the next when the one before has a successor.
+
+        Where `ROOM` processes are there, one of which is not to end, the others are waited for.
+        """
         if not self._rolling:
             return
         while self._rolling:
@@ -322,7 +324,7 @@ class Supervisor:
             if one is None or (one is not old and not one.up):
                 return
             if one is old:
-                if not old.leaving:
+                if not old.leaving and self._place(post) is not None:
                     old.leaving = self._now()
                     with contextlib.suppress(OSError):
                         old.sock.send(GO)
@@ -367,7 +369,7 @@ class Supervisor:
             self._hear(post, one)
         self._hang_up(one)
         if post.ended is not None:
-            post.ended(one.count)
+            post.ended(one.place)
         if self._stops or post.present is not one:
             # It was to end, and has its successor if there is to be one. But not like this.
             if code < 0 and -code not in _SIGNALS:
@@ -407,7 +409,14 @@ class Supervisor:
             told["restarts_in"] = round(delay, 1)
             self._emit(Event("process_not_started", "error", fields=told))
 
+    def _place(self, post: Post) -> int | None:
+        """The lowest number that no process of a post has; None while there is no room."""
+        taken = {one.place for at, one in self._processes.values() if at is post}
+        return next((place for place in range(ROOM) if place not in taken), None)
+
     def _fork(self, post: Post) -> None:
+        place = self._place(post)
+        assert place is not None  # noqa: S101 - it was looked for
         if post.prepare is not None:
             post.prepare()
         sys.stdout.flush()
@@ -418,7 +427,7 @@ class Supervisor:
         try:
             pid = os.fork()
             if not pid:
-                self._become(post, ours, theirs)
+                self._become(post, place, ours, theirs)
         except OSError:
             ours.close()
             theirs.close()
@@ -428,15 +437,14 @@ class Supervisor:
         theirs.close()
         now = self._now()
         ours.setblocking(False)
-        post.count += 1
         post.due = None
-        post.present = one = _Process(pid, ours, post.count - 1, now, now)
+        post.present = one = _Process(pid, ours, place, now, now)
         self._processes[pid] = post, one
         self._selector.register(ours, selectors.EVENT_READ, (post, one))
         told: dict[str, object] = {"process": post.name, "pid": pid}
         self._emit(Event("process_started", "debug", fields=told))
 
-    def _become(self, post: Post, ours: socket.socket, theirs: socket.socket) -> None:
+    def _become(self, post: Post, place: int, ours: socket.socket, theirs: socket.socket) -> None:
         """Be the process that fills a post; never returns."""
         code = 1
         try:
@@ -449,7 +457,7 @@ class Supervisor:
             others = [one.sock for _, one in self._processes.values()]
             for sock in (ours, self._signals, self._wakeup, *others):
                 sock.close()
-            code = post.target(Link(theirs, count=post.count, after=post.failures > 0))
+            code = post.target(Link(theirs, place=place, after=post.failures > 0))
         except KeyboardInterrupt:
             pass
         except BaseException:  # noqa: BLE001 - nothing of the supervisor's may go on in here

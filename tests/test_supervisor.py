@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
 
 import pytest
 from harness import environ
 
+from proxy.supervisor import ROOM
+
 SCRIPT = """
 import json, os, signal, sys, time
-from proxy.supervisor import CannotRun, Post, Supervisor
+from proxy.core.exchange import Event
+from proxy.supervisor import GO, CannotRun, Post, Supervisor
 
 boss = os.getpid()
 
@@ -25,13 +30,15 @@ def target(link):
         time.sleep(0.05)
     return 0
 
+begun = []
+
 def prepare():
-    if sys.argv[1:] and post.count == 1 and not os.path.exists(sys.argv[1]):
-        open(sys.argv[1], "w").close()
+    begun.append(1)
+    if sys.argv[1:] and len(begun) == 2:
         raise OSError(24, "no descriptors")
 
 post = Post("worker", target, prepare=prepare)
-with Supervisor(emit=tell, limit=1.0, silent=0.5) as supervisor:
+with Supervisor(emit=tell, limit=LIMIT, silent=0.5) as supervisor:
     try:
         supervisor.fill(post)
     except CannotRun as error:
@@ -62,8 +69,9 @@ class Told:
 async def supervised():
     begun = []
 
-    async def begin(*arguments, heard=HEEDS, sign=GIVES, begins=BEGINS):
+    async def begin(*arguments, heard=HEEDS, sign=GIVES, begins=BEGINS, limit="1.0"):
         script = SCRIPT.replace("HEARD", heard).replace("SIGN", sign).replace("BEGIN", begins)
+        script = script.replace("LIMIT", limit)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, *arguments),
             env=environ(),
@@ -105,9 +113,9 @@ async def test_one_that_does_not_end_in_time_is_killed(supervised):
     assert await asyncio.wait_for(told.process.wait(), 20) == 0
 
 
-async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supervised, tmp_path):
+async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supervised):
     # It has to be heard that it is up before it ends: else nothing was ever filled.
-    told = await supervised(str(tmp_path / "tried"), sign="time.sleep(0.3); os._exit(3)")
+    told = await supervised("fail", sign="time.sleep(0.3); os._exit(3)")
     failed = await told.until("process_not_started")
     assert "no descriptors" in failed["reason"]
     assert await told.until("process_started")
@@ -124,3 +132,57 @@ async def test_why_one_cannot_start_is_said(supervised, begins, reason):
     told = await supervised(begins=begins)
     assert (await told.until("cannot"))["reason"] == reason
     assert await asyncio.wait_for(told.process.wait(), 20) == 1
+
+
+# Is up in the place it was given; leaves when it is told to, but ends only once somebody says so.
+LINGERS = """
+    tell(Event("place", fields={"place": link.place, "pid": os.getpid()}))
+    link.say(up={})
+    link.sock.setblocking(False)
+"""
+LINGERING = """
+        link.say(alive=True)
+        try:
+            if link.sock.recv(1) == GO:
+                tell(Event("left"))
+                link.say(draining=True)
+        except BlockingIOError:
+            pass
+"""
+
+
+async def test_who_is_replaced_faster_than_it_ends_is_waited_for(supervised):
+    """Its place, under which it counts, is nobody else's until it has ended."""
+    heard = '(stop.append(1), tell(Event("ending")))'
+    told = await supervised(heard=heard, begins=LINGERS, sign=LINGERING, limit="60.0")
+    places, pids, left = [], [], []
+
+    async def next_one():
+        one = await told.until("place")
+        left.extend(event for event in told.seen if event["event"] == "left")
+        told.seen.clear()
+        places.append(one["place"])
+        pids.append(one["pid"])
+
+    await next_one()
+    await told.until("filled")
+    for _ in range(ROOM - 1):
+        told.process.send_signal(signal.SIGHUP)
+        await next_one()
+        await told.until("restarted")
+    assert places == list(range(ROOM))
+    assert len(left) == ROOM - 1
+    told.process.send_signal(signal.SIGHUP)
+    await told.until("restarting")
+    await asyncio.sleep(0.5)
+    told.process.send_signal(signal.SIGCHLD)  # it looks around once more
+    await asyncio.sleep(0.5)
+    os.kill(pids[3], signal.SIGTERM)  # the fourth of those that were to end has ended
+    await told.until("left")
+    assert [event["event"] for event in told.seen][-3:] == ["restarting", "ending", "left"]
+    await next_one()
+    await told.until("restarted")
+    assert places[ROOM:] == [3]
+    assert len(set(pids)) == ROOM + 1
+    told.process.terminate()
+    assert await asyncio.wait_for(told.process.wait(), 20) == 0

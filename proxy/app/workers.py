@@ -51,11 +51,10 @@ from proxy.settings import (
     share_metrics,
     take_over,
 )
-from proxy.supervisor import CUT, CannotRun, Link, Post, Supervisor
+from proxy.supervisor import CUT, ROOM, CannotRun, Link, Post, Supervisor
 from proxy.telemetry import Telemetry
 
 _MARKED = "reload"  # the file in which word is left of what became of one
-_NAMES = 8  # of one worker's processes, in turn
 LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
 _Body = Callable[[Link, asyncio.Future[int], AsyncExitStack], Coroutine[Any, Any, None]]
 
@@ -111,7 +110,7 @@ def supervise(settings: Settings, *, loop_factory: LoopFactory) -> int:
             )
         )
         gc.freeze()  # what is there now stays shared with the processes
-        counts = Counts(settings.model.workers * _NAMES)
+        counts = Counts(settings.model.workers * ROOM)
         house = _House(settings, folder, loop_factory, traffic, admin, hub, counts, manager)
         try:
             return house.run(supervisor)
@@ -249,9 +248,9 @@ class _House:
 
     def _worker(self, at: int) -> Post:
         async def work(link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack) -> None:
-            # Another name than those before, which may still be draining, and before long the same
-            # again: what a name has counted goes on.
-            telemetry = _telemetry(self.settings, self.folder, named(link.count))
+            # Another name than that of those who still drain, and before long the same again: what
+            # a name has counted goes on.
+            telemetry = _telemetry(self.settings, self.folder, named(link.place))
             telemetry.metrics.restarts(name, again=link.after)
 
             async def reload() -> Mapping[str, object]:
@@ -271,7 +270,7 @@ class _House:
                 admin=self.admin,
                 simulator=self.known,
                 hub=self.folder / "hub" if self.hub is not None else None,
-                tally=partial(self.counts.tally, column=column(link.count)),
+                tally=partial(self.counts.tally, column=column(link.place)),
             )
             see_to_loop(emit=telemetry.emit)
             settings = await asyncio.to_thread(callers_of_now, self.settings)
@@ -283,15 +282,15 @@ class _House:
             await running.drain()
             link.say(draining=True)
 
-        def named(count: int) -> str:
-            return f"worker-{at + 1}-{count % _NAMES}"
+        def named(place: int) -> str:
+            return f"worker-{at + 1}-{place}"
 
-        def column(count: int) -> int:
-            return at * _NAMES + count % _NAMES
+        def column(place: int) -> int:
+            return at * ROOM + place
 
-        def ended(count: int) -> None:
-            self.counts.forget(column(count))
-            Shared(self.folder, named(count)).forget()
+        def ended(place: int) -> None:
+            self.counts.forget(column(place))
+            Shared(self.folder, named(place)).forget()
 
         def missing() -> None:
             for one in self.traffic[at]:
