@@ -1,16 +1,14 @@
 """Certificates that change while the proxy runs."""
 
 import asyncio
-import contextlib
 import ssl
 import weakref
 from typing import Any, Self, cast
 
 from proxy.app.handshakes import Handshake
+from proxy.app.looking import LOOK_EVERY, looking
 from proxy.core.exchange import Emit, Event
 from proxy.settings import Tls
-
-_LOOK_EVERY = 1.0  # seconds
 
 
 class Certificates(ssl.SSLContext):
@@ -96,17 +94,14 @@ class CertificateFiles:
 
     async def watch(self) -> None:
         """Look now and then; never ends."""
-        while True:
-            asked = self._asked.is_set()
-            self._asked.clear()
-            found = await asyncio.to_thread(self._read)
-            if found != self._taken and (asked or found == self._seen):
-                self._taken = found
-                await self._load()
-            self._seen = found
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY):
-                    await self._asked.wait()
+        await looking(self._look, asked=self._asked, every=LOOK_EVERY)
+
+    async def _look(self, asked: bool) -> None:  # noqa: FBT001 - `looking` says so
+        found = await asyncio.to_thread(self._read)
+        if found != self._taken and (asked or found == self._seen):
+            self._taken = found
+            await self._load()
+        self._seen = found
 
     async def _load(self) -> None:
         try:

@@ -1,15 +1,13 @@
 """Client secrets that change while the proxy runs."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from proxy.app.looking import LOOK_EVERY, looking
 from proxy.core.exchange import Emit, Event
 from proxy.core.secret import Secret
 from proxy.settings import ReadyUpstream, SettingsError
-
-_LOOK_EVERY = 1.0  # seconds
 
 _Pair = tuple[Secret, Secret | None]
 
@@ -42,7 +40,7 @@ class SecretFiles:
         self, upstreams: Iterable[ReadyUpstream], *, told: Mapping[str, Told], emit: Emit
     ) -> None:
         self._watched = [one for one in upstreams if one.name in told]
-        self._every = _LOOK_EVERY if any(one.read_secrets for one in self._watched) else None
+        self._every = LOOK_EVERY if any(one.read_secrets for one in self._watched) else None
         self._told = told
         self._emit = emit
         self._seen: dict[str, _Pair] = {
@@ -58,16 +56,13 @@ class SecretFiles:
 
     async def watch(self) -> None:
         """Look now and then; never ends."""
-        while True:
-            asked = self._asked.is_set()
-            self._asked.clear()
-            for one in self._watched:
-                await self._look(one, asked=asked)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every):
-                    await self._asked.wait()
+        await looking(self._look, asked=self._asked, every=self._every)
 
-    async def _look(self, one: ReadyUpstream, *, asked: bool) -> None:
+    async def _look(self, asked: bool) -> None:  # noqa: FBT001 - `looking` says so
+        for one in self._watched:
+            await self._look_at(one, asked=asked)
+
+    async def _look_at(self, one: ReadyUpstream, *, asked: bool) -> None:
         name, found = one.name, self._taken[one.name]
         try:
             if one.read_secrets is not None:
