@@ -20,8 +20,8 @@ from proxy.core.heads import CHUNKED, CallerHead, RequestHead, field_value
 from proxy.core.heads import Headers as RawHeaders
 from proxy.core.mounts import Mount, Mounts, called_by
 from proxy.core.origin import ENVIRONMENTS, Origin, host_name
+from proxy.core.refusals import Pair
 from proxy.core.routes import Kind, Route, RouteTable, login_call
-from proxy.core.session import Pair
 from proxy.core.target import Target, parse_target, strip_mount
 from proxy.core.trace import TRACEPARENT, TRACESTATE, read_trace
 from proxy.errors import (

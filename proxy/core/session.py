@@ -5,7 +5,6 @@ Each function takes one and `now`, and brings the next. What is awaited (locks, 
 issuer, waiting requests) lies around this, in `tokens/manager.py`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -17,7 +16,6 @@ _MINUTE = 60.0
 # Digests of tokens held before: none of them is taken for a new one.
 _REMEMBERED = 64
 _RIVAL_DEATHS, _RIVAL_WINDOW = 3, 600.0
-_MOST_PAIRS = 4096
 _LONGEST_PAUSE = 750.0  # seconds: the longest back-off with its jitter
 
 _UNREACHABLE = Backoff(first=0.5, cap=30.0)
@@ -343,68 +341,6 @@ def accepted(held: Held, generation: int) -> Held:
     if generation != held.generation or held.accepted:
         return held
     return replace(held, accepted=True, unaccepted=0, gap_until=0.0)
-
-
-# Who was refused, and what for.
-Pair = tuple[str, str]
-
-
-class Refusals:
-    """The (caller, path) pairs that two successive generations were refused for.
-
-    What is refused with an old token and with the new one alike is not the token's fault; unless
-    the old one had served it, and so must have died. Then that refusal says nothing of the pair.
-
-    Args:
-        memory: seconds one is remembered.
-    """
-
-    def __init__(self, memory: float) -> None:
-        self._memory = memory
-        # Of each: the generation that was refused first, and the first of them that says something
-        # of the pair, or 0; until when they count, or it is remembered; whether it is.
-        self._pairs: dict[Pair, tuple[int, int, float, bool]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._pairs)
-
-    def note(
-        self,
-        pair: Pair,
-        generation: int,
-        *,
-        now: float,
-        served: bool = False,
-        memory: float = math.inf,
-    ) -> bool:
-        """A generation was refused for a pair; whether that makes it a remembered one.
-
-        Args:
-            pair: who was refused, and what for.
-            generation: of the token.
-            now: the time.
-            served: whether the pair had been served with this generation before.
-            memory: seconds it is remembered, if that is less than usual.
-        """
-        first, telling, until, remembered = self._pairs.pop(pair, (generation, 0, 0.0, False))
-        if now >= until:  # it has been forgotten
-            first, telling, until, remembered = generation, 0, now + self._memory, False
-        fresh = not served and not remembered and 0 < telling < generation
-        if fresh:
-            until, remembered = now + min(memory, self._memory), True
-        self._pairs[pair] = first, telling if served else telling or generation, until, remembered
-        if len(self._pairs) > _MOST_PAIRS:
-            del self._pairs[next(iter(self._pairs))]
-        return fresh
-
-    def remembered(self, pair: Pair, *, now: float) -> bool:
-        """Whether it is."""
-        *_, until, remembered = self._pairs.get(pair, (0, 0, 0.0, False))
-        return remembered and now < until
-
-    def forget(self, pair: Pair) -> int:
-        """A token was accepted for it; the generation that had been refused, or 0."""
-        return self._pairs.pop(pair, (0, 0, 0.0, False))[0]
 
 
 # -- what the issuer said ----------------------------------------------------------------------

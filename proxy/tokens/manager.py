@@ -13,19 +13,17 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from proxy.core.exchange import Emit, Event
+from proxy.core.refusals import Pair, Refusals
 from proxy.core.secret import Secret
 from proxy.core.session import (
     Asked,
     Decision,
     Held,
     Limits,
-    Pair,
     Phase,
-    Refusals,
     Token,
     Trouble,
     accepted,
@@ -44,6 +42,7 @@ from proxy.tokens.asking import Asking, Clocks, internal, not_in_force
 from proxy.tokens.keyring import Keyring
 from proxy.tokens.nomba import IssuerError, NombaAuth
 from proxy.tokens.store import Store, StoreFailed
+from proxy.tokens.told import STORES, State, Status, rival, unavailable
 
 # How often the background task looks at the clocks: timers stop while a machine
 # sleeps and know nothing of wall-clock jumps.
@@ -52,56 +51,9 @@ _LOOK_EVERY = 15.0
 _MIN_GAP = 0.5
 # A renewal under way is waited for at the end: cut off, it may cost the session.
 _LAST_WAIT = 2.0
-_SERVED = 4096  # (caller, path) pairs
-# Troubles of this process alone, of which others know nothing: with the store; and those that others
-# can end.
-_STORES = frozenset({"store", "sealed"})
+# Troubles of this process alone, of which others know nothing, that others can end.
 _OTHERS = frozenset({"sealed", "secret"})
 _NEEDY = frozenset({Phase.NOW, Phase.EMPTY})
-_OTHERS_LOG_IN = (
-    "Others log in with another client secret: give this process the same one (client_secret, or "
-    "client_secret_next). Or log in with the one it has, which cuts off all that have not that one: "
-    "nomba-proxy token renew"
-)
-
-State = Literal["empty", "living", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What there is to show of a session: nothing in it is secret.
-
-    Attributes:
-        state: `living`, `empty` (no token yet, or a dead one) or `stopped`.
-        token: digest of the access token, or "".
-        generation: 0 before the first token.
-        expires_in: seconds the token still lives; 0 for none.
-        renews_in: seconds until the background renewal; 0 for none.
-        renewing: whether a renewal is under way.
-        failures: renewals failed in a row.
-        last_error: why the last one failed, or "".
-        retry_in: seconds until the next try after failures.
-        skew: seconds that the issuer's clock is ahead of ours; None if that is not known.
-        store: why the store cannot be used, or "".
-        secret: digest of the client secret in force, or "".
-        secret_pending: whether another one is set here.
-        secret_retry_in: seconds until that is tried again, if it was refused; else 0.
-    """
-
-    state: State
-    token: str
-    generation: int
-    expires_in: float
-    renews_in: float
-    renewing: bool
-    failures: int
-    last_error: str
-    retry_in: float
-    skew: float | None
-    store: str = ""
-    secret: str = ""
-    secret_pending: bool = False
-    secret_retry_in: float = 0.0
 
 
 class Session:
@@ -141,7 +93,6 @@ class Session:
         self._refused: Token | None = None  # it and older ones are not lent here any more
         self._share = ""  # whose part of the budget it is on
         self._died = 0  # the last generation that is known to have died early
-        self._served: dict[Pair, int] = {}  # with which generation
         self._problem = ""  # why a refusal was no reason to renew
         self._refusals = Refusals(limits.memory)
         self._flight: asyncio.Task[None] | None = None
@@ -221,11 +172,7 @@ class Session:
         """
         known = generation == self._held.generation and self._held.accepted
         memory = math.inf if known else self._limits.gap
-        return self._note_refusal(by, generation, memory=memory)
-
-    def _note_refusal(self, by: Pair, generation: int, *, memory: float = math.inf) -> bool:
-        served, now = self._served.get(by) == generation, self._clocks.alive()
-        return self._refusals.note(by, generation, now=now, served=served, memory=memory)
+        return self._refusals.note(by, generation, now=self._clocks.alive(), memory=memory)
 
     def _refuse(self, refused: Token, by: Pair) -> None:
         self._listen()
@@ -234,7 +181,7 @@ class Session:
         token = self._held.token
         late = generation != self._held.generation or not (token is None or token.same(refused))
         if not late:  # a late one says nothing of the present token
-            self._note_refusal(by, generation)
+            self._refusals.note(by, generation, now=now)
         if token is None or late:
             return
         if remembered:
@@ -243,7 +190,7 @@ class Session:
                 "a wrong accountId, sandbox and production mixed up, or Nomba's IP allowlist?"
             )
         # What was served with this very token is refused now: so it is the token.
-        self._share = "" if self._served.get(by) == generation else by[0]
+        self._share = "" if self._refusals.served(by, generation) else by[0]
         if self._flight is None:
             if problem := why_not(self._held, self._share, now=now, limits=self._limits):
                 raise RenewalNotAllowed(problem)
@@ -254,10 +201,7 @@ class Session:
 
     def accepted(self, generation: int, *, by: Pair) -> None:
         """Note that the upstream took a token of this generation."""
-        refused = self._refusals.forget(by) if self._refusals else 0
-        self._served[by] = generation
-        if len(self._served) > _SERVED:
-            del self._served[next(iter(self._served))]
+        refused = self._refusals.accepted(by, generation)
         if refused == self._died:  # the others have been told
             refused = 0
         if generation == self._held.generation and (refused or not self._held.accepted):
@@ -286,7 +230,7 @@ class Session:
                 if known != stored:
                     await self._save(known)
                 if deaths:
-                    self._emit(_rival(self.name, deaths))
+                    self._emit(rival(self.name, deaths))
 
     # -- what operators need -----------------------------------------------------------
 
@@ -500,12 +444,12 @@ class Session:
 
     def _mine(self) -> Held:
         """What is known here; a store that has just answered may be tried again."""
-        if (trouble := self._held.trouble).reason in _STORES:
+        if (trouble := self._held.trouble).reason in STORES:
             return replace(self._held, trouble=replace(trouble, retry_at=0.0))
         return self._held
 
     def _store_works(self) -> None:
-        if self._held.trouble.reason in _STORES:
+        if self._held.trouble.reason in STORES:
             self._held = replace(self._held, trouble=Trouble())
 
     async def _save(self, held: Held) -> Held:
@@ -749,35 +693,9 @@ class Session:
             raise self._unavailable() from None
 
     def _unavailable(self) -> TokenUnavailable:
-        held, now = self._held, self._clocks.alive()
-        if held.stopped:
-            return TokenUnavailable(
-                "The session was stopped by an operator.",
-                hint="Start it again with: nomba-proxy token renew",
-                retry_after=30,
-            )
-        trouble = held.trouble
-        # Where the store is, is for operators: it is in the log, and `token show` tells it.
-        text = "its store cannot be used" if trouble.reason in _STORES else trouble.text
-        if self._flight is not None and not self._leased and not self._store.problem:
-            text = "another process holds the right to renew and does not let go of it"
-        what = "There is no living token for" if self._living() is None else "No newer token for"
-        hints = {
-            "credentials": "Nomba refused our credentials: check client id, secret, parent account "
-            "and environment, then: nomba-proxy token renew",
-            "store": "The session could not be shared, so nobody logs in: mend what `store` names "
-            "(nomba-proxy check --show).",
-            "secret": _OTHERS_LOG_IN,
-            "sealed": _OTHERS_LOG_IN,
-        }
-        return TokenUnavailable(
-            f"{what} {self.name}{f' ({text})' if text else ''}.",
-            hint=hints.get(
-                trouble.reason,
-                "Nomba's token call does not succeed at the moment; retry after the delay.",
-            ),
-            retry_after=max(1, math.ceil(trouble.retry_at - now) if trouble.failures else 1),
-        )
+        waiting = self._flight is not None and not self._leased and not self._store.problem
+        living, now = self._living() is not None, self._clocks.alive()
+        return unavailable(self.name, self._held, living=living, waiting=waiting, now=now)
 
     async def _either(self, task: asyncio.Task[None]) -> None:
         """Wait for a task to end, or for news."""
@@ -794,14 +712,3 @@ def _follows(token: Token, after: int, *, but: Token | None) -> bool:
     if token.generation != after or but is None:
         return token.generation > after
     return but.generation == after and not token.same(but)
-
-
-def _rival(name: str, deaths: int) -> Event:
-    told: dict[str, object] = {
-        "deaths": deaths,
-        "reason": f"{deaths} tokens that worked were refused before their time, within minutes.",
-        "hint": "Somebody else seems to log in with our credentials: another proxy, a script or "
-        "an app with the same client id. Nomba keeps one session; point it at this proxy, or "
-        "give it credentials of its own.",
-    }
-    return Event("session_rival", "error", name, told)

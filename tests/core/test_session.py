@@ -13,7 +13,6 @@ from proxy.core.session import (
     Held,
     Limits,
     Phase,
-    Refusals,
     Trouble,
     accepted,
     by_issue,
@@ -216,45 +215,6 @@ def test_the_store_is_believed_unless_it_has_lost_something(held):
     failing = failed(second, reason="store", text="no", now=5, jitter=0)
     assert newer(failing, second).trouble == failing.trouble
     assert newer(failing, grant(second, "3")).trouble == Trouble()
-
-
-def test_a_pair_is_remembered_after_two_generations_and_for_a_while():
-    refusals = Refusals(60.0)
-    assert not refusals.note("pair", 1, now=0)
-    assert not refusals.note("pair", 1, now=1)
-    assert not refusals.remembered("pair", now=1)
-    assert refusals.note("pair", 2, now=2)
-    assert refusals.remembered("pair", now=61.9)
-    assert not refusals.remembered("pair", now=62)
-    assert not refusals.note("pair", 3, now=62)
-    assert refusals.note("pair", 4, now=63, memory=10.0)
-    assert refusals.remembered("pair", now=72.9)
-    assert not refusals.remembered("pair", now=73)
-
-
-def test_refusals_that_lie_far_apart_are_not_successive():
-    refusals = Refusals(60.0)
-    assert not refusals.note("pair", 1, now=0)
-    assert not refusals.note("pair", 6, now=60)
-    assert refusals.forget("pair") == 6
-    assert refusals.forget("pair") == 0
-
-
-def test_a_refusal_of_a_token_that_had_served_the_pair_says_nothing_of_the_pair():
-    refusals = Refusals(60.0)
-    assert not refusals.note("pair", 1, now=0, served=True)
-    assert not refusals.note("pair", 2, now=1)
-    assert not refusals.note("pair", 2, now=1)
-    assert not refusals.note("pair", 3, now=2, served=True)
-    assert refusals.note("pair", 4, now=3)
-    assert refusals.forget("pair") == 1
-
-
-def test_pairs_without_end_take_no_memory_without_end():
-    refusals = Refusals(60.0)
-    for number in range(10_000):
-        refusals.note(number, 1, now=0)
-    assert len(refusals._pairs) <= 4096
 
 
 def test_nothing_that_is_known_prints_a_token(held):
