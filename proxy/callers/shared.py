@@ -9,8 +9,7 @@ from hashlib import blake2b
 
 from proxy.core.limits import Tally
 
-_CALLERS = 1024
-_NAME, _LEVEL, _FILLED, _WORDS = 0, 1, 2, 3  # of eight bytes each
+_CALLERS = 8192  # there ever were, by name
 
 
 class Counts:
@@ -21,56 +20,59 @@ class Counts:
     """
 
     def __init__(self, columns: int) -> None:
-        self._size = 8 * _WORDS + 2 * columns + -2 * columns % 8
-        self._memory = memoryview(mmap.mmap(-1, _CALLERS * self._size))
+        words = 3 * 8 * _CALLERS
+        memory = memoryview(mmap.mmap(-1, words + 2 * columns * _CALLERS))
+        numbers = memory[:words]
+        self._names = numbers[: 8 * _CALLERS].cast("Q")
+        self._numbers = numbers[8 * _CALLERS :].cast("d")  # level and filled, of each
+        self._counts = memory[words:].cast("H")  # of all callers in the first column, and so on
 
     def tally(self, name: str, *, column: int) -> Tally:
         """A caller's, for the process that counts in a column; its own if there is no room."""
         number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) or 1
-        for at in range(_CALLERS):
-            row = self._row((number + at) % _CALLERS)
-            names = row[: 8 * _WORDS].cast("Q")
-            if names[_NAME] in {0, number}:
-                names[_NAME] = number
-                return SharedTally(row, column=column)
+        for step in range(_CALLERS):
+            at = (number + step) % _CALLERS
+            if self._names[at] in {0, number}:
+                self._names[at] = number
+                numbers = self._numbers[2 * at : 2 * at + 2]
+                return SharedTally(numbers, self._counts[at::_CALLERS], column=column)
         return Tally()
 
     def forget(self, column: int) -> None:
         """The process that counted there has ended, and with it its requests."""
-        for at in range(_CALLERS):
-            self._row(at)[8 * _WORDS :].cast("H")[column] = 0
-
-    def _row(self, at: int) -> memoryview:
-        return self._memory[at * self._size : (at + 1) * self._size]
+        begin = column * _CALLERS
+        self._counts[begin : begin + _CALLERS] = memoryview(bytes(2 * _CALLERS)).cast("H")
 
 
 class SharedTally(Tally):
-    """As `Tally`, in a row of `Counts`."""
+    """As `Tally`, in memory of `Counts`."""
 
     __slots__ = ("_column", "_counts", "_numbers")
 
-    def __init__(self, row: memoryview, *, column: int) -> None:
-        self._numbers = row[: 8 * _WORDS].cast("d")
-        self._counts = row[8 * _WORDS :].cast("H")
+    def __init__(
+        self, numbers: "memoryview[float]", counts: "memoryview[int]", *, column: int
+    ) -> None:
+        self._numbers = numbers
+        self._counts = counts
         self._column = column
 
     @property
     def level(self) -> float:
         """As `Tally`."""
-        return self._numbers[_LEVEL]
+        return self._numbers[0]
 
     @level.setter
     def level(self, value: float) -> None:
-        self._numbers[_LEVEL] = value
+        self._numbers[0] = value
 
     @property
     def filled(self) -> float:
         """As `Tally`."""
-        return self._numbers[_FILLED]
+        return self._numbers[1]
 
     @filled.setter
     def filled(self, value: float) -> None:
-        self._numbers[_FILLED] = value
+        self._numbers[1] = value
 
     @property
     def under_way(self) -> int:

@@ -45,17 +45,27 @@ def test_the_requests_of_a_process_that_ended_are_forgotten(counts):
 
 
 def test_callers_are_counted_apart(counts):
-    for number in range(1024):
+    for number in range(8192):
         tally = counts.tally(f"caller-{number}", column=0)
         assert isinstance(tally, SharedTally)
         tally.under_way, tally.level, tally.filled = number, number * 0.5, 7.0
-    for number in range(1024):
+    for number in range(8192):
         found = counts.tally(f"caller-{number}", column=1)
         assert (found.elsewhere, found.level, found.under_way) == (number, number * 0.5, 0)
 
 
+def test_of_a_process_that_ended_all_is_forgotten_and_of_the_others_nothing(counts):
+    for column in range(3):
+        for number in range(50):
+            counts.tally(f"caller-{number}", column=column).under_way = column + 1
+    counts.forget(1)
+    for number in range(50):
+        found = counts.tally(f"caller-{number}", column=0)
+        assert (found.under_way, found.elsewhere) == (1, 3)
+
+
 def test_where_there_is_no_room_a_caller_is_counted_alone(counts):
-    for number in range(1024):
+    for number in range(8192):
         counts.tally(f"caller-{number}", column=0)
     assert type(counts.tally("one-more", column=0)) is Tally
 
