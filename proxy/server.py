@@ -50,7 +50,7 @@ class TrafficServer(QuietServer):
         limits: of their connections.
         is_draining: whether connections are to end.
         crowded: is told what became of a connection that was one too many (`made_room`: of an idle
-            one; `refused` or `reset`: of the newest).
+            one; `refused` or `reset`: of the newest, or of a TLS handshake).
 
     Attributes:
         most: connections that there may be.
@@ -114,6 +114,13 @@ class TrafficServer(QuietServer):
                 close=True,
             )
         )
+
+    def crowds(self, begun: int) -> bool:
+        """Whether one more TLS handshake, beside so many that have begun, is one too many."""
+        if begun < self.most:
+            return False
+        self._crowded("reset")
+        return True
 
     @property
     def unfinished(self) -> list[CallerConnection]:

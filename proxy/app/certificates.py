@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import weakref
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 from proxy.app.handshakes import Handshake
@@ -18,21 +19,24 @@ class Certificates(ssl.SSLContext):
     """
 
     _emit: Emit
+    _crowds: Callable[[int], bool]
     _now: ssl.SSLContext
     _begun: "weakref.WeakSet[ssl.SSLObject]"
 
     @classmethod
-    def of(cls, tls: Tls, *, emit: Emit) -> Self:
+    def of(cls, tls: Tls, *, emit: Emit, crowds: Callable[[int], bool]) -> Self:
         """From the files as they are.
 
         Args:
             tls: the files.
             emit: takes events.
+            crowds: whether one more handshake, beside so many, is one too many.
 
         Raises:
             ValueError: they cannot be used.
         """
         made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made._crowds = crowds
         made._emit = emit  # `SSLContext` makes itself before there is an `__init__`
         made._begun = weakref.WeakSet()
         made.take(tls.make())
@@ -48,19 +52,15 @@ class Certificates(ssl.SSLContext):
     ) -> ssl.SSLObject:
         """asyncio: a connection begins."""
         made = cast("Handshake", self._now.wrap_bio(incoming, outgoing, *args, **options))
-        made.between(incoming, outgoing, emit=self._emit)
-        self._begun.add(made)
+        if self._crowds(len(self._begun)):
+            made.refused = True
+        else:
+            made.between(incoming, outgoing, emit=self._emit, begun=self._begun)
         return made
 
     @property
     def beginning(self) -> bool:
-        """Whether there are connections of which the handshake has not ended, as far as is known.
-
-        One that has come to nothing may be among them for a while.
-        """
-        for one in tuple(self._begun):
-            if one.version() is not None:
-                self._begun.discard(one)
+        """Whether there are connections of which the handshake has not ended."""
         return bool(self._begun)
 
 

@@ -5,6 +5,7 @@ log: whoever forgot a certificate would see an empty reply.
 """
 
 import ssl
+import weakref
 
 from proxy.core.exchange import Emit, Event
 
@@ -31,16 +32,31 @@ _CHECKED = "It is checked with tls.client_ca_file; intermediate ones belong into
 
 
 class Handshake(ssl.SSLObject):
-    """A TLS connection. One that does not come about is logged, and its alert is sent."""
+    """A TLS connection. One that does not come about is logged, and its alert is sent.
+
+    Attributes:
+        refused: whether it is not to come about, without a word.
+    """
 
     _emit: Emit
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
+    _begun: "weakref.WeakSet[ssl.SSLObject]"
     _failed = False
+    refused = False
 
-    def between(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *, emit: Emit) -> None:
-        """What it reads from and writes to, and who takes events."""
-        self._incoming, self._outgoing, self._emit = incoming, outgoing, emit
+    def between(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *,
+        emit: Emit,
+        begun: "weakref.WeakSet[ssl.SSLObject]",
+    ) -> None:
+        """What it reads from and writes to, who takes events, and whom it belongs to until its end."""
+        self._incoming, self._outgoing = incoming, outgoing
+        self._emit, self._begun = emit, begun
+        begun.add(self)
 
     def do_handshake(self) -> None:
         """asyncio: something has come.
@@ -50,6 +66,8 @@ class Handshake(ssl.SSLObject):
                 the end is left to the caller, or to the time that a handshake may take.
             ssl.SSLError: it has failed, and there is nothing to send.
         """
+        if self.refused:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "there are too many handshakes")
         if self._failed:
             self._incoming.read()  # nobody needs it any more
             raise _waiting()
@@ -63,6 +81,7 @@ class Handshake(ssl.SSLObject):
                 raise
             self._failed = True
             raise _waiting() from None
+        self._begun.discard(self)
 
 
 def _waiting() -> ssl.SSLWantReadError:

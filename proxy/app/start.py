@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -164,7 +164,7 @@ async def start(
     )
     measure(telemetry.metrics, server=server, settings=settings, stack=stack, marked=place.marked)
     bound = place.traffic or _bind(settings, stack=stack)
-    tls, files = _tls(settings, stack=stack, emit=telemetry.emit)
+    tls, files = _tls(settings, stack=stack, emit=telemetry.emit, crowds=server.crowds)
     patience = model.callers.head_timeout
     traffic = [await take_traffic(server, one, tls=tls, handshake=patience) for one in bound]
     drain = Drain(
@@ -233,13 +233,13 @@ def _bind(settings: Settings, *, stack: AsyncExitStack) -> tuple[Bound, ...]:
 
 
 def _tls(
-    settings: Settings, *, stack: AsyncExitStack, emit: Emit
+    settings: Settings, *, stack: AsyncExitStack, emit: Emit, crowds: Callable[[int], bool]
 ) -> tuple[Certificates | None, CertificateFiles | None]:
     """What TLS begins with, if there is any; and what looks at its files."""
     if settings.tls is None:
         return None, None
     try:
-        certificates = Certificates.of(settings.tls, emit=emit)
+        certificates = Certificates.of(settings.tls, emit=emit, crowds=crowds)
     except ValueError as error:  # it was good a moment ago
         raise CannotStart(f"tls: {error}") from None
     files = CertificateFiles(settings.tls, certificates=certificates, emit=emit)

@@ -9,7 +9,7 @@ import socket
 import ssl
 import stat
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -345,6 +345,41 @@ async def test_a_handshake_that_does_not_end_is_cut_off(start_proxy, tls):
         writer.write(bytes.fromhex("1603010200"))
         assert await asyncio.wait_for(reader.read(), 20) == b""
     assert proxy.log.lines("handshake_failed") == []  # a port that is only looked at is no news
+
+
+async def answered(listener, context):
+    """Whether one who comes anew is served; else it is cut off."""
+    try:
+        reply = await ask(listener, context)
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+    return reply.status == 200
+
+
+async def test_handshakes_have_a_limit_and_those_that_come_to_nothing_make_room(
+    start_proxy, tls, authority
+):
+    proxy = await start_proxy(env=tls, callers__connections="3")
+    [listener] = proxy.running.listeners
+    context = authority.trusting()
+    async with AsyncExitStack() as ended:  # handshakes that have ended do not count
+        for _ in range(3):
+            await ended.enter_async_context(connected(listener, context))
+        assert await answered(listener, context)
+    async with connected(listener, context) as (reader, writer), AsyncExitStack() as begun:
+        for _ in range(3):
+            _, begins = await begun.enter_async_context(connected(listener))
+            begins.write(bytes.fromhex("1603010200"))
+        async with asyncio.timeout(20):  # they may be accepted a moment later
+            while await answered(listener, context):
+                pass
+        writer.write(GET)  # who is in already is served
+        assert (await asyncio.wait_for(read_reply(reader), 20)).status == 200
+        text = proxy.telemetry.metrics.render().decode()
+        assert 'caller_connections_crowded_total{result="reset"} 1.0' in text
+    async with asyncio.timeout(20):
+        while not await answered(listener, context):
+            pass
 
 
 async def test_large_bodies_pass_through_tls_unchanged(start_proxy, tls, authority, upstream):
