@@ -15,6 +15,7 @@ import trustme
 import yaml
 from deploying import CALLER_KEY, DEPLOY, given_files, program, secrets_of
 from harness import environ, read_reply, transfer_body
+from processes import until
 from replicas import Replica
 from valkeys import ValkeyServer, free_port
 
@@ -192,8 +193,9 @@ async def test_no_log_of_nginx_tells_paths(house, simulator, tmp_path):
         return  # Envoy writes none
     target = "/v1/transactions/accounts/single?merchantTxRef=a-marked-reference"
     await house.ask("GET", target, "X-Request-Id: the-id-of-this-request")
-    line = (tmp_path / "front/access.log").read_text()
-    assert "the-id-of-this-request GET 404" in line
+    log, line = tmp_path / "front/access.log", "the-id-of-this-request GET 404"
+    await until(lambda: line in log.read_text())  # it is written behind the reply
+    line = log.read_text()
     assert line.endswith(" answered\n")
     assert "marked" not in line
 
@@ -303,6 +305,7 @@ def test_the_fronts_wait_longer_than_the_proxy_and_give_connections_up_sooner():
     assert float(re.search(r" timeout: (\d+)s", text)[1]) > longest
     assert float(re.search(r"stream_idle_timeout: (\d+)s", text)[1]) > longest
     assert float(re.search(r"{idle_timeout: (\d+)s}", text)[1]) < model.callers.idle_timeout
+    assert f"max_active_downstream_connections: {model.callers.connections}\n" in text
 
 
 def test_the_compose_file_is_one():
