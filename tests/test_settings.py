@@ -412,6 +412,20 @@ def test_exactly_one_trailing_newline_is_stripped(write, content, value):
     assert reveal(settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=file)) == value
 
 
+@pytest.mark.parametrize("key", ["timeouts.total", "token.budget", "simulator.lifetime"])
+def test_a_number_with_a_unit_is_told_to_have_none(key):
+    found = problem(settings, flags={key: "90s"})
+    assert (found.key, found.text) == (key, "must be a number")
+    assert "times are seconds" in found.hint
+
+
+@pytest.mark.parametrize("value", ["s ", " s", "s\n"])
+def test_white_space_around_a_secret_in_the_environment_is_kept_with_a_warning(value):
+    found = settings(NOMBA_CLIENT_SECRET=value)
+    assert reveal(found) == value
+    assert found.warnings == ("the value in NOMBA_CLIENT_SECRET begins or ends with white space",)
+
+
 @pytest.mark.parametrize("content", ["s\n\n", " s", "s \n"])
 def test_white_space_around_a_secret_is_kept_with_a_warning(write, content):
     file = write(content, "secret")
