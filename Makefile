@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+RUNS   := $(VENV)/.runs
 PEERS  := .venv-peers
 SUITES := .venv-conformance
 ARGS   ?=
@@ -16,16 +17,24 @@ SHELL  := /bin/bash
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml requirements/dev.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# What runs the proxy is a fifth of what tests it, so `make run` does not wait for the rest.
+$(RUNS): pyproject.toml requirements/run.txt requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "setting up $(VENV) (only when the locked dependencies change) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: $(STAMP) ## start the proxy; without Nomba credentials, against the built-in simulator
+$(STAMP): $(RUNS) requirements/dev.txt
+	@echo "adding to $(VENV) what the tests need (several hundred MB) ..."
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+run: $(RUNS) ## start the proxy; without Nomba credentials, against the built-in simulator
 	@exec $(BIN)/nomba-proxy serve --simulate=auto $(ARGS)
 
 test: $(STAMP) ## run every test, with branch coverage; LOOP=uvloop runs them on uvloop
@@ -144,7 +153,7 @@ image-check: $(STAMP) ## try the Dockerfile without Docker, in clean Debian root
 # The same source makes the same bytes, whenever and wherever: every file in it has the commit's time.
 EPOCH = $${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 
-build: $(STAMP) ## build the wheel into dist/, the same bytes every time
+build: $(RUNS) ## build the wheel into dist/, the same bytes every time
 	@SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m flit_core.wheel --outdir dist .
 
 licences: $(STAMP) ## write docs/licences.md anew from what is installed

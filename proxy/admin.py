@@ -78,12 +78,17 @@ class Guard:
         if self.token is None:
             if self.local:
                 return None
-            text = "from other machines this needs a token, and none is set: admin.token_file"
+            text = (
+                "other machines can reach this listener, so it needs a token, and none is set: "
+                "admin.token_file (NOMBA_PROXY_ADMIN_TOKEN_FILE), in the proxy's settings"
+            )
             return _json({"error": text}, status=403)
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.token.holds(given.strip()):
             return None
-        refused = _json({"error": "this needs the token: Authorization: Bearer …"}, status=401)
+        refused = _json(
+            {"error": "this needs the right token: Authorization: Bearer …"}, status=401
+        )
         refused.headers["WWW-Authenticate"] = "Bearer"
         return refused
 

@@ -116,6 +116,8 @@ class Place:
         )
         if re.match(r"nomba-proxy tail\b", here):
             return f"{bare(here)} --no-follow"
+        if re.match(r"KEY=\$\(nomba-proxy caller add\b", here):
+            return f"{bare(here)} && taken_over"
         adds = re.match(r"(?:\w+=\S+ )*nomba-proxy caller add\b", here)
         return re.sub(r"(?=nomba-proxy caller add\b)", "adding ", here) if adds else here
 
@@ -147,7 +149,7 @@ stop() {{
 trap stop EXIT
 failed="{folder}/failed"   # also what a page's own functions and pipes swallow
 curl() {{ command curl --fail-with-body --max-time 20 "$@" || {{ echo "$@" >>"$failed"; false; }}; }}
-make() {{ command make --no-print-directory -C "$ROOT" -o "$VENV/.installed" VENV="$VENV" "$@"; }}
+make() {{ command make --no-print-directory -C "$ROOT" -o "$VENV/.runs" VENV="$VENV" "$@"; }}
 going_on() {{
   stop
   : >"{folder}/err"   # what was before it says nothing of it
@@ -161,11 +163,13 @@ going_on() {{
   cat "{folder}/err"
   return 1
 }}
-adding() {{   # the reader puts the key that is printed where $KEY stands
-  "$@" >"{folder}/key" || return
-  KEY=$(cat "{folder}/key")
+adding() {{
+  local KEY
+  KEY=$("$@") && taken_over
+}}
+taken_over() {{   # by a running proxy, within two seconds
   [ -n "$going" ] || return 0
-  for _ in $(seq 100); do   # a running proxy takes it over within two seconds
+  for _ in $(seq 100); do
     command curl -sf -o /dev/null -H "X-Nomba-Proxy-Key: $KEY" "{asked}" && return
     sleep 0.05
   done

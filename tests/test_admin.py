@@ -149,7 +149,7 @@ async def test_elsewhere_without_a_token_nobody_operates(admin):
     for method, path in (*OPERATORS, ("GET", "/metrics")):
         reply = await http.request(method, path)
         assert reply.status == 403
-        assert "admin.token_file" in (await reply.json())["error"]
+        assert "NOMBA_PROXY_ADMIN_TOKEN_FILE" in (await reply.json())["error"]
     assert live.calls == []
 
 

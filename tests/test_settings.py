@@ -412,6 +412,33 @@ def test_exactly_one_trailing_newline_is_stripped(write, content, value):
     assert reveal(settings(NOMBA_CLIENT_SECRET=None, NOMBA_CLIENT_SECRET_FILE=file)) == value
 
 
+def test_an_example_that_was_copied_is_told_where_it_still_is_one(tmp_path):
+    (tmp_path / "secret").write_text("s")
+    entry = '[[upstream]]\nname = "{}"\nmount = "/{}"\nenvironment = "sandbox"\naccount_id = "a"\n'
+    entry += f'client_secret_file = "{tmp_path / "secret"}"\nclient_id = "{{}}"\n'
+    file = tmp_path / "proxy.toml"
+    file.write_text(entry.format("a", "a", "mine") + entry.format("b", "b", "…"))
+    (tmp_path / "secret").chmod(0o600)
+    found = problem(bare, str(file))
+    assert (found.key, found.origin) == ("upstream.1.client_id", f"file {file}")
+    assert "ASCII" in found.text
+    assert found.hint == "Write your own where … stands."
+
+
+@pytest.mark.parametrize("key", ["timeouts.total", "token.budget", "simulator.lifetime"])
+def test_a_number_with_a_unit_is_told_to_have_none(key):
+    found = problem(settings, flags={key: "90s"})
+    assert (found.key, found.text) == (key, "must be a number")
+    assert "times are seconds" in found.hint
+
+
+@pytest.mark.parametrize("value", ["s ", " s", "s\n"])
+def test_white_space_around_a_secret_in_the_environment_is_kept_with_a_warning(value):
+    found = settings(NOMBA_CLIENT_SECRET=value)
+    assert reveal(found) == value
+    assert found.warnings == ("the value in NOMBA_CLIENT_SECRET begins or ends with white space",)
+
+
 @pytest.mark.parametrize("content", ["s\n\n", " s", "s \n"])
 def test_white_space_around_a_secret_is_kept_with_a_warning(write, content):
     file = write(content, "secret")
@@ -1087,7 +1114,7 @@ def test_the_simulator_stands_in_for_the_account_that_is_set(write):
     flags = auto | {"upstream.0.account_id": "from-flag"}
     assert bare(file, flags=flags, NOMBA_ACCOUNT_ID="e").simulated["account_id"] == "from-flag"
     found = problem(bare, write('[[upstream]]\naccount_id = "a b"'), flags=auto)
-    assert (found.key, found.origin.startswith("file")) == ("NOMBA_ACCOUNT_ID", True)
+    assert (found.key, found.origin.startswith("file")) == ("upstream.0.account_id", True)
 
 
 def test_the_simulator_takes_an_apps_own_credentials_and_needs_none(write):

@@ -73,6 +73,7 @@ def test_without_the_extra_the_variable_of_others_is_a_warning(tmp_path, bare):
     assert settings.traces_to is None
     [warning] = [one for one in settings.warnings if ENDPOINT in one]
     assert "'.[otel]'" in warning
+    assert ".whl[otel]'" in warning  # whoever has the wheel has no folder
 
 
 @pytest.mark.parametrize("key", ["TRACING_SAMPLE", "LOG_SAMPLE"])

@@ -181,8 +181,7 @@ async def watch_callers(current: Callable[[], Settings], *, registry: Registry, 
             continue
         if now is None:  # who is known stays known, and the door as it is
             if seen != () or current().callers.callers:
-                gone: dict[str, object] = {"reason": f"{path} is gone"}
-                emit(Event("callers_not_reloaded", "error", fields=gone))
+                _tell_failed(f"{path} is gone", emit=emit)
             seen = now
             continue
         seen = now
@@ -190,11 +189,17 @@ async def watch_callers(current: Callable[[], Settings], *, registry: Registry, 
             roster = await asyncio.to_thread(current().read_callers)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next change is looked at
             first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
-            emit(Event("callers_not_reloaded", "error", fields={"reason": first}))
+            _tell_failed(first, emit=emit)
             continue
         if roster != registry.roster:
             registry.replace(roster)
             emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
+
+
+def _tell_failed(reason: str, *, emit: Emit) -> None:
+    fields: dict[str, object] = {"reason": reason}
+    fields["hint"] = "the callers of before are in force; nomba-proxy check shows every problem"
+    emit(Event("callers_not_reloaded", "error", fields=fields))
 
 
 async def end_task(task: asyncio.Task[None]) -> None:

@@ -220,7 +220,10 @@ async def listen_on(runner: "web.BaseRunner", bound: Bound, *, stack: AsyncExitS
 
 def taken(key: str, *, address: Address | UnixSocket, error: OSError) -> CannotStart:
     """What to say of an address that cannot be had."""
-    somebody = f"Another process may be listening there; choose another address for {key}."
+    somebody = (
+        f"Another process may be listening there, such as a proxy that runs already (ss -ltnp shows "
+        f"it). End it, or choose another address for {key}."
+    )
     hint = _WHY_NOT.get(error.errno, somebody) if error.errno else somebody
     return CannotStart(f"{key} = {address}: {error.strerror}.\n{hint}")
 

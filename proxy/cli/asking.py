@@ -10,8 +10,9 @@ from typing import Any
 from proxy.core.secret import ADMIN
 from proxy.settings import Settings, UnixSocket
 
-# Longer than any renewal may take: two token calls and the wait for one under way.
-_TIMEOUT = 60.0
+# What is known is told at once. The other is longer than any renewal may take: two token calls and
+# the wait for one under way.
+_TOLD, _DONE = 10.0, 60.0
 
 
 class NobodyAnswers(Exception):
@@ -23,10 +24,11 @@ class _OverUnix(http.client.HTTPConnection):
 
     Args:
         path: of the socket.
+        timeout: seconds for each step.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
+    def __init__(self, path: str, *, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -51,11 +53,12 @@ def ask_admin(
         NobodyAnswers: no proxy does.
     """
     where = settings.admin_listen
+    timeout = _TOLD if method == "GET" else _DONE
     connection: http.client.HTTPConnection
     if isinstance(where, UnixSocket):
-        connection = _OverUnix(where.path)
+        connection = _OverUnix(where.path, timeout=timeout)
     else:
-        connection = http.client.HTTPConnection(where.host, where.port, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(where.host, where.port, timeout=timeout)
     headers = {}
     if settings.admin_token is not None:
         headers["Authorization"] = f"Bearer {settings.admin_token.reveal(to=ADMIN)}"
@@ -64,6 +67,11 @@ def ask_admin(
         connection.request(method, target, headers=headers)
         reply = connection.getresponse()
         data = reply.read()
+    except TimeoutError:
+        raise NobodyAnswers(
+            f"somebody listens on {where}, and says nothing for {timeout:.0f} s.\n"
+            "If it is the proxy, it hangs, or is very busy: nomba-proxy doctor tells which process it is"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise NobodyAnswers(
@@ -78,4 +86,9 @@ def ask_admin(
         answer = None
     if not isinstance(answer, dict):
         answer = {"error": f"HTTP {reply.status}"}
+    if reply.status == http.client.UNAUTHORIZED:
+        answer["error"] = (
+            f"{where} takes who has the proxy's admin token only.\n"
+            "Set NOMBA_PROXY_ADMIN_TOKEN_FILE (or admin.token_file) here as it is set there."
+        )
     return reply.status, answer

@@ -148,7 +148,20 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
         print(f"{row['name']:<20} {', '.join(_words(row))}")
     if not rows:
         print("no callers yet: nomba-proxy caller add NAME")
+    print(f"note: {_of_strangers(settings, roster)}", file=sys.stderr)
     return 0
+
+
+def _of_strangers(settings: Settings, roster: Roster) -> str:
+    """Whether callers nobody knows get in, and what would change that."""
+    said = settings.model.callers.anonymous
+    if said != "auto":
+        return f"callers.anonymous = {str(said).lower()} is set, for callers without a key"
+    if roster.keeps_anonymous:
+        now, other = "let in where no real money moves", "false refuses them"
+    else:
+        now, other = "refused", "true lets them in where no real money moves"
+    return f"callers without a key are {now}; anonymous = {other}, in {settings.callers_file}"
 
 
 def _described(one: Caller) -> dict[str, Any]:

@@ -55,3 +55,4 @@ def _show(status: dict[str, Any]) -> None:
     if status["failures"]:
         print(f"  failures    {status['failures']} in a row, next try in {status['retry_in']} s")
         print(f"  last error  {status['last_error']}")
+        print("  what to do  nomba-proxy doctor tries it step by step")

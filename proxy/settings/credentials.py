@@ -150,6 +150,7 @@ def _one(name: str, environ: Mapping[str, str], *, report: Report) -> tuple[str,
             name, f"is set together with {name}_FILE", hint="Set one.", origin="environment"
         )
     if plain:
+        _look_at_the_edges(plain, where=name, report=report)
         return plain, f"environment {name}"
     if file:
         text = read_secret_file(
@@ -202,9 +203,13 @@ def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str
         if not later:
             report.problem(key, f"{path} is empty", origin=origin)
         return None
-    if text != text.strip():
-        report.warnings.append(f"the value in {path} ({key}) begins or ends with white space")
+    _look_at_the_edges(text, where=f"{path} ({key})", report=report)
     return text
+
+
+def _look_at_the_edges(text: str, *, where: str, report: Report) -> None:
+    if text != text.strip():
+        report.warnings.append(f"the value in {where} begins or ends with white space")
 
 
 def check_ca_file(key: str, path: str | None, *, report: Report) -> None:

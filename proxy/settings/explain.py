@@ -43,6 +43,8 @@ def explain(
             return key, f"must be a section: {brackets}", hint
         return key, "must be a list", ""
     allowed = ALLOWED.get(generic)
+    if kind in {"float_parsing", "int_parsing"} and not allowed:
+        return key, "must be a number", "Without a unit; times are seconds."
     return key, f"must be {allowed}" if allowed else message[:1].lower() + message[1:], ""
 
 

@@ -107,7 +107,8 @@ def check_shared_store(
         report.problem(
             "store",
             "needs the redis package, which is not installed",
-            hint="pip install '.[valkey]' in the folder of its source",
+            hint="pip install '.[valkey]' in the folder of its source; "
+            "with its wheel alone: pip install './nomba_proxy-….whl[valkey]'",
         )
     if simulate:
         report.problem(

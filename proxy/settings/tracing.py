@@ -25,7 +25,10 @@ def read_tracing(model: SettingsModel, *, environ: Mapping[str, str], report: Re
             return None
         report.origins[_KEY] = f"environment {named}"
     if not _is_installed():
-        hint = "pip install '.[otel]' in the folder of its source"
+        hint = (
+            "pip install '.[otel]' in the folder of its source; "
+            "with its wheel alone: pip install './nomba_proxy-….whl[otel]'"
+        )
         if named:  # whoever set it may have meant others on this machine
             report.warnings.append(f"{named} is set, and tracing is not installed: {hint}")
         else:

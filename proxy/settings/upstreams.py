@@ -158,7 +158,7 @@ def simulated_credentials(
         required=False,
         report=aside,
     )
-    report.problems += [one for one in aside.problems if "ACCOUNT" in one.key]
+    report.problems += [one for one in aside.problems if "account" in one.key.lower()]
     plain = {
         name: found[name]
         for name in ("account_id", "client_id")
@@ -206,8 +206,13 @@ def _credentials(
             text = "is no UTF-8 text"
             report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
         if not secret and found[key] and not _IDENTIFIER.fullmatch(found[key]):
-            text = "contains a space or a control character"
-            report.problem(CREDENTIAL_VARIABLES[key][0], text, origin=origins.get(name))
+            from_outside = key in outside and origins.get(name) == outside[key][1]
+            report.problem(
+                CREDENTIAL_VARIABLES[key][0] if from_outside else name,
+                "is no plain ASCII without spaces",
+                hint="Write your own where … stands." if "…" in found[key] else "",
+                origin=origins.get(name),
+            )
     told = {one.key for one in report.problems if one.origin}
     for key, names in CREDENTIAL_VARIABLES.items():
         name = f"upstream.{at}.{key}"

@@ -101,12 +101,18 @@ def test_what_no_rule_allows_is_refused_once_there_are_rules():
     [
         *("", "allow", "permit any", "allow any thing else", "allow G3T any", "allow foo"),
         *("allow family:nothing", "allow class:reads", "allow class", "allow family:"),
+        *("allow PSOT any", "deny GET, any", "deny HEAD any"),
         *("allow /v1/a*", "allow /v1/**/x", "allow /v1/***", "allow /v1?x", "allow /v1#x"),
     ],
 )
 def test_what_is_no_rule_is_told_so(text):
     with pytest.raises(ValueError):
         parse_rule(text)
+
+
+def test_a_method_that_nobody_has_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="'PSOT' is no method of Nomba's; write some of GET,HEAD,"):
+        parse_rule("deny GET,psot /v2/transfers/**")
 
 
 @pytest.mark.parametrize(

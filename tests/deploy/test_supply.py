@@ -32,7 +32,7 @@ def built(folder, *, moment, mode):
         if path.is_file():
             path.chmod(mode)
     venv = sys.prefix
-    command = [program("make"), "build", f"VENV={venv}", "-o", f"{venv}/.installed"]
+    command = [program("make"), "build", f"VENV={venv}", "-o", f"{venv}/.runs"]
     env = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
     [wheel] = (folder / "dist").glob("*.whl")

@@ -171,6 +171,26 @@ async def test_the_first_caller_asks_what_becomes_of_strangers(caller, tmp_path)
     assert (await caller("add", "second"))[0] == 0  # it was settled
 
 
+async def test_a_closed_door_is_told_of_and_how_it_is_opened_again(
+    caller, kept, start_proxy, tmp_path
+):
+    path = tmp_path / "state" / "callers.toml"
+    assert "let in where no real money moves; anonymous = false" in (await caller("list"))[2]
+    assert (await caller("add", "app", "--close-anonymous"))[0] == 0
+    assert (await caller("remove", "app"))[0] == 0
+    code, out, err = await caller("list")
+    assert (code, out) == (0, "no callers yet: nomba-proxy caller add NAME\n")
+    assert f"are refused; anonymous = true lets them in where no real money moves, in {path}" in err
+    proxy = await start_proxy()
+    assert await status(proxy, 401) == 401
+    path.write_text(path.read_text().replace("false", "true"))
+    assert await status(proxy, 200) == 200
+    assert "let in" in (await caller("list"))[2]
+    told = (await caller("list", NOMBA_PROXY_CALLERS_ANONYMOUS="false"))[2]
+    assert "callers.anonymous = false is set" in told
+    assert (await caller("list", "--json"))[2] == ""
+
+
 async def test_a_setting_that_keeps_the_door_open_is_named(caller):
     code, _, err = await caller(
         "add", "app", "--close-anonymous", NOMBA_PROXY_CALLERS_ANONYMOUS="true"

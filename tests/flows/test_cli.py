@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -159,6 +160,27 @@ async def test_a_token_verb_without_a_running_proxy_says_what_to_do():
     assert code == 1
     assert "nomba-proxy serve" in err
     assert "--admin-listen" in err
+
+
+async def test_a_token_verb_says_that_somebody_listens_and_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection
+        host, port = silent.getsockname()
+        code, out, err = await run("token", "show", f"--admin-listen={host}:{port}")
+    assert (code, out) == (1, "")
+    assert f"somebody listens on {host}:{port}, and says nothing for 10 s" in err
+    assert "nomba-proxy doctor" in err
+    assert "nomba-proxy serve" not in err
+
+
+async def test_who_is_told_of_a_failing_login_is_told_what_to_try(simulator):
+    wrong = CREDENTIALS | {"NOMBA_BASE_URL": simulator.origin}
+    async with served(**wrong) as proxy:
+        for _ in range(100):
+            code, out, _ = await run("token", "show", f"--admin-listen={proxy.admin}")
+            if "last error" in out:
+                break
+    assert code == 0
+    assert "nomba-proxy doctor" in out
 
 
 async def test_an_address_in_use_is_a_clear_failure():

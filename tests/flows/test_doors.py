@@ -311,6 +311,7 @@ async def test_a_file_that_is_gone_opens_no_door(start, roster, tmp_path):
         await asyncio.sleep(0.05)
     (event,) = proxy.log.lines("callers_not_reloaded")
     assert "is gone" in event["reason"]
+    assert "callers of before are in force" in event["hint"]
     assert (await proxy.get(BALANCE)).status == 401
     assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
 
@@ -325,6 +326,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why(s
         await asyncio.sleep(0.05)
     (event,) = proxy.log.lines("callers_not_reloaded")
     assert "must be full, no-money or read-only" in event["reason"]
+    assert "nomba-proxy check" in event["hint"]
     assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
     assert (await proxy.get(BALANCE)).status == 401
 

@@ -188,6 +188,7 @@ def test_why_a_listener_cannot_be_had_is_said(listen, hint):
         (PermissionError(errno.EACCES, "Permission denied"), "a port below 1024 is root's"),
         (socket.gaierror(socket.EAI_NONAME, "not known"), "leads to no address"),
         (OSError(errno.EADDRINUSE, "in use"), "Another process may be listening"),
+        (OSError(errno.EADDRINUSE, "in use"), "ss -ltnp shows it"),
     ],
 )
 def test_what_this_machine_may_not_show_is_said_too(error, hint):

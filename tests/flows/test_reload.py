@@ -368,12 +368,15 @@ async def test_the_token_of_the_admin_listener_changes_with_its_file(configured,
     assert await post("a" * 32) == 200
     assert await post("a" * 32) == 401
     assert await post("b" * 32) == 200
-    code, out, _ = await run(
-        *("token", "show", f"--admin-listen={proxy.admin.removeprefix('http://')}"),
-        NOMBA_PROXY_ADMIN_TOKEN_FILE=str(token),
-    )
+    show = ("token", "show", f"--admin-listen={proxy.admin.removeprefix('http://')}")
+    code, out, _ = await run(*show, NOMBA_PROXY_ADMIN_TOKEN_FILE=str(token))
     assert code == 0
     assert "generation 1" in out
+    for environment in ({}, {"NOMBA_PROXY_ADMIN_TOKEN": "c" * 32}):
+        code, out, err = await run(*show, **environment)
+        assert (code, out) == (1, "")
+        assert "takes who has the proxy's admin token only" in err
+        assert "Set NOMBA_PROXY_ADMIN_TOKEN_FILE" in err
 
 
 async def test_the_admin_listener_on_a_unix_socket_is_asked_by_the_verbs(tmp_path):
