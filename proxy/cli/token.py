@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from proxy.cli.asking import NobodyAnswers, ask_admin
+from proxy.doctor.status import not_said
 from proxy.settings import Settings
 
 
@@ -17,11 +18,15 @@ def token(
         query["stop"] = "1"
     method, path = ("GET", "/token") if action == "show" else ("POST", f"/token/{action}")
     try:
-        _, answer = ask_admin(settings, method=method, path=path, query=query)
+        code, answer = ask_admin(settings, method=method, path=path, query=query)
     except NobodyAnswers as error:
         print(f"nomba-proxy: {error}", file=sys.stderr)
         return 1
     problem = answer.pop("error", None)
+    if odd := not_said(answer):
+        return _cannot_be_shown(
+            answer, odd=odd, problem=problem, done=code == 200 and action != "show", as_json=as_json
+        )
     if problem is None and upstream is not None:
         every = [one for status in answer.values() for one in status["upstreams"]]
         if upstream not in every:
@@ -36,6 +41,23 @@ def token(
         print(f"nomba-proxy: {problem}", file=sys.stderr)
         return 1
     return 0
+
+
+def _cannot_be_shown(
+    answer: dict[str, Any], *, odd: str, problem: object, done: bool, as_json: bool
+) -> int:
+    """Say that it cannot be read what a proxy answered; the exit code."""
+    if as_json:
+        print(json.dumps(answer if problem is None else {"error": problem, **answer}, indent=2))
+    elif problem is not None:
+        print(f"nomba-proxy: {problem}", file=sys.stderr)
+    print(
+        f"nomba-proxy: {'it is done, but ' if done else ''}an older or another version answers there, "
+        f"it seems: it lacks, or says in another way: {odd}\n"
+        "Ask it with its own nomba-proxy, or start it again with this one; --json shows what it says.",
+        file=sys.stderr,
+    )
+    return 0 if done else 1
 
 
 def _show(status: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from proxy.app.listeners import reached
 from proxy.core.secret import ADMIN
 from proxy.doctor.of_local import Around, Door
 from proxy.doctor.of_proxy import rivals_of
+from proxy.doctor.status import is_of_a_proxy, not_said
 from proxy.settings import Address, Listener, Settings, UnixSocket
 
 _PATIENCE = 3.0  # seconds; all of it is on this machine
@@ -50,13 +51,13 @@ async def look_around(settings: Settings) -> Around:
 
 def _look_around(settings: Settings) -> Around:
     admin, rivals = settings.admin_listen, dict[str, int]()
-    status, locked = _sessions(settings)
-    if status is not None:
+    said = _sessions(settings)
+    if (status := said.status) is not None:
         with suppress(OSError, HTTPException):
             told = _ask_admin(settings, path="/metrics").body
             rivals = rivals_of(told.decode("utf-8", "replace"))
     doors = [_door_of(one) for one in settings.listen]
-    if status is not None or locked:
+    if said.by_a_proxy:
         doors.append(Door("admin.listen", str(admin), "ours"))
     else:
         doors.append(_asked(_place("admin.listen", admin), at=admin))
@@ -65,29 +66,42 @@ def _look_around(settings: Settings) -> Around:
         if status is not None and inspector.state == "taken":  # it says nothing to strangers
             inspector = Door(inspector.key, inspector.at, "ours")
         doors.append(inspector)
-    return Around(str(admin), status, locked, rivals, tuple(doors))
+    return Around(str(admin), status, said.locked, rivals, tuple(doors), said.odd)
 
 
-def _sessions(settings: Settings) -> tuple[Mapping[str, Any] | None, bool]:
-    """What a proxy says of its sessions; if it says nothing, whether it wants a token for that."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the admin listener says of sessions; see `Around`."""
+
+    status: Mapping[str, Any] | None = None
+    locked: bool = False
+    odd: str = ""
+
+    @property
+    def by_a_proxy(self) -> bool:
+        """Whether it is one of ours that says so, whatever it says."""
+        return self.status is not None or self.locked or bool(self.odd)
+
+
+def _sessions(settings: Settings) -> _Said:
     try:
         heard = _ask_admin(settings, path="/token")
         found = json.loads(heard.body)
-    except (OSError, HTTPException, ValueError):
-        return None, False
+    except (OSError, HTTPException, ValueError, RecursionError):
+        return _Said()
     if not isinstance(found, dict) or not found:
-        return None, False
+        return _Said()
     if heard.status in {401, 403}:
-        return None, set(found) == {"error"}
-    known = {"upstreams", "state", "generation"}
-    ours = all(isinstance(one, dict) and known <= set(one) for one in found.values())
-    return (found if ours else None), False
+        return _Said(locked=set(found) == {"error"})
+    if not is_of_a_proxy(found):
+        return _Said()
+    odd = not_said(found)
+    return _Said(odd=odd) if odd else _Said(found)
 
 
 async def status_now(settings: Settings) -> Mapping[str, Any] | None:
-    """What a proxy says of its sessions now; None if it says nothing."""
-    status, _ = await asyncio.to_thread(_sessions, settings)
-    return status
+    """What a proxy says of its sessions now; None if it says nothing that can be read."""
+    return (await asyncio.to_thread(_sessions, settings)).status
 
 
 def _ask_admin(settings: Settings, *, path: str) -> Heard:
