@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
@@ -15,6 +15,7 @@ from typing import Any
 
 from proxy.app.listeners import reached
 from proxy.core.secret import ADMIN
+from proxy.doctor.holders import holders, name_of
 from proxy.doctor.of_local import Around, Door
 from proxy.doctor.of_proxy import rivals_of
 from proxy.doctor.status import is_of_a_proxy, not_said
@@ -23,8 +24,9 @@ from proxy.settings import Address, Listener, Settings, UnixSocket
 _PATIENCE = 3.0  # seconds; all of it is on this machine
 _FORWARDED = 100.0  # longer than a proxy waits for Nomba
 _MAX = 1024 * 1024
-_LISTENS = "0A"  # TCP_LISTEN, proc_pid_net(5)
-# Every proxy of ours refuses it by itself, whoever asks.
+# Every proxy of ours refuses it by itself, whoever asks. It accounts for that with a log line and in
+# its metrics, as for everything that comes to a traffic listener: nothing is answered there without
+# a trace. So it is the last resort, where its admin listener says nothing.
 _HARMLESS = "TRACE"
 _OURS = "nomba-proxy-error"
 
@@ -56,7 +58,8 @@ def _look_around(settings: Settings) -> Around:
         with suppress(OSError, HTTPException):
             told = _ask_admin(settings, path="/metrics").body
             rivals = rivals_of(told.decode("utf-8", "replace"))
-    doors = [_door_of(one) for one in settings.listen]
+    known = holders(admin) if said.by_a_proxy else frozenset[int]()
+    doors = [_door_of(one, known=known) for one in settings.listen]
     if said.by_a_proxy:
         doors.append(Door("admin.listen", str(admin), "ours"))
     else:
@@ -194,12 +197,21 @@ def _secure(sock: socket.socket) -> ssl.SSLSocket:
 # -- places to listen at --------------------------------------------------------------------
 
 
-def _door_of(listener: Listener) -> Door:
+def _door_of(listener: Listener, *, known: frozenset[int]) -> Door:
+    """Who is at a traffic listener's place.
+
+    Args:
+        listener: it.
+        known: the processes that have the admin listener of a proxy, if one says that it is one.
+    """
     where = str(listener)
     if listener.descriptor is not None:
         return Door("listen", where, "inherited")
     assert listener.at is not None  # noqa: S101 - only a descriptor's is
     found = _place("listen", listener.at)
+    # All of its processes and no others: a parent that opened sockets for several has them as well.
+    if found.state == "taken" and known and holders(listener.at) == known:
+        return Door("listen", where, "ours")
     return replace(_asked(found, at=listener.at, tls=listener.tls), at=where)
 
 
@@ -221,8 +233,7 @@ def _place(key: str, at: Address | UnixSocket) -> Door:
     if error is None:
         return Door(key, str(at), "free")
     if error.errno == errno.EADDRINUSE:
-        who = _holder(at.port) if isinstance(at, Address) else ""
-        return Door(key, str(at), "taken", who)
+        return Door(key, str(at), "taken", name_of(holders(at)))
     return Door(key, str(at), "denied", error.strerror or str(error))
 
 
@@ -260,23 +271,3 @@ def _unix_error(at: UnixSocket) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _holder(port: int) -> str:
-    """The process that listens at a TCP port, as far as this user may know; or ""."""
-    inodes = set(_listening(port))
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with suppress(OSError):  # it has ended, or is another user's
-            if any(str(one.readlink()) in inodes for one in folder.iterdir()):
-                name = (folder.parent / "comm").read_text(errors="replace").strip()
-                return f"{name}, process {folder.parent.name}"
-    return ""
-
-
-def _listening(port: int) -> Iterator[str]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for row in Path(table).read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == _LISTENS and fields[1].endswith(f":{port:04X}"):
-                    yield f"socket:[{fields[9]}]"
