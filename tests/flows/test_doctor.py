@@ -560,6 +560,37 @@ async def test_the_token_verbs_say_that_another_version_answers(action, exit_cod
     assert "Traceback" not in errors
 
 
+EVIL = "\x1b]0;x\x07\x1b[2J\nFORGED\x7f\x9b31m\u202e\u2066"
+
+
+def speaks_to_a_terminal(text):
+    return [one for one in text if not one.isprintable() and one != "\n"]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+async def test_nothing_that_a_proxy_says_speaks_to_the_terminal(more):
+    session = SESSION | {"failures": 1, "last_error": EVIL, "store": EVIL, "token": EVIL}
+    async with saying(json.dumps({"nomba": session})) as admin:
+        code, out, _ = await run("token", "show", "--admin-listen", admin, *more)
+    assert code == 0
+    assert not speaks_to_a_terminal(out)
+    assert r"\u001b]0;x\u0007" in out
+    async with saying(json.dumps({"error": EVIL})) as admin:
+        code, out, errors = await run("token", "show", "--admin-listen", admin, *more)
+    assert code == 1
+    assert not speaks_to_a_terminal(out + errors)
+    assert r"\u001b]0;x\u0007" in errors
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+async def test_nothing_that_nomba_says_speaks_to_the_terminal(owner, simulator, more):
+    simulator.fail(ISSUE, status=401, body={"code": "401", "description": EVIL})
+    code, out, errors = await run("doctor", *more, **owner)
+    assert code == 1
+    assert not speaks_to_a_terminal(out + errors)
+    assert r"u001b]0;x" in out
+
+
 async def test_a_proxy_with_other_upstreams_is_told(doctor, start_proxy):
     proxy = await start_proxy(upstream__name="other")
     report = await doctor(env=places_of(proxy))
