@@ -55,6 +55,7 @@ class ProxyError(Exception):
         hint: what the reader can do next, in one sentence.
         retry_after: whole seconds for `Retry-After`, or None.
         close: whether the caller's connection cannot be used again.
+        logged: what the line in the log says beside the description, and the reply does not.
     """
 
     code: ClassVar[str] = "internal"
@@ -68,6 +69,7 @@ class ProxyError(Exception):
         outcome: Outcome = Outcome.NOT_SENT,
         retry_after: int | None = None,
         close: bool = False,
+        logged: str = "",
     ) -> None:
         super().__init__(description)
         self.description = description
@@ -75,6 +77,7 @@ class ProxyError(Exception):
         self.outcome = outcome
         self.retry_after = retry_after
         self.close = close
+        self.logged = logged
 
 
 class TargetAmbiguous(ProxyError):

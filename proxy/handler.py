@@ -577,7 +577,7 @@ class Handler:
         exchange.status = error.status
         exchange.outcome = error.outcome
         exchange.error = error.code
-        exchange.detail = error.description
+        exchange.detail = f"{error.description} {error.logged}".rstrip()
         keep_alive = call.stays_open and not error.close
         data = refusal(
             error,

@@ -10,13 +10,14 @@ import logging
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, BinaryIO, TextIO
 
 import orjson
 import structlog
 
 from proxy.core.exchange import Event, Exchange
+from proxy.core.printable import printable
 from proxy.errors import Outcome
 from proxy.metrics import Metrics, Shared
 
@@ -250,6 +251,7 @@ def _logger(stream: TextIO, *, lines: _Lines | None, level: str) -> Any:
         ),
     ]
     if lines is None:
+        processors.append(_for_terminals)
         processors.append(
             structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=56, sort_keys=False)
         )
@@ -261,6 +263,17 @@ def _logger(stream: TextIO, *, lines: _Lines | None, level: str) -> Any:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+
+
+def _for_terminals(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Nothing that others wrote acts on a terminal; the renderer's own colours do.
+
+    What is no text is rendered as its `repr`, which is printable.
+    """
+    for key, value in line.items():
+        if isinstance(value, str):
+            line[key] = printable(value)
+    return line
 
 
 def _dumps(line: object, **_: object) -> bytes:

@@ -31,7 +31,8 @@ SERVER, CLIENT = 2, 3
 
 
 class Collector:
-    """What came, and how it is answered: `status`, or not at all if that is None."""
+    """What came, and how it is answered: `status`, or not at all if that is None; to be sent to
+    `location`, if there is one."""
 
     def __init__(self):
         self.spans = []
@@ -39,6 +40,7 @@ class Collector:
         self.heads = []
         self.resource = {}
         self.status = 200
+        self.location = ""
         self.port = 0
 
     @property
@@ -60,15 +62,16 @@ class Collector:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                self.heads.append(head)
                 lines = head.lower().split(b"\r\n")
                 [length] = [int(one[15:]) for one in lines if one.startswith(b"content-length:")]
                 body = await reader.readexactly(length)
-                self.heads.append(head)
                 if self.status is None:
                     await asyncio.sleep(60)
                 elif self.status == 200:
                     self.take(body)
-                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % self.status)
+                more = f"Location: {self.location}\r\n".encode() if self.location else b""
+                writer.write(b"HTTP/1.1 %d X\r\n%sContent-Length: 0\r\n\r\n" % (self.status, more))
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass

@@ -4,6 +4,8 @@ import json
 import os
 import pwd
 import re
+import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -1558,3 +1560,130 @@ def test_a_fault_of_ours_while_settings_are_read_again_is_a_problem_like_others(
         loaded.again()
     assert "RuntimeError" in str(caught.value)
     assert "MARKED" not in str(caught.value)
+
+
+# -- files that are none ----------------------------------------------------------------------
+
+
+def unwaited(read, pipe):
+    """The problem that `read` finds, where a pipe has taken a file's place; it must not wait."""
+    found = []
+
+    def reading():
+        try:
+            found.append(read())
+        except SettingsError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=reading, daemon=True)
+    thread.start()
+    thread.join(10)
+    waits = thread.is_alive()
+    os.close(os.open(pipe, os.O_RDWR))  # whoever waits for a writer has one now
+    thread.join(10)
+    assert not waits
+    return found[0]
+
+
+def in_its_place(path, make):
+    Path(path).unlink()
+    make(path)
+    return path
+
+
+def sock(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path)
+
+
+@pytest.fixture
+def everything(write, tmp_path):
+    """Settings in which every kind of file is named, and the files by their keys."""
+    file = str(Authority(tmp_path, "a CA of tests").issue())
+    pem = Path(file).read_text()
+    files = {
+        "client_secret_file": write(SECRET, "secret"),
+        "client_secret_next_file": write(SECRET + "2", "next"),
+        "admin.token_file": write("t" * 40, "token"),
+        "callers.signing_key_file": write("k" * 40, "key"),
+        "callers.file": write("", "callers.toml"),
+        "upstream.ca_file": write(pem, "ca.pem"),
+        "tls.cert_file": write(pem, "cert.pem"),
+        "tls.key_file": write(pem, "key.pem"),
+        "tls.client_ca_file": write(pem, "client-ca.pem"),
+    }
+    files["config"] = write(
+        f"""
+        listen = ["https://127.0.0.1:0"]
+        state_dir = "{tmp_path}"
+        admin.token_file = "{files["admin.token_file"]}"
+        [callers]
+        file = "{files["callers.file"]}"
+        signing_key_file = "{files["callers.signing_key_file"]}"
+        [tls]
+        cert_file = "{files["tls.cert_file"]}"
+        key_file = "{files["tls.key_file"]}"
+        client_ca_file = "{files["tls.client_ca_file"]}"
+        [[upstream]]
+        client_id = "client-0123456789"
+        account_id = "account-0123456789"
+        client_secret_file = "{files["client_secret_file"]}"
+        client_secret_next_file = "{files["client_secret_next_file"]}"
+        ca_file = "{files["upstream.ca_file"]}"
+        """
+    )
+    return files
+
+
+KEYS = (
+    *("config", "client_secret_file", "client_secret_next_file", "admin.token_file"),
+    *("callers.signing_key_file", "callers.file", "upstream.ca_file"),
+    *("tls.cert_file", "tls.key_file", "tls.client_ca_file"),
+)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_file_is_waited_for_while_a_proxy_runs(everything, key):
+    loaded = bare(everything["config"])
+    pipe = in_its_place(everything[key], os.mkfifo)
+    assert "is no regular file now" in unwaited(loaded.again, pipe)
+
+
+@pytest.mark.parametrize("key", ["client_secret_file", "client_secret_next_file"])
+def test_no_secret_is_waited_for_by_who_watches_it(everything, key):
+    (one,) = bare(everything["config"]).upstreams
+    pipe = in_its_place(everything[key], os.mkfifo)
+    assert "is no regular file now" in unwaited(one.read_secrets, pipe)
+
+
+def test_no_callers_are_waited_for_by_who_watches_them(everything):
+    loaded = bare(everything["config"])
+    pipe = in_its_place(everything["callers.file"], os.mkfifo)
+    assert "is no regular file now" in unwaited(loaded.read_callers, pipe)
+
+
+def test_a_socket_and_a_folder_are_no_files_either(everything):
+    loaded = bare(everything["config"])
+    for make in (sock, os.mkdir):
+        path = in_its_place(everything["admin.token_file"], make)
+        with pytest.raises(SettingsError, match="cannot be read"):
+            loaded.again()
+        Path(path).rmdir() if make is os.mkdir else Path(path).unlink()
+        Path(path).write_text("t" * 40)
+    assert loaded.again().model == loaded.model
+
+
+def test_no_settings_at_all_may_be_given_by_the_empty_device():
+    loaded = settings("/dev/null", **SANDBOX)
+    assert loaded.again().model == loaded.model
+
+
+def test_at_start_a_secret_may_come_through_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_text, args=(SECRET + "\n",), daemon=True)
+    writing.start()
+    named = {"NOMBA_CLIENT_SECRET": None, "NOMBA_CLIENT_SECRET_FILE": str(pipe)}
+    (one,) = settings(**SANDBOX, **named).upstreams
+    writing.join(10)
+    assert one.client_secret.holds(SECRET)

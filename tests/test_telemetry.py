@@ -51,6 +51,38 @@ async def test_lines_of_one_turn_are_written_in_whole_lines_that_a_pipe_does_not
     assert [line["request_id"] for line in lines] == [f"id-{number}" for number in range(100)]
 
 
+EVIL = "\x1b]0;x\x07\x1b[2J\r\nFORGED\x7f\x9b31m\u202e\u2066"
+
+
+@pytest.mark.parametrize("spaced", ["", " and more"])
+async def test_nothing_that_others_send_speaks_to_the_terminal(spaced):
+    """Values with a space in them are quoted by the renderer, and others are not."""
+    log = Log()
+    telemetry = Telemetry("console", level="info", version="x", stream=log)
+    named = ("method", "route", "upstream", "request_id", "error", "detail", "reference")
+    for name in named:
+        telemetry.observe(over(1, **{name: EVIL + spaced}))
+    evil = EVIL + spaced
+    telemetry.emit(
+        Event("met", "warning", evil, {"reason": evil, "names": [evil], "by": {evil: evil}})
+    )
+    await asyncio.sleep(0)
+    lines = log.text.split("\n")
+    assert len(lines) == len(named) + 2  # one is empty, behind the last newline
+    assert not [one for line in lines for one in line if not one.isprintable()]
+    assert all("u001b]0;x" in line for line in lines[: len(named)])
+
+
+async def test_json_has_what_was_sent():
+    log = Log()
+    telemetry = Telemetry("json", level="info", version="x", stream=log)
+    telemetry.observe(over(1, reference=EVIL))
+    telemetry.emit(Event("met", fields={"reason": EVIL}))
+    await asyncio.sleep(0)
+    exchange, event = log.lines()
+    assert (exchange["reference"], event["reason"]) == (EVIL, EVIL)
+
+
 async def test_an_event_stands_behind_what_was_over_before_it():
     log = Log()
     telemetry = Telemetry("json", level="info", version="x", stream=log)

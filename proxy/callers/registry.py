@@ -12,7 +12,7 @@ from proxy.callers.revoked import Revocations
 from proxy.core.caller import ANONYMOUS, OWNER, Caller, Roster
 from proxy.core.heads import CallerHead
 from proxy.core.limits import Limiter, Tally
-from proxy.core.peer import NOBODY, KnownPeers, Peer, of_no_caller
+from proxy.core.peer import NOBODY, KnownPeers, Peer, of_no_caller, says_of_itself
 from proxy.core.phantom import Phantom, Phantoms, Refresh
 from proxy.core.secret import Secret
 from proxy.errors import CallerUnknown, RateLimited
@@ -193,7 +193,9 @@ class Registry:
         if self.lets_in_anonymous(upstream):
             return Identity(_ANONYMOUS, "anonymous", turn=self._turn)
         nobody = CallerUnknown("The request says nothing of who is calling.", hint=_LOG_IN)
-        raise problem or of_no_caller(peer) or nobody
+        refusal = problem or of_no_caller(peer) or nobody
+        refusal.logged = says_of_itself(peer)
+        raise refusal
 
     def knows_still(self, identity: Identity) -> bool:
         """Whether somebody who was identified would be identified alike now.

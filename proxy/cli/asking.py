@@ -82,7 +82,7 @@ def ask_admin(
         connection.close()
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         answer = {"error": f"HTTP {reply.status}"}

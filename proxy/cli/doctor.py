@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.cli.serve import event_loop
+from proxy.core.printable import printable
 from proxy.doctor.examine import Examination
 from proxy.doctor.step import Step
 
@@ -79,7 +80,7 @@ def doctor(
             {"step": step.name, "ok": step.ok, "seen": step.seen, "next": step.next}
             for step in done
         ]
-        print(json.dumps(rows, indent=2))
+        print(printable(json.dumps(rows, indent=2), lines=True))
     elif failed:
         print(f"\n{len(failed)} of {len(done)} steps failed; begin with the first: {failed[0]}")
     else:
@@ -125,9 +126,8 @@ def _shown(step: Step, *, signs: _Signs) -> str:
 def _wrapped(text: str, *, first: str) -> list[str]:
     """Lines that a terminal need not break; what may be copied from them stays whole."""
     # Much of it others wrote: a terminal is not to act on it.
-    plain = "".join(one if one.isprintable() else " " for one in text)
     return textwrap.wrap(
-        " ".join(plain.split()),
+        printable(" ".join(text.split())),
         width=_WIDTH,
         initial_indent=first,
         subsequent_indent=" " * (len(first) if first.startswith(" ") else 4),

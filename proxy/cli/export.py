@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from proxy.cli.inspector import Asker, Gone, NoInspector, filters, read
+from proxy.core.printable import printable
 from proxy.settings import Settings
 
 
@@ -21,9 +22,9 @@ def export(settings: Settings, arguments: argparse.Namespace) -> int:
         asker = Asker(settings, url=arguments.url)
         found = read(asker.open(path, filters(arguments), headers={}, timeout=120))
     except (NoInspector, Gone) as error:
-        print(f"nomba-proxy: {error}", file=sys.stderr)
+        print(f"nomba-proxy: {printable(str(error), lines=True)}", file=sys.stderr)
         return 1
-    text = json.dumps(found, indent=1)  # ASCII: it may go to a terminal
+    text = printable(json.dumps(found, indent=1), lines=True)  # it may go to a terminal
     if arguments.har == "-":
         print(text)
         return 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from proxy.cli.inspector import Asker, Gone, NoInspector, filters, read
+from proxy.core.printable import printable
 from proxy.settings import Settings
 
 _SILENT = 40.0  # seconds without a word after which a stream is dead: one comes every 15
@@ -39,10 +40,10 @@ def tail(settings: Settings, arguments: argparse.Namespace, *, plain: bool) -> i
         for row in rows:
             if row["state"] == "pending" and arguments.status != "pending":
                 continue
-            text = json.dumps(row) if arguments.json else _line(row, colours=not plain)
+            text = printable(json.dumps(row)) if arguments.json else _line(row, colours=not plain)
             print(text, flush=True)
     except (NoInspector, Gone) as error:
-        print(f"nomba-proxy: {error}", file=sys.stderr)
+        print(f"nomba-proxy: {printable(str(error), lines=True)}", file=sys.stderr)
         return 1
     return 0
 
@@ -99,7 +100,7 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
     """A row for people."""
 
     def paint(text: str, code: str) -> str:
-        text = _printable(text)
+        text = printable(text)
         return f"\x1b[{code}m{text}\x1b[0m" if colours and text else text
 
     state = row["state"]
@@ -109,8 +110,8 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
     shown = [
         paint(row["at"][11:23], "2"),
         paint(f"{_SIGNS[state]} {status:<8}", _COLOURS[state]),
-        _printable(f"{row['method']:<6}"),
-        _printable(row["path"] or row["route"]),
+        printable(f"{row['method']:<6}"),
+        printable(row["path"] or row["route"]),
     ]
     if row["kind"] == "money":
         shown.append(paint("money", "35"))
@@ -118,13 +119,8 @@ def _line(row: dict[str, Any], *, colours: bool) -> str:
         shown.append(f"×{row['attempts']}")
     if row["outcome"] != "answered":
         shown.append(paint(row["outcome"], _COLOURS["unknown" if state == "unknown" else "failed"]))
-    shown += [_printable(one) for one in (row["error"], row["reference"]) if one]
+    shown += [printable(one) for one in (row["error"], row["reference"]) if one]
     shown.append(paint(f"{row['seconds'] * 1000:.1f} ms  {row['caller']}", "2"))
     if state == "failed" and row["description"]:
-        shown.append(_printable(row["description"]))
+        shown.append(printable(row["description"]))
     return "  ".join(shown)
-
-
-def _printable(text: str) -> str:
-    """A text that does nothing to a terminal."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

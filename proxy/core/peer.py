@@ -10,13 +10,16 @@ from typing import Any, Literal
 
 from proxy.core.caller import Caller
 from proxy.core.certificate import CertificatePattern, names_of, pattern_text
+from proxy.core.printable import printable
 from proxy.errors import CallerUnknown
 
 # Every user of another user namespace looks like this one (user_namespaces(7)).
 OVERFLOW_UID = 65534
 PeerWay = Literal["certificate", "uid"]
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_SHOWN, _LONGEST = 3, 100  # names, and their characters, of a certificate that is nobody's
+# Names, and their characters, of a certificate that is nobody's: in a reply, and in the log.
+_SHOWN, _LONGEST, _LOGGED = 3, 100, 8
+_SUBJECT = "subject:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,28 @@ def of_no_caller(peer: Peer) -> CallerUnknown | None:
         "The certificate of this connection is of no caller.",
         hint=f"nomba-proxy caller add NAME --certificate PATTERN, or send a key.{has}",
     )
+
+
+def says_of_itself(peer: Peer) -> str:
+    """Which certificate a connection has, for the log: as patterns that fit it; "" without one.
+
+    Whoever reads it may add a caller by it, so the whole subject is one pattern. A CA that we trust
+    has signed it, and can still have signed anything: what a terminal acts on is escaped.
+    """
+    if peer.expires == math.inf:
+        return ""
+    subject = [one for one in sorted(peer.names) if one.startswith(_SUBJECT)]
+    whole = ",".join(pattern_text(one).removeprefix(_SUBJECT) for one in subject)
+    patterns = [_SUBJECT + whole] if subject else []
+    patterns += sorted(peer.names.difference(subject))
+    if not patterns:
+        return "The certificate says nothing that a pattern could ask for."
+    shown = [
+        one if len(one) <= _LONGEST else one[:_LONGEST] + "…"
+        for one in map(printable, patterns[:_LOGGED])
+    ]
+    more = len(patterns) - len(shown)
+    return f"The certificate says {'; '.join(shown)}{f'; and {more} more' if more else ''}."
 
 
 def _epoch(text: str) -> float:

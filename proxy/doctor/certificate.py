@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxy.core.printable import printable
+
 if TYPE_CHECKING:
     from cryptography import x509
 
@@ -69,5 +71,5 @@ def _names(found: "x509.Certificate") -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """What a stranger wrote, without what a terminal would act on."""
-    return "".join(one for one in text if one.isprintable())[:100]
+    """What a stranger wrote, for a terminal, and no more than fits there."""
+    return printable(text)[:100]

@@ -198,6 +198,14 @@ def _of_proxy(name: str, *, around: Around) -> Step:
     if around.status is not None:
         names = [one for status in around.status.values() for one in status["upstreams"]]
         return of_proxy(status_of(around.status, name), names=names, where=where)
+    if around.odd:
+        return bad(
+            "proxy",
+            f"one runs here (admin {where}), an older or another version, it seems: what it says of "
+            f"its sessions cannot be read (it lacks, or says in another way: {around.odd})",
+            "Ask it with the doctor of its own version, or start it again with this one (nomba-proxy "
+            "version says which that is). Nothing is done that could end its session.",
+        )
     if around.locked:
         return bad(
             "proxy",

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
@@ -15,15 +15,18 @@ from typing import Any
 
 from proxy.app.listeners import reached
 from proxy.core.secret import ADMIN
+from proxy.doctor.holders import holders, name_of
 from proxy.doctor.of_local import Around, Door
 from proxy.doctor.of_proxy import rivals_of
+from proxy.doctor.status import is_of_a_proxy, not_said
 from proxy.settings import Address, Listener, Settings, UnixSocket
 
 _PATIENCE = 3.0  # seconds; all of it is on this machine
 _FORWARDED = 100.0  # longer than a proxy waits for Nomba
 _MAX = 1024 * 1024
-_LISTENS = "0A"  # TCP_LISTEN, proc_pid_net(5)
-# Every proxy of ours refuses it by itself, whoever asks.
+# Every proxy of ours refuses it by itself, whoever asks. It accounts for that with a log line and in
+# its metrics, as for everything that comes to a traffic listener: nothing is answered there without
+# a trace. So it is the last resort, where its admin listener says nothing.
 _HARMLESS = "TRACE"
 _OURS = "nomba-proxy-error"
 
@@ -50,13 +53,14 @@ async def look_around(settings: Settings) -> Around:
 
 def _look_around(settings: Settings) -> Around:
     admin, rivals = settings.admin_listen, dict[str, int]()
-    status, locked = _sessions(settings)
-    if status is not None:
+    said = _sessions(settings)
+    if (status := said.status) is not None:
         with suppress(OSError, HTTPException):
             told = _ask_admin(settings, path="/metrics").body
             rivals = rivals_of(told.decode("utf-8", "replace"))
-    doors = [_door_of(one) for one in settings.listen]
-    if status is not None or locked:
+    known = holders(admin) if said.by_a_proxy else frozenset[int]()
+    doors = [_door_of(one, known=known) for one in settings.listen]
+    if said.by_a_proxy:
         doors.append(Door("admin.listen", str(admin), "ours"))
     else:
         doors.append(_asked(_place("admin.listen", admin), at=admin))
@@ -65,29 +69,42 @@ def _look_around(settings: Settings) -> Around:
         if status is not None and inspector.state == "taken":  # it says nothing to strangers
             inspector = Door(inspector.key, inspector.at, "ours")
         doors.append(inspector)
-    return Around(str(admin), status, locked, rivals, tuple(doors))
+    return Around(str(admin), status, said.locked, rivals, tuple(doors), said.odd)
 
 
-def _sessions(settings: Settings) -> tuple[Mapping[str, Any] | None, bool]:
-    """What a proxy says of its sessions; if it says nothing, whether it wants a token for that."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the admin listener says of sessions; see `Around`."""
+
+    status: Mapping[str, Any] | None = None
+    locked: bool = False
+    odd: str = ""
+
+    @property
+    def by_a_proxy(self) -> bool:
+        """Whether it is one of ours that says so, whatever it says."""
+        return self.status is not None or self.locked or bool(self.odd)
+
+
+def _sessions(settings: Settings) -> _Said:
     try:
         heard = _ask_admin(settings, path="/token")
         found = json.loads(heard.body)
-    except (OSError, HTTPException, ValueError):
-        return None, False
+    except (OSError, HTTPException, ValueError, RecursionError):
+        return _Said()
     if not isinstance(found, dict) or not found:
-        return None, False
+        return _Said()
     if heard.status in {401, 403}:
-        return None, set(found) == {"error"}
-    known = {"upstreams", "state", "generation"}
-    ours = all(isinstance(one, dict) and known <= set(one) for one in found.values())
-    return (found if ours else None), False
+        return _Said(locked=set(found) == {"error"})
+    if not is_of_a_proxy(found):
+        return _Said()
+    odd = not_said(found)
+    return _Said(odd=odd) if odd else _Said(found)
 
 
 async def status_now(settings: Settings) -> Mapping[str, Any] | None:
-    """What a proxy says of its sessions now; None if it says nothing."""
-    status, _ = await asyncio.to_thread(_sessions, settings)
-    return status
+    """What a proxy says of its sessions now; None if it says nothing that can be read."""
+    return (await asyncio.to_thread(_sessions, settings)).status
 
 
 def _ask_admin(settings: Settings, *, path: str) -> Heard:
@@ -180,12 +197,21 @@ def _secure(sock: socket.socket) -> ssl.SSLSocket:
 # -- places to listen at --------------------------------------------------------------------
 
 
-def _door_of(listener: Listener) -> Door:
+def _door_of(listener: Listener, *, known: frozenset[int]) -> Door:
+    """Who is at a traffic listener's place.
+
+    Args:
+        listener: it.
+        known: the processes that have the admin listener of a proxy, if one says that it is one.
+    """
     where = str(listener)
     if listener.descriptor is not None:
         return Door("listen", where, "inherited")
     assert listener.at is not None  # noqa: S101 - only a descriptor's is
     found = _place("listen", listener.at)
+    # All of its processes and no others: a parent that opened sockets for several has them as well.
+    if found.state == "taken" and known and holders(listener.at) == known:
+        return Door("listen", where, "ours")
     return replace(_asked(found, at=listener.at, tls=listener.tls), at=where)
 
 
@@ -207,8 +233,7 @@ def _place(key: str, at: Address | UnixSocket) -> Door:
     if error is None:
         return Door(key, str(at), "free")
     if error.errno == errno.EADDRINUSE:
-        who = _holder(at.port) if isinstance(at, Address) else ""
-        return Door(key, str(at), "taken", who)
+        return Door(key, str(at), "taken", name_of(holders(at)))
     return Door(key, str(at), "denied", error.strerror or str(error))
 
 
@@ -246,23 +271,3 @@ def _unix_error(at: UnixSocket) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _holder(port: int) -> str:
-    """The process that listens at a TCP port, as far as this user may know; or ""."""
-    inodes = set(_listening(port))
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with suppress(OSError):  # it has ended, or is another user's
-            if any(str(one.readlink()) in inodes for one in folder.iterdir()):
-                name = (folder.parent / "comm").read_text(errors="replace").strip()
-                return f"{name}, process {folder.parent.name}"
-    return ""
-
-
-def _listening(port: int) -> Iterator[str]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for row in Path(table).read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == _LISTENS and fields[1].endswith(f":{port:04X}"):
-                    yield f"socket:[{fields[9]}]"

@@ -39,6 +39,8 @@ class Around:
         locked: whether it says nothing for lack of its token.
         rivals: how often it met rival sessions, by upstream.
         doors: the places that the settings name.
+        odd: what it does not say of its sessions, or in another way, so that it cannot be read;
+            "" if it can.
     """
 
     admin: str
@@ -46,6 +48,7 @@ class Around:
     locked: bool = False
     rivals: Mapping[str, int] = field(default_factory=dict)
     doors: tuple[Door, ...] = ()
+    odd: str = ""
 
     @property
     def runs(self) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from proxy.doctor.of_kept import of_store_problem
@@ -31,7 +32,11 @@ def rivals_of(metrics: str) -> dict[str, int]:
     Args:
         metrics: as it shows them.
     """
-    return {name: int(float(count)) for name, count in _RIVALS.findall(metrics)}
+    found = {}
+    for name, count in _RIVALS.findall(metrics):
+        with suppress(ValueError, OverflowError):  # another version may write other numbers
+            found[name] = int(float(count))
+    return found
 
 
 def of_proxy(status: Mapping[str, Any] | None, *, names: list[str], where: str) -> Step:

@@ -9,6 +9,7 @@ import orjson
 from proxy.core.heads import field_value
 from proxy.core.judge import PEEK_LIMIT, Verdict, judge
 from proxy.core.origin import PRODUCTION, SANDBOX, Environment
+from proxy.core.printable import printable
 from proxy.core.reply import WholeReply
 from proxy.core.secret import mask
 from proxy.doctor.step import Step, bad, good
@@ -88,7 +89,7 @@ def read_answer(reply: WholeReply) -> Answer:
 
 
 def _plain(text: str) -> str:
-    return "".join(one for one in text if one.isprintable())[:_LONGEST]
+    return printable(text)[:_LONGEST]
 
 
 # -- 403 and the like -----------------------------------------------------------------------

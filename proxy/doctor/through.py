@@ -92,7 +92,7 @@ def _whole(heard: Heard) -> WholeReply:
 
 def _refusal(heard: Heard) -> tuple[str, str]:
     """What a refusal of the proxy's own says, and its hint."""
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         found = json.loads(heard.body)
         return str(found.get("description", "")), str(found.get("proxy", {}).get("hint", ""))
     return "", ""

@@ -1,5 +1,6 @@
 """The callers: from `[[caller]]` in the settings, and from the file that `caller add` keeps."""
 
+import io
 import math
 import pwd
 import tomllib
@@ -13,6 +14,7 @@ from proxy.core.certificate import CertificatePattern, parse_pattern
 from proxy.core.peer import OVERFLOW_UID, KnownPeers
 from proxy.settings.addresses import Address, Listener
 from proxy.settings.explain import explain
+from proxy.settings.files import open_file
 from proxy.settings.model import CallerEntry, CallersFile
 from proxy.settings.sources import Report
 
@@ -83,7 +85,8 @@ def _some(names: list[str]) -> str:
 def _file(path: Path, *, report: Report) -> CallersFile:
     origin = f"file {path}"
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        with io.TextIOWrapper(open_file(path, waits=not report.again), "utf-8") as file:
+            values = tomllib.loads(file.read())
     except FileNotFoundError:
         return CallersFile()
     except OSError as error:

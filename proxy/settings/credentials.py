@@ -3,12 +3,14 @@
 Never from a flag, and the secret never from the settings file itself.
 """
 
+import io
 import ssl
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from proxy.core.secret import ADMIN, SIGNING, Secret
+from proxy.settings.files import open_file
 from proxy.settings.model import variable
 from proxy.settings.sources import Report
 
@@ -184,7 +186,8 @@ def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str
     """
     later = key.rpartition(".")[2].removesuffix("_FILE") in _LATER
     try:
-        text = Path(path).read_text("utf-8")
+        with io.TextIOWrapper(open_file(path, waits=not report.again), "utf-8") as file:
+            text = file.read()
         mode = Path(path).stat().st_mode
     except OSError as error:
         if not (later and isinstance(error, FileNotFoundError)):
@@ -217,6 +220,7 @@ def check_ca_file(key: str, path: str | None, *, report: Report) -> None:
     if path is None:
         return
     try:
+        open_file(path, waits=False).close()  # it is read again, so it is no pipe at start either
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:  # an OSError and a ValueError, so it comes first
         report.problem(key, f"{path} holds no certificates in PEM format")

@@ -11,6 +11,7 @@ from proxy.core.certificate import expires_at
 from proxy.core.secret import Secret
 from proxy.settings.addresses import Address, Listener, UnixSocket, parse_listener
 from proxy.settings.effective import Tls
+from proxy.settings.files import open_file
 from proxy.settings.model import SettingsModel, TlsSettings
 from proxy.settings.sources import Report
 
@@ -130,7 +131,7 @@ def _expires(model: TlsSettings) -> float | None:
 
 def _check_readable(path: str) -> None:
     try:
-        Path(path).read_bytes()
+        open_file(path, waits=False).close()  # it is read twice, so it is no pipe at start either
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

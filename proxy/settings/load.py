@@ -48,6 +48,7 @@ def load(
     credentials: bool = True,
     listeners: bool = True,
     callers: bool = True,
+    again: bool = False,
 ) -> Settings:
     """The effective settings.
 
@@ -58,11 +59,12 @@ def load(
         credentials: whether missing credentials are a problem.
         listeners: whether the proxy's own listeners are to be opened.
         callers: whether the callers are to be read.
+        again: whether a proxy runs with earlier ones: then no pipe is waited for.
 
     Raises:
         SettingsError: with every problem found.
     """
-    report = Report()
+    report = Report(again=again)
     path = config or environ.get("NOMBA_PROXY_CONFIG") or None
     values = read_sources(environ=environ, config=path, flags=flags or {}, report=report)
     model = _validate(values, report=report)
@@ -101,7 +103,7 @@ def load(
     names = ["simulator"] if simulate else [one.name for one in upstreams]
 
     def roster() -> Roster:
-        fresh = Report()
+        fresh = Report(again=True)
         found = read_callers(callers_file, entries=model.caller, upstreams=names, report=fresh)
         if fresh.problems:
             raise SettingsError(fresh.problems)
@@ -181,7 +183,7 @@ def _again(**options: Any) -> Settings:
         SettingsError: the settings cannot be used.
     """
     try:
-        return load(**options)
+        return load(**options, again=True)
     except SettingsError:
         raise
     except Exception as error:  # noqa: BLE001 - not foreseen, so nothing is known of it

@@ -87,7 +87,7 @@ def _reader(file: str | None, *, environ: Mapping[str, str]) -> Callable[[], Sec
     """What reads the password again, from wherever it came."""
 
     def read() -> Secret | None:
-        text = read_own_secret("store_password", file, environ=environ, report=Report())
+        text = read_own_secret("store_password", file, environ=environ, report=Report(again=True))
         return None if text is None else Secret(text, origin=STORE)
 
     return read

@@ -8,10 +8,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from proxy.settings.effective import Problem
+from proxy.settings.files import open_file
 from proxy.settings.model import PREFIX, keys, variable
 
 # Names that integrators already have (facts, section 5).
@@ -36,11 +36,13 @@ class Report:
         problems: what makes them unusable.
         warnings: what is unwise but works.
         origins: where each key's value came from; what is missing is a default.
+        again: whether it is for a proxy that runs, which waits for no file.
     """
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
+    again: bool = False
 
     def problem(self, key: str, text: str, *, hint: str = "", origin: str | None = None) -> None:
         """Add a problem; its origin is the key's unless another is given."""
@@ -94,7 +96,7 @@ def read_sources(
 def _file(path: str, *, report: Report) -> dict[str, Any]:
     origin = f"file {path}"
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path, waits=not report.again) as file:
             values = tomllib.load(file)
     except OSError as error:
         report.problem("config", f"cannot be read: {error.strerror}", origin=path)

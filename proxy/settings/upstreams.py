@@ -123,7 +123,7 @@ def _reader(
     """What reads the client secrets of an entry again, from wherever they come."""
 
     def read() -> tuple[Secret, Secret | None]:
-        report = Report()
+        report = Report(again=True)
         names = ("client_secret", "client_secret_next")
         outside = read_credentials(environ, report=report, only=names) if entries == 1 else {}
         found = _credentials(
@@ -149,7 +149,7 @@ def simulated_credentials(
     """
     entry = model.upstream[0] if model.upstream else UpstreamSettings()
     _mount("upstream.0", entry, report=report)
-    aside = Report(origins=report.origins)
+    aside = Report(origins=report.origins, again=report.again)
     found = _credentials(
         0,
         entry,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.core.caller import Caller, Digest
 from proxy.core.certificate import names_of, parse_pattern, pattern_text
-from proxy.core.peer import NOBODY, OVERFLOW_UID, KnownPeers, Peer, of_no_caller
+from proxy.core.peer import NOBODY, OVERFLOW_UID, KnownPeers, Peer, of_no_caller, says_of_itself
 from proxy.errors import CallerUnknown
 
 CN, O, OU = NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME  # noqa: E741
@@ -359,6 +359,24 @@ def test_who_is_not_known_is_told_how_to_become_so():
     error = of_no_caller(peer(uid=OVERFLOW_UID))
     assert "another user namespace" in error.hint
     assert "--uid" not in error.hint
+
+
+def test_what_is_logged_of_a_certificate_are_patterns_that_fit_it():
+    assert says_of_itself(NOBODY) == ""
+    assert says_of_itself(peer(uid=1001)) == ""
+    assert "nothing that a pattern" in says_of_itself(Peer(expires=1.0))
+    names = ("subject:CN=a, b", "subject:O=Acme", "uri:spiffe://acme/a", "dns:a")
+    said = says_of_itself(peer(*names)).removeprefix("The certificate says ").removesuffix(".")
+    assert said == r"subject:CN=a\, b,O=Acme; dns:a; uri:spiffe://acme/a"
+    for text in said.split("; "):
+        assert parse_pattern(text).names <= set(names)
+
+
+def test_what_is_logged_of_a_certificate_has_an_end_and_moves_no_cursor():
+    said = says_of_itself(peer(*(f"dns:{n}" + "\x1b[2J\u009b" * 900 for n in range(40))))
+    assert said.isprintable()
+    assert len(said) < 1000
+    assert "and 32 more" in said
 
 
 def test_what_is_told_of_a_certificate_can_be_printed():

@@ -52,7 +52,7 @@ def reply(status, body=b"", media=b"application/json"):
         ),
         (reply(403, b"<html>", b"text/html"), Answer(403, page=True)),
         (reply(403, b" \n<!DOCTYPE html>", b""), Answer(403, page=True)),
-        (reply(200, b'{"code":0,"message":"a\\u001b[31m"}'), Answer(200, "0", "a[31m")),
+        (reply(200, b'{"code":0,"message":"a\\u001b[31m"}'), Answer(200, "0", r"a\u001b[31m")),
         (reply(200, b"[]"), Answer(200)),
         (reply(200, b'{"code":["00"],"description":5}'), Answer(200)),
         (reply(204), Answer(204)),

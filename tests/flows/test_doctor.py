@@ -5,12 +5,13 @@ import json
 import re
 import signal
 import sys
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
 from examining import BALANCE, ISSUE, REFRESH, REVOKE, examined, places_of, settings_of
-from harness import environ, run, served, spawned
+from harness import LOST, environ, run, served, spawned
 from valkeys import free_port
 
 from proxy.core.exchange import Event
@@ -375,6 +376,13 @@ async def test_a_rival_ends_the_token_of_a_running_proxy(doctor, start_proxy, si
     assert "each login ends the one before" in report["rival"].next
 
 
+def test_a_count_that_is_none_is_passed_over():
+    odd = [
+        f'nomba_proxy_session_rivals_total{{upstream="{n}"}} {n}' for n in ("1.2.3", "9e999", "2")
+    ]
+    assert rivals_of("\n".join(odd)) == {"2": 2}
+
+
 def test_how_often_a_rival_was_met_stands_in_the_metrics():
     metrics = Metrics(version="test")
     for _ in range(2):
@@ -453,6 +461,134 @@ async def test_an_admin_listener_at_a_unix_socket(doctor, start_proxy, simulator
     assert report.failed == []
     assert report["read"].ok is True
     assert simulator.count(ISSUE) == 1
+
+
+SESSION = {
+    "upstreams": ["nomba"],
+    "state": "living",
+    "token": "0123456789ab",
+    "generation": 3,
+    "expires_in": 1700.5,
+    "renews_in": 1400.0,
+    "renewing": False,
+    "failures": 0,
+    "last_error": "",
+    "retry_in": 0.0,
+    "skew": None,
+    "store": "",
+    "secret": "",
+    "secret_pending": False,
+    "secret_retry_in": 0.0,
+}
+NEWER = ("store", "secret_pending", "secret_retry_in")
+
+
+@asynccontextmanager
+async def saying(text):
+    """An admin listener that says this of its sessions; its address."""
+
+    async def answer(reader, writer):
+        with suppress(*LOST):
+            await reader.readuntil(b"\r\n\r\n")
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode() + text.encode())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+ODD = pytest.mark.parametrize(
+    ("session", "named"),
+    [
+        ({name: text for name, text in SESSION.items() if name not in NEWER}, ", ".join(NEWER)),
+        ({"upstreams": ["nomba"], "state": "living", "generation": 1}, "token, expires_in"),
+        *(
+            (SESSION | {name: other}, name)
+            for name, other in {
+                "upstreams": "nomba",
+                "state": None,
+                "token": {"access": "x"},
+                "generation": "3",
+                "expires_in": "soon",
+                "renews_in": None,
+                "failures": "none",
+                "retry_in": [],
+                "store": False,
+            }.items()
+        ),
+        (SESSION | {"upstreams": []}, "upstreams"),
+        (SESSION | {"upstreams": [{"name": "nomba"}]}, "upstreams"),
+    ],
+)
+
+
+@ODD
+async def test_a_running_proxy_of_another_version_is_told_and_keeps_its_session(
+    doctor, simulator, session, named
+):
+    async with saying(json.dumps({"nomba": session})) as admin:
+        report = await doctor(env={"NOMBA_PROXY_ADMIN_LISTEN": admin})
+    assert report["proxy"].ok is False
+    assert "an older or another version" in report["proxy"].seen
+    assert named in report["proxy"].seen
+    assert "its own version" in report["proxy"].next
+    assert report["issue"].ok is None
+    assert [simulator.count(path) for path in (ISSUE, REVOKE)] == [0, 0]
+
+
+async def test_an_answer_nested_without_end_is_no_traceback(doctor):
+    async with saying('{"nomba":' + "[" * 200_000) as admin:
+        report = await doctor(env={"NOMBA_PROXY_ADMIN_LISTEN": admin}, may_issue=False)
+        code, _, errors = await run("token", "show", "--admin-listen", admin)
+    assert report["proxy"].ok is None
+    assert (code, "Traceback" in errors) == (1, False)
+
+
+@pytest.mark.parametrize(("action", "exit_code"), [("show", 1), ("renew", 0)])
+async def test_the_token_verbs_say_that_another_version_answers(action, exit_code):
+    older = {name: value for name, value in SESSION.items() if name not in NEWER}
+    async with saying(json.dumps({"nomba": older})) as admin:
+        code, out, errors = await run("token", action, "--admin-listen", admin)
+    assert (code, out) == (exit_code, "")
+    assert "an older or another version" in errors
+    assert ", ".join(NEWER) in errors
+    assert "Traceback" not in errors
+
+
+EVIL = "\x1b]0;x\x07\x1b[2J\nFORGED\x7f\x9b31m\u202e\u2066"
+
+
+def speaks_to_a_terminal(text):
+    return [one for one in text if not one.isprintable() and one != "\n"]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+async def test_nothing_that_a_proxy_says_speaks_to_the_terminal(more):
+    session = SESSION | {"failures": 1, "last_error": EVIL, "store": EVIL, "token": EVIL}
+    async with saying(json.dumps({"nomba": session})) as admin:
+        code, out, _ = await run("token", "show", "--admin-listen", admin, *more)
+    assert code == 0
+    assert not speaks_to_a_terminal(out)
+    assert r"\u001b]0;x\u0007" in out
+    async with saying(json.dumps({"error": EVIL})) as admin:
+        code, out, errors = await run("token", "show", "--admin-listen", admin, *more)
+    assert code == 1
+    assert not speaks_to_a_terminal(out + errors)
+    assert r"\u001b]0;x\u0007" in errors
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+async def test_nothing_that_nomba_says_speaks_to_the_terminal(owner, simulator, more):
+    simulator.fail(ISSUE, status=401, body={"code": "401", "description": EVIL})
+    code, out, errors = await run("doctor", *more, **owner)
+    assert code == 1
+    assert not speaks_to_a_terminal(out + errors)
+    assert r"u001b]0;x" in out
 
 
 async def test_a_proxy_with_other_upstreams_is_told(doctor, start_proxy):

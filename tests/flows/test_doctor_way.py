@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -317,6 +318,69 @@ async def test_a_running_proxy_at_a_unix_socket_is_asked_there(owner, start_prox
     assert report.failed == []
     assert report["read"].ok is True
     assert [one.ok for one in report.all("listener")] == [True, True]
+
+
+def left_behind(proxy):
+    """What the proxy accounted for, but for the read that the doctor sends as a caller would."""
+    lines = [(one["method"], one["status"]) for one in proxy.log.lines("exchange")]
+    counted = proxy.telemetry.metrics.render().decode()
+    return [one for one in lines if one[0] != "GET"], 'code_class="4xx"' in counted
+
+
+@pytest.mark.parametrize("unix", [False, True])
+async def test_our_own_listener_is_recognised_without_a_trace(owner, start_proxy, tmp_path, unix):
+    where = {"NOMBA_PROXY_LISTEN": f"unix://{tmp_path}/proxy.sock"} if unix else {}
+    proxy = await start_proxy(env=where)
+    await ready(proxy)
+    (listener,) = proxy.running.listeners
+    env = {
+        "NOMBA_PROXY_LISTEN": str(listener),
+        "NOMBA_PROXY_ADMIN_LISTEN": str(proxy.running.admin_listener),
+    }
+    report = await examined(owner | env)
+    assert report.failed == []
+    assert [one.ok for one in report.all("listener")] == [True, True]
+    assert "the running proxy has it" in report.all("listener")[0].seen
+    assert left_behind(proxy) == ([], False)
+
+
+async def test_where_no_admin_listener_says_who_it_is_the_traffic_listener_is_asked(
+    owner, start_proxy
+):
+    proxy = await start_proxy()
+    await ready(proxy)
+    report = await examined(owner | {"NOMBA_PROXY_LISTEN": str(proxy.running.listen)})
+    assert "none answers on its admin listener" in report["proxy"].seen
+    assert left_behind(proxy) == ([("TRACE", 405)], True)
+
+
+@pytest.mark.parametrize("unix", [False, True])
+async def test_what_another_process_has_is_not_the_proxys(owner, start_proxy, tmp_path, unix):
+    proxy = await start_proxy()
+    await ready(proxy)
+    path = tmp_path / "other.sock"
+    other = f"('{path}', family=socket.AF_UNIX)" if unix else "(('127.0.0.1', 0))"
+    program = (
+        f"import socket; s = socket.create_server{other}; print(s.getsockname()[1], flush=True)\n"
+        "while True: s.accept()[0].close()"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        port = (await process.stdout.readline()).decode().strip()
+        where = f"unix://{path}" if unix else f"127.0.0.1:{port}"
+        env = {
+            "NOMBA_PROXY_LISTEN": where,
+            "NOMBA_PROXY_ADMIN_LISTEN": str(proxy.running.admin_listener),
+        }
+        report = await examined(owner | env)
+    finally:
+        process.kill()
+        await process.wait()
+    traffic = report.all("listener")[0]
+    assert traffic.ok is False
+    assert f"process {process.pid}" in traffic.seen
 
 
 async def test_a_running_proxy_behind_tls_is_asked_there(owner, start_proxy, authority):

@@ -938,6 +938,7 @@ async def test_nothing_that_others_send_speaks_to_the_terminal(inspect, upstream
         assert not [one for one in out if not one.isprintable() and one != "\n"]
     code, out, _ = await run("tail", "--no-follow", **env)
     assert len(out.splitlines()) == 1
+    assert r"\u001b]0;x\u0007" in out  # it is told, not left out
 
 
 async def test_a_file_that_is_none_is_written_through(inspect, tmp_path):

@@ -266,10 +266,30 @@ async def test_a_certificate_of_no_caller_is_told_what_it_says(
     assert "certificate of this connection is of no caller" in reply.json["description"]
     assert "dns:elsewhere.test and subject:CN=billing" in reply.json["proxy"]["hint"]
     assert simulator.received == []
+    (line,) = await proxy.exchanges()
+    says = "The certificate says subject:CN=billing; dns:elsewhere.test."
+    assert line["detail"] == f"{reply.json['description']} {says}"
+    assert says not in str(reply.json)
     roster(BILLING, anonymous=True)  # a door that is closed is opened by who says so
     ask = await knock.tls(proxy, file)
     await until(ask, 200)
     assert (await proxy.exchanges(2))[-1]["caller"] == "anonymous"
+
+
+async def test_the_log_names_the_certificate_whatever_else_was_wrong(
+    serve, roster, authority, billing, knock
+):
+    roster(BILLING)
+    proxy = await serve()
+    evil = "x\x1b[31m\u202e, y"
+    file = authority.issue(name((CN, evil), (ORGANIZATION, "Acme")))
+    ask = await knock.tls(proxy, file)
+    assert error(await ask("Authorization: Bearer of-somebody-else")) == (401, "caller_unknown")
+    assert (await (await knock.tls(proxy, billing))()).status == 200
+    refused, answered = await proxy.exchanges(2)
+    said = r"The certificate says subject:CN=x\u001b[31m\u202e\, y,O=Acme."
+    assert refused["detail"] == f"The token is unknown, expired or revoked. {said}"
+    assert "detail" not in answered
 
 
 async def test_a_certificate_that_cannot_be_read_ends_the_handshake(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 
 import aiohttp
@@ -177,6 +178,49 @@ async def test_traces_timing_and_the_share_of_lines_are_taken_over(configured):
     [line] = await until(lambda: proxy.lines("exchange")[before:])
     assert line["method"] == "PUT"
     assert len(line["trace_id"]) == 32
+
+
+@pytest.mark.parametrize(("by", "workers"), [("post", 1), ("signal", 1), ("post", 2)])
+async def test_a_running_proxy_waits_for_no_pipe(configured, by, workers):
+    proxy = await configured("", workers=workers)
+    proxy.file.unlink()
+    os.mkfifo(proxy.file)
+    try:
+        status, told = await asyncio.wait_for(proxy.reload(by=by), 20)
+    finally:  # whoever waits for a writer has one now
+        os.close(os.open(proxy.file, os.O_RDWR))
+        proxy.file.unlink()
+    assert status == 400
+    assert "no regular file" in str(told)
+    assert "start the proxy anew" in str(told)
+    assert (await proxy.ask()).status == 200
+    proxy.write("[headers]\nserver_timing = true\n")
+    status, told = await proxy.reload(by=by)
+    assert (status, told["changed"]) == (200, ["headers.server_timing"])
+
+
+async def test_settings_may_come_through_a_pipe_once(tmp_path):
+    """As of `--config <(…)` at a shell."""
+    pipe, log = tmp_path / "pipe", tmp_path / "log"
+    os.mkfifo(pipe)
+    writing = asyncio.create_task(
+        asyncio.to_thread(pipe.write_text, "[headers]\nserver_timing = true\n")
+    )
+    env = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state"), "NOMBA_PROXY_INSPECT": "false"}
+    flags = (f"--config={pipe}", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0")
+    with log.open("ab") as stdout:
+        begun = spawned(
+            "serve", "--simulate", *flags, stdout=stdout, NOMBA_PROXY_LOG_FORMAT="json", **env
+        )
+        async with begun as (process, banner):
+            await writing
+            proxy = Configured(process, banner, pipe, log)
+            while (reply := await proxy.ask()).status != 200:
+                await asyncio.sleep(0.05)
+            assert "Server-Timing" in dict(reply.headers)
+            status, told = await asyncio.wait_for(proxy.reload(), 20)
+            assert (status, "no regular file" in str(told)) == (400, True)
+            assert "Server-Timing" in dict((await proxy.ask()).headers)
 
 
 async def test_what_needs_a_restart_is_named_and_not_taken_over(configured):

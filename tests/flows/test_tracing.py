@@ -253,6 +253,27 @@ async def test_a_collector_that_is_not_there_is_told_of_once_and_harms_nobody(
     assert await value(proxy, 'spans_total{result="exported"}') >= 2
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_collector_that_sends_us_elsewhere_is_not_followed(
+    traced, collector, monkeypatch, status
+):
+    """Headers for the collector hold its keys, whatever they are called."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=marked-key,authorization=marked")
+    async with collecting() as elsewhere:
+        collector.status, collector.location = status, f"{elsewhere.url}/v1/traces"
+        proxy = await traced()
+        assert (await proxy.get(BALANCE)).status == 200
+        for _ in range(250):
+            if collector.heads:
+                break
+            await asyncio.sleep(0.02)
+        assert b"marked-key" in collector.heads[0]
+        collector.status, collector.location = 200, ""
+        await proxy.get(BALANCE)
+        await collector.come(1)  # one batch after the other: the first one is over
+        assert elsewhere.heads == []
+
+
 async def test_the_end_brings_what_is_left(start_proxy, upstream):
     """With OpenTelemetry's own delay of five seconds."""
     async with collecting() as collector:
