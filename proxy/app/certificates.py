@@ -81,7 +81,7 @@ class CertificateFiles:
         self._certificates = certificates
         self._emit = emit
         self._asked = asyncio.Event()
-        self._taken = self._seen = self._read()
+        self._taken = self._seen = tls.contents()
 
     def use(self, tls: Tls) -> None:
         """Other files may be named from now on; they are looked at at once."""
@@ -97,7 +97,7 @@ class CertificateFiles:
         await looking(self._look, asked=self._asked, every=LOOK_EVERY)
 
     async def _look(self, asked: bool) -> None:  # noqa: FBT001 - `looking` says so
-        found = await asyncio.to_thread(self._read)
+        found = await asyncio.to_thread(self._tls.contents)
         if found != self._taken and (asked or found == self._seen):
             self._taken = found
             await self._load()
@@ -113,12 +113,3 @@ class CertificateFiles:
             at = await asyncio.to_thread(self._tls.expires)
             fields: dict[str, object] = {} if at is None else {"expires_at": at}
             self._emit(Event("certificate_reloaded", fields=fields))
-
-    def _read(self) -> tuple[bytes | None, ...]:
-        found: list[bytes | None] = []
-        for path in self._tls.files:
-            try:
-                found.append(path.read_bytes())
-            except OSError:
-                found.append(None)
-        return tuple(found)

@@ -9,6 +9,7 @@ from proxy.core.caller import Roster
 from proxy.core.origin import Origin
 from proxy.core.secret import Secret, mask
 from proxy.settings.addresses import Address, Listener, UnixSocket
+from proxy.settings.files import open_file
 from proxy.settings.model import SettingsModel, UpstreamSettings, keys
 
 
@@ -94,6 +95,18 @@ class Tls:
     files: tuple[Path, ...]
     make: Callable[[], ssl.SSLContext]
     expires: Callable[[], float | None] = lambda: None
+
+    def contents(self) -> tuple[bytes | None, ...]:
+        """What is in the files now; None for one that cannot be had, or would have to be waited for."""
+        return tuple(map(_content, self.files))
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        with open_file(path, waits=False) as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -494,6 +494,22 @@ async def test_a_certificate_that_cannot_be_used_changes_nothing(start_proxy, tl
     assert await shown(listener, context) != before
 
 
+async def test_a_pipe_in_a_certificates_place_is_not_waited_for(start_proxy, tls, authority):
+    proxy = await start_proxy(env=tls)
+    [listener] = proxy.running.listeners
+    before = await shown(listener, authority.trusting())
+    path = Path(tls["NOMBA_PROXY_TLS_CERT_FILE"])
+    path.unlink()
+    os.mkfifo(path)
+    await until(lambda: proxy.log.lines("certificate_not_reloaded"))
+    [line] = proxy.log.lines("certificate_not_reloaded")
+    assert "no regular file" in line["reason"]
+    path.unlink()
+    authority.issue("localhost")
+    await until(lambda: proxy.log.lines("certificate_reloaded"))
+    assert await shown(listener, authority.trusting()) != before
+
+
 async def test_a_certificate_changes_by_a_symlink_swap(start_proxy, authority, tmp_path):
     """As Kubernetes does it with a mounted secret."""
     for name in ("one", "two"):
