@@ -41,8 +41,6 @@ PAIR = ("caller", "/v1/accounts/balance")
 LIFE = 1800.0  # seconds that a token lives
 LIMITS = Limits()
 LEASE = 3.0
-# A replica renews at most so much before the end: two times a tenth more than `early`.
-SOONEST = LIFE - LIMITS.early * 1.1 * 1.1
 CONNECT = (0.05, 0.15)  # seconds that a connection to the issuer takes, with TLS
 CALL = (0.03, 0.12)  # seconds that a token call takes there, and the same back
 REQUEST = (0.01, 0.05)  # the same of a request

@@ -11,7 +11,7 @@ from proxy.calls import Call, CallerLeft
 from proxy.errors import BodyTimeout, HeadInvalid
 
 
-async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None = None) -> Body:
+async def read_body(call: Call, *, length: int, bodies: Bodies, most: int | None) -> Body:
     """The whole body. Whoever gets it closes it.
 
     Args:

@@ -132,7 +132,6 @@ class Supervisor:
         silent: seconds without a sign of life after which a process hangs.
         awake: called again and again while it turns, which is a sign of its own life.
         awake_every: within so many seconds; 0 if nobody cares.
-        monotonic: seconds.
     """
 
     def __init__(
@@ -145,7 +144,6 @@ class Supervisor:
         silent: float = _SILENT,
         awake: Callable[[], object] = lambda: None,
         awake_every: float = 0.0,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit = emit
         self.limit = limit
@@ -154,7 +152,6 @@ class Supervisor:
         self._silent = silent
         self._awake = awake
         self._awake_every = awake_every
-        self._now = monotonic
         self._posts: list[Post] = []
         self._processes: dict[int, tuple[Post, _Process]] = {}
         self._selector = selectors.DefaultSelector()
@@ -164,7 +161,7 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ)
         self._stops = 0
         self._asked_by: signal.Signals = signal.SIGTERM  # how it was told to stop
-        self._looked = monotonic()
+        self._looked = time.monotonic()
         self._rolling: list[tuple[Post, _Process]] = []
         self._once_more = False
         self._before: dict[int, Any] = {}
@@ -213,26 +210,26 @@ class Supervisor:
         asked = self._stops
         self._emit(Event("draining", fields=dict(self._told(self._asked_by))))
         for last in (False, True):
-            deadline = self._now() + self.limit + _LAST_WAIT
+            deadline = time.monotonic() + self.limit + _LAST_WAIT
             self._end_all(self._asked_by, last=last)
             while self._left(last=last):
-                if self._now() > deadline or self._stops > asked + 1:
+                if time.monotonic() > deadline or self._stops > asked + 1:
                     self._end_all(signal.SIGKILL, last=last)
                 elif self._stops > asked:
                     asked = self._stops
                     for one in self._left(last=last):
                         with contextlib.suppress(OSError):
                             one.sock.send(CUT)
-                    deadline = self._now() + _LAST_WAIT
+                    deadline = time.monotonic() + _LAST_WAIT
                 self._turn(most=0.5)
         return 0 if self._stops == 1 else 1
 
     def finish(self, post: Post) -> None:
         """Start one more process when all have ended, and wait for its end."""
         self._start(post)
-        deadline = self._now() + self.limit
+        deadline = time.monotonic() + self.limit
         while self._processes:
-            if self._now() > deadline:
+            if time.monotonic() > deadline:
                 self._end_all(signal.SIGKILL)
             self._turn(most=0.5)
 
@@ -242,7 +239,7 @@ class Supervisor:
         """Wait for something to happen, and see to it."""
         self._awake()
         most = min(most, self._awake_every or most)
-        now = self._now()
+        now = time.monotonic()
         for post in self._posts:
             if post.due is not None and self._place(post) is not None:
                 most = min(most, post.due - now)
@@ -257,7 +254,7 @@ class Supervisor:
         self._end_hung()
         if self._stops:
             return
-        now = self._now()
+        now = time.monotonic()
         for post in self._posts:
             if post.due is not None and post.due <= now and self._place(post) is not None:
                 self._start(post)
@@ -297,7 +294,7 @@ class Supervisor:
         if not data:
             self._hang_up(one)
             return
-        one.heard_at = self._now()
+        one.heard_at = time.monotonic()
         *lines, one.heard = (one.heard + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
@@ -307,9 +304,9 @@ class Supervisor:
             if said.get("reload") and not self._stops:
                 self._replace_all()
             if said.get("draining"):
-                one.leaving = one.leaving or self._now()
+                one.leaving = one.leaving or time.monotonic()
                 if post.present is one and not self._stops:  # it leaves; the next one may come
-                    post.due = self._now()
+                    post.due = time.monotonic()
 
     def _roll(self) -> None:
         """Restart one process after another: the next when the one before has a successor.
@@ -325,7 +322,7 @@ class Supervisor:
                 return
             if one is old:
                 if not old.leaving and self._place(post) is not None:
-                    old.leaving = self._now()
+                    old.leaving = time.monotonic()
                     with contextlib.suppress(OSError):
                         old.sock.send(GO)
                 return
@@ -337,7 +334,7 @@ class Supervisor:
 
     def _end_hung(self) -> None:
         """Kill what gives no sign of life, or does not end: a lock that it holds is free then."""
-        now = self._now()
+        now = time.monotonic()
         # After a pause of our own (a stopped machine, a stopped group) it is too early to tell.
         paused, self._looked = now - self._looked > self._silent / 2 + _SIGN, now
         for post, one in self._processes.values():
@@ -377,7 +374,7 @@ class Supervisor:
                 told = {"process": post.name, "exit_code": code, "reason": why}
                 self._emit(Event("process_ended", "error", fields=told))
             return
-        now = self._now()
+        now = time.monotonic()
         if one.leaving:
             post.due, post.failures = now, 0
         else:
@@ -404,7 +401,7 @@ class Supervisor:
             post.failures += 1
             post.problem = str(error)
             delay = _AGAIN.delay(post.failures, jitter=0.0)
-            post.due = self._now() + delay
+            post.due = time.monotonic() + delay
             told: dict[str, object] = {"process": post.name, "reason": post.problem}
             told["restarts_in"] = round(delay, 1)
             self._emit(Event("process_not_started", "error", fields=told))
@@ -435,7 +432,7 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
-        now = self._now()
+        now = time.monotonic()
         ours.setblocking(False)
         post.due = None
         post.present = one = _Process(pid, ours, place, now, now)

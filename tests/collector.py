@@ -47,9 +47,9 @@ class Collector:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    async def come(self, count, *, seconds=20):
+    async def come(self, count):
         """Wait for so many spans."""
-        for _ in range(int(seconds / 0.02)):
+        for _ in range(1000):
             if len(self.spans) >= count:
                 return self.spans
             await asyncio.sleep(0.02)

@@ -54,8 +54,8 @@ class Workers(Served):
         finally:
             writer.close()
 
-    async def asked(self, path, *, method="GET"):
-        async with aiohttp.request(method, f"http://{self.admin}{path}") as reply:
+    async def asked(self, path):
+        async with aiohttp.request("GET", f"http://{self.admin}{path}") as reply:
             return await reply.text()
 
     async def replaced(self, *pids, count):

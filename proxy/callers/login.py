@@ -70,7 +70,6 @@ class Login:
         emit: takes events.
         fails_in_200: whether wrong credentials are told in a 200 with code 01 (facts,
             section 1: both are possible), instead of a 401.
-        chance: random bytes.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Login:
         wall: Callable[[], float],
         emit: Emit,
         fails_in_200: bool = False,
-        chance: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._registry = registry
         self._phantoms = phantoms
@@ -90,7 +88,6 @@ class Login:
         self._wall = wall
         self._emit = emit
         self._fails_in_200 = fails_in_200
-        self._chance = chance
         self._told: set[str] = set()
 
     def answer(self, call: LoginCall) -> LoginAnswer:
@@ -136,7 +133,7 @@ class Login:
             upstream=upstream,
             secret=secret,
             now=self._wall(),
-            chance=self._chance(_CHANCE),
+            chance=os.urandom(_CHANCE),
         )
         expires = datetime.fromtimestamp(pair.phantom.expires, UTC)
         return {

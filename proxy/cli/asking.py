@@ -39,7 +39,7 @@ class _OverUnix(http.client.HTTPConnection):
 
 
 def ask_admin(
-    settings: Settings, *, method: str, path: str, query: Mapping[str, str] | None = None
+    settings: Settings, *, method: str, path: str, query: Mapping[str, str]
 ) -> tuple[int, dict[str, Any]]:
     """The status and the JSON that a running proxy answers with.
 

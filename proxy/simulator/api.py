@@ -53,7 +53,7 @@ class Api:
         handlers: dict[str, Handler] = {
             **self._accounts.handlers(),
             **self._checkout.handlers(),
-            **Transfers(book, payments=payments, limits=limits).handlers(),
+            **Transfers(payments=payments, limits=limits).handlers(),
             **Terminals(book, payments=payments).handlers(),
             **Bills(payments).handlers(),
             **Debits(book, payments=payments).handlers(),

@@ -3,7 +3,7 @@
 Paths, codes and references are D or O; fields that the facts do not name, A.
 """
 
-from proxy.simulator.book import NAIRA, Book, Record, outside
+from proxy.simulator.book import NAIRA, Record, outside
 from proxy.simulator.call import Call, Handler, Refused, number, refused
 from proxy.simulator.limits import Limits, too_many
 from proxy.simulator.messages import Reply, reply_json
@@ -15,8 +15,7 @@ _BANKS = 601  # rows; "some 600" (D), 601 seen
 class Transfers:
     """The operations below `/transfers` and `/transactions`."""
 
-    def __init__(self, book: Book, *, payments: Payments, limits: Limits) -> None:
-        self._book = book
+    def __init__(self, *, payments: Payments, limits: Limits) -> None:
         self._payments = payments
         self._limits = limits
         self._banks = [

@@ -24,7 +24,7 @@ async def look_up(
     port: int,
     *,
     family: int,
-    ignored: Callable[[tuple[str, ...]], object] | None = None,
+    ignored: Callable[[tuple[str, ...]], object] | None,
 ) -> Sequence[AddrInfoType]:
     """The addresses of a host, to be dialled.
 

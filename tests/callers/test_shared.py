@@ -13,8 +13,8 @@ def counts():
     return Counts(3)
 
 
-def limiter(counts, column, *, name="shop", rate=0.0, burst=1, concurrent=0):
-    tally = counts.tally(name, column=column)
+def limiter(counts, column, *, rate=0.0, burst=1, concurrent=0):
+    tally = counts.tally("shop", column=column)
     return Limiter(rate, burst, concurrent, now=100.0, tally=tally)
 
 

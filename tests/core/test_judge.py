@@ -24,9 +24,9 @@ JSON = b"application/json"
 EXPIRED = "Internal Server Error: INTERNAL: JWT expired at 2026-07-07T23:10:48Z."
 
 
-def verdict(status, envelope, *, coding=b"", complete=True):
+def verdict(status, envelope, *, complete=True):
     body = envelope if isinstance(envelope, bytes) else orjson.dumps(envelope)
-    return judge(status, coding=coding, body=body, complete=complete)[0]
+    return judge(status, coding=b"", body=body, complete=complete)[0]
 
 
 def encoded(body, coding):

@@ -45,8 +45,8 @@ def held():
     return grant(Held())
 
 
-def at(held, now, asked=Asked.WANTED, *, jump=0.0):
-    return decide(held, asked, now=now, wall=WALL + now + jump)
+def at(held, now, asked=Asked.WANTED):
+    return decide(held, asked, now=now, wall=WALL + now)
 
 
 def test_the_table_decides_everything_that_can_be_asked():

@@ -104,10 +104,9 @@ async def picky(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA).configure_cert(context)
     upstream = ScriptedUpstream()
-    upstream.refuse, upstream.handshakes = 0, 0
+    upstream.refuse = 0
 
     def meet(*_):
-        upstream.handshakes += 1
         if upstream.refuse:
             upstream.refuse -= 1
             return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE

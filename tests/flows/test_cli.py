@@ -209,8 +209,8 @@ async def test_a_second_signal_ends_at_once(simulator):
             call = asyncio.create_task(curl(proxy.curl))
             await hold.caught(1)
             proxy.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
-            assert proxy.process.returncode is None  # draining
+            while b'"draining"' not in await asyncio.wait_for(proxy.process.stdout.readline(), 30):
+                pass
             proxy.process.send_signal(signal.SIGTERM)
             out, _ = await asyncio.wait_for(proxy.process.communicate(), 10)
             with pytest.raises(aiohttp.ClientError):

@@ -119,6 +119,8 @@ async def test_the_proxy_starts_while_nomba_is_down_and_recovers(start_proxy, si
         if (await proxy.get(BALANCE)).status == 200:
             break
         await asyncio.sleep(0.1)
+    else:
+        raise AssertionError("it does not recover")
     assert simulator.count(ISSUE) == 2
 
 

@@ -223,7 +223,7 @@ async def test_a_caller_at_a_unix_socket_that_reads_nothing_is_cut_off(
 # -- inherited ---------------------------------------------------------------------------
 
 
-async def inheriting(*listening, workers="1"):
+async def inheriting(*listening, workers):
     """A proxy process that is given sockets from 3 on."""
     code = (
         "import fcntl, os, sys; fds = [int(one) for one in sys.argv[1].split(',')]; "

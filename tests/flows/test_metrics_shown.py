@@ -133,7 +133,8 @@ async def test_a_resend_is_counted_as_one_and_as_no_replay(start_proxy, upstream
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         await writer.drain()
         if len(kept) == 1:  # this connection lives until it has been asked again
-            await asyncio.sleep(0.3)
+            asked = writer.transport.get_protocol()._stream_reader._buffer
+            await until(lambda: asked)
 
     upstream.answer = keep
     await proxy.get("/v1/accounts/balance")

@@ -113,7 +113,7 @@ class World:
 
 
 @pytest.fixture
-async def world(sim, logged_in, clock):
+async def world(sim, logged_in):
     sim.switches.rate_limit = 0
     world = World(logged_in, {"telco": "mtn", "terminalId": "20001", "accountId": "wallet-ngn"})
 

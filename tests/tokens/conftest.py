@@ -203,7 +203,7 @@ def events():
 
 
 @pytest.fixture
-def file_store(tmp_path, time, issuer):
+def file_store(tmp_path, time):
     """Make a store as another process would, of the session in a folder of this test."""
 
     def make(*, warn=None, boot="boot", clocks=time.clocks, keyring=None):

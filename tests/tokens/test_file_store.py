@@ -30,8 +30,8 @@ def named(events, name):
     return [event for event in events if event.name == name]
 
 
-def some(text="token", *, generation=0, life=1000.0):
-    lifetime = Lifetime.begin(life, now=1000, wall=0, early=300, urgent=30, jitter=0)
+def some(text="token", *, generation=0):
+    lifetime = Lifetime.begin(1000.0, now=1000, wall=0, early=300, urgent=30, jitter=0)
     access, refresh = Secret(text, origin=ORIGIN), Secret("refresh-" + text, origin=ORIGIN)
     held = granted(
         Held(generation=generation),

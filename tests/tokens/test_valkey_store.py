@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -139,9 +139,9 @@ async def join(connect, issuer, said, counted):
         yield begin
 
 
-def some(clocks, text="token", *, generation=0, life=1000.0):
+def some(clocks, text="token", *, generation=0):
     now = clocks.alive()
-    lifetime = Lifetime.begin(life, now=now, wall=clocks.wall(), early=300, urgent=30, jitter=0)
+    lifetime = Lifetime.begin(1000.0, now=now, wall=clocks.wall(), early=300, urgent=30, jitter=0)
     return granted(
         Held(generation=generation),
         access=secret(text),
@@ -150,12 +150,6 @@ def some(clocks, text="token", *, generation=0, life=1000.0):
         secret=secret().digest(),
         now=now,
     )
-
-
-@asynccontextmanager
-async def held_by(store, **options):
-    async with store.lease(**options) as held:
-        yield held
 
 
 async def put(store, held):

@@ -1,7 +1,7 @@
 // The inspector's API: JSON calls and the live stream of rows.
 
 /** An answer that is not a success; `data` is what it said. */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, data) {
     super((data && data.error) || (status ? `The inspector answered ${status}.` : "The proxy cannot be reached."));
     this.status = status;

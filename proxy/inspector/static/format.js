@@ -18,7 +18,7 @@ export function long(seconds) {
   return `${Math.floor(whole / 3600)} h ${pad(Math.floor((whole % 3600) / 60))} m`;
 }
 
-export function pad(number, width = 2) {
+function pad(number, width = 2) {
   return String(number).padStart(width, "0");
 }
 

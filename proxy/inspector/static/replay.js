@@ -44,7 +44,7 @@ function send(id, edited) {
 }
 
 /** "Name: value" lines as pairs; throws with the line that is none. */
-export function parseHeaders(text) {
+function parseHeaders(text) {
   const pairs = [];
   for (const line of text.split(/\r?\n/)) {
     if (!line.trim()) continue;
