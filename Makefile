@@ -131,7 +131,7 @@ lock: ## compile the locks anew, with hashes and without addresses (needs uv and
 	@for folder in bench/fastify conformance/http-cache-tests; do \
 	  (cd $$folder && npm install --silent --package-lock-only --omit-lockfile-registry-resolved) && \
 	  $(PYTHON) -c "$$WITHOUT_FUNDING" $$folder/package-lock.json || exit 1; done
-	@$(call compile,dev,pyproject.toml --group dev requirements/build.in)
+	@$(call compile,dev,pyproject.toml --group dev requirements/build.in --constraint requirements/run.txt)
 
 # npm writes down whom a package asks for money, and where.
 define WITHOUT_FUNDING

@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.verb == "version":
         print(f"nomba-proxy {__version__}")
         return
+    if arguments.verb == "completion":
+        from proxy.cli.completion import completion
+
+        sys.exit(completion(parser, arguments.shell))
     flags = _flags(parser, arguments)
     # What is wrong with the settings is for the doctor to say.
     settings = None if arguments.verb == "doctor" else _load(arguments, flags)

@@ -141,6 +141,16 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, key, metavar, text in SIMULATE:
         how = "append" if flag == "--fault" else "store"
         simulate.add_argument(flag, dest=key, metavar=metavar, help=text, action=how)
+    complete = verbs.add_parser(
+        "completion",
+        help="print a script by which a shell completes verbs and flags",
+        description="Print a script by which a shell completes verbs and flags.",
+        epilog="bash: eval \"$(nomba-proxy completion bash)\"   (in ~/.bashrc)\n"
+        "zsh:  nomba-proxy completion zsh > a folder of $fpath, as _nomba-proxy\n"
+        "fish: nomba-proxy completion fish > ~/.config/fish/completions/nomba-proxy.fish",
+        formatter_class=raw,
+    )
+    complete.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
     verbs.add_parser("version", help="print the version")
     return parser
 

@@ -283,6 +283,45 @@ async def test_a_secret_is_never_taken_as_a_flag():
     assert "marked" not in err.replace("marked-secret", "")
 
 
+COMPLETE = """
+eval "$("$1" -m proxy completion bash)"
+shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+$(complete -p nomba-proxy | sed -E 's/.*-F ([^ ]+).*/\\1/') nomba-proxy "${@: -1}" "${@: -2:1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["to"], ["token"]),
+        (["token", ""], ["show", "renew", "revoke"]),
+        (["token", "revoke", "--st"], ["--stop"]),
+        (["caller", "add", "shop", "--role", "no"], ["no-money"]),
+        (["export", "--har", "/proc/self/stat"], ["/proc/self/stat", "/proc/self/statm"]),
+    ],
+)
+async def test_bash_completes_verbs_flags_and_files(words, completed):
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", COMPLETE, "bash", sys.executable, "nomba-proxy", *words),
+        env=environ(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert err == b""
+    assert set(completed) <= set(out.decode().split())
+    assert all(one.startswith(words[-1]) for one in out.decode().split())
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+async def test_the_other_shells_have_a_script_too(shell):
+    code, out, err = await run("completion", shell)
+    assert (code, err) == (0, "")
+    assert "no-money" in out
+
+
 async def test_the_version_is_the_packages():
     from proxy import __version__
 
