@@ -23,7 +23,7 @@ from functools import partial
 from proxy.body import Bodies, Body
 from proxy.callers.login import LoginCall
 from proxy.calls import Call, CallerLeft, RawReply
-from proxy.core.capture import Capture, Dialled, Watch
+from proxy.core.capture import Capture, Dialled, Guarded, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import CHUNKED, RequestHead
 from proxy.core.heads import Headers as RawHeaders
@@ -211,7 +211,8 @@ class Handler:
         capture = None
         if self._watch is not None:
             start = f"{call.target} {'HTTP/1.0' if call.http10 else 'HTTP/1.1'}"
-            capture = self._watch(exchange, start, call.headers)
+            begin = partial(self._watch, exchange, start, call.headers)
+            capture = Guarded(begin, told=partial(self._internal, exchange))
         course = _Course(call, exchange, capture)
         connection = call.connection
         connection.heeds = True

@@ -12,11 +12,12 @@ from proxy.callers.registry import Identity
 from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller
+from proxy.core.capture import Capture
 from proxy.core.lifetime import Lifetime
 from proxy.core.mounts import Mount
 from proxy.core.reply_heads import ReplyHead
 from proxy.core.secret import Secret
-from proxy.errors import Outcome
+from proxy.errors import Outcome, UpstreamBroken
 from proxy.gate import Callers, Headers, Upstream
 from proxy.handler import Handler, Limits
 from proxy.server import TrafficServer
@@ -36,6 +37,38 @@ class Lender:
 
     def accepted(self, generation, *, by):
         pass
+
+
+class ShortReply:
+    """A reply that has come whole."""
+
+    bodyless = False
+    head = ReplyHead(200, reason=b"OK", headers=[(b"Content-Length", b"2")])
+
+    def ready(self):
+        return b"ok"
+
+    def close(self):
+        pass
+
+
+class FaultyCapture(Capture):
+    """Somebody who watches, fails at one thing, and keeps what was begun until its end."""
+
+    def __init__(self, at):
+        self.at = at
+        self.over = False
+
+        if at not in {"begin", "end"}:
+            setattr(self, at, self.fail)
+
+    def fail(self, *_, **__):
+        raise RuntimeError("marked-secret")
+
+    def end(self):
+        if self.at == "end":
+            self.fail()
+        self.over = True
 
 
 class FaultyReply:
@@ -68,7 +101,7 @@ async def call():
     """Send a request to a handler whose upstream does `send`."""
     runners = []
 
-    async def begin(send, version=b"1.1"):
+    async def begin(send, version=b"1.1", watching=None):
         log = Log()
         telemetry = Telemetry("json", level="info", version="x", stream=log)
         dialler = SimpleNamespace(origin=ORIGIN, send=send, deadline=lambda: 0.0)
@@ -85,6 +118,7 @@ async def call():
             callers=Callers(anybody, None, Pages(hosts=frozenset({"x"}))),
             headers=Headers(via=b"1.1 test"),
             is_own_authority=lambda _: False,
+            watch=watching,
             **watch,
         )
         runner = web.ServerRunner(TrafficServer(handler, **watch))
@@ -130,4 +164,36 @@ async def test_a_fault_while_delivering_cuts_the_reply_visibly(call, length, ver
     assert reply is None
     (line,) = log.lines("exchange")
     assert (line["error"], line["outcome"], line["reply_bytes"]) == ("internal", "unknown", 3)
+    assert "marked-secret" not in log.text
+
+
+@pytest.mark.parametrize("at", ["begin", "attempt", "sending", "answered", "part", "reply", "end"])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_fault_of_whoever_watches_changes_nothing(call, at, whole):
+    """Neither what the caller gets nor what is accounted for, and what was begun is ended."""
+
+    async def send(*_, sending, **__):
+        sending(None)
+        if not whole:
+            raise UpstreamBroken("It ended.", outcome=Outcome.UNKNOWN)
+        return ShortReply()
+
+    watching = FaultyCapture(at)
+
+    def begin(*_):
+        if at == "begin":
+            raise RuntimeError("marked-secret")
+        return watching
+
+    reply, log = await call(send, watching=begin)
+    status, outcome = (200, "answered") if whole else (502, "unknown")
+    assert (reply.status, reply.outcome) == (status, outcome)
+    for _ in range(100):
+        if log.lines("exchange"):
+            break
+        await asyncio.sleep(0.01)
+    (line,) = log.lines("exchange")
+    assert (line["status"], line["outcome"]) == (status, outcome)
+    assert len(log.lines("internal_fault")) == (whole or at not in {"answered", "part"})
+    assert watching.over == (at not in {"begin", "end"})
     assert "marked-secret" not in log.text

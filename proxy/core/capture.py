@@ -6,6 +6,7 @@ own (`inspector/`), which the handler knows nothing of.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.core.exchange import Exchange
 from proxy.core.heads import Headers, RequestHead
@@ -147,6 +148,92 @@ class Together(Capture):
         """The exchange is over."""
         self._one.end()
         self._other.end()
+
+
+class Guarded(Capture):
+    """One whose faults change nothing of an exchange: after the first it is told of the end only.
+
+    Args:
+        begin: brings it.
+        told: of that fault.
+    """
+
+    __slots__ = ("_failed", "_one", "_told")
+
+    def __init__(
+        self, begin: Callable[[], Capture], *, told: Callable[[Exception], object]
+    ) -> None:
+        self._told = told
+        self._failed = False
+        self._one = Capture()
+        try:
+            self._one = begin()
+        except Exception as fault:  # noqa: BLE001 - whatever it is
+            self._fail(fault)
+
+    def body(self, parts: Iterable[bytes]) -> None:
+        """The caller's body has arrived whole."""
+        self._tell(partial(self._one.body, parts))
+
+    def waiting(self) -> None:
+        """A token is waited for."""
+        self._tell(self._one.waiting)
+
+    def waited(self) -> None:
+        """The wait is over."""
+        self._tell(self._one.waited)
+
+    def attempt(
+        self, head: RequestHead, *, account: str, token: Secret, generation: int, why: str
+    ) -> RequestHead:
+        """A request is about to be sent."""
+        if not self._failed:
+            try:
+                return self._one.attempt(
+                    head, account=account, token=token, generation=generation, why=why
+                )
+            except Exception as fault:  # noqa: BLE001 - it goes out as it is
+                self._fail(fault)
+        return head
+
+    def sending(self, dialled: Dialled | None) -> None:
+        """Its first byte is written."""
+        self._tell(partial(self._one.sending, dialled))
+
+    def answered(self, status: int, *, reason: bytes, headers: Headers) -> None:
+        """The head of a reply to it has come."""
+        self._tell(partial(self._one.answered, status, reason=reason, headers=headers))
+
+    def part(self, data: bytes) -> None:
+        """Some of that reply's body has passed."""
+        self._tell(partial(self._one.part, data))
+
+    def failed(self, error: str) -> None:
+        """The attempt, or its reply, came to a bad end."""
+        self._tell(partial(self._one.failed, error))
+
+    def reply(self, data: bytes) -> None:
+        """What the caller gets."""
+        self._tell(partial(self._one.reply, data))
+
+    def end(self) -> None:
+        """The exchange is over, and it has to let go of it."""
+        try:
+            self._one.end()
+        except Exception as fault:  # noqa: BLE001 - whatever it is
+            if not self._failed:
+                self._fail(fault)
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        if not self._failed:
+            try:
+                what()
+            except Exception as fault:  # noqa: BLE001 - whatever it is
+                self._fail(fault)
+
+    def _fail(self, fault: Exception) -> None:
+        self._failed = True
+        self._told(fault)
 
 
 # Begins the capture of an exchange: the exchange, target and version of its request line (the

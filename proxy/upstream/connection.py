@@ -491,6 +491,8 @@ class Connection(asyncio.Protocol):
         self.bodyless = self._head_only or status in _BODYLESS
         self._until_close = not (self.bodyless or head.chunked or head.length is not None)
         self._persists = head.persists and not self._until_close
+        if status == 204 and (head.length or head.chunked):
+            self._persists = False  # it may send what it announces, though none may have it
         self._head_done = True
         if self.bodyless:
             self._complete = True

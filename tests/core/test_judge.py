@@ -1,4 +1,5 @@
 import gzip
+import time
 import tracemalloc
 import zlib
 
@@ -189,6 +190,40 @@ def test_the_text_anywhere_else_is_no_refusal(status, body):
 )
 def test_a_code_or_text_anywhere_else_in_a_200_is_no_refusal(envelope):
     assert verdict(200, envelope) is Verdict.ANSWER
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Rejected.\nThe token of the card is fine\nYour token has expired\nBye", "unproven"),
+        ("\nInvalid token", "unproven"),
+        ("token\nexpired", "answer"),
+        ("Invalid\ntoken", "answer"),
+    ],
+)
+def test_a_text_in_lines_is_looked_at_line_by_line(text, expected):
+    found = verdict(200, {"code": "02", "description": text})
+    assert (found is Verdict.REFUSAL_UNPROVEN) == (expected == "unproven")
+
+
+@pytest.mark.parametrize("word", ["token", "invalid", "credentials", "jwt invali"])
+def test_a_text_full_of_tokens_costs_no_more_than_another(word):
+    """An upstream repeats what a caller sent, and everybody waits for the verdict."""
+
+    def cost(text):
+        body = orjson.dumps({"code": "02", "description": text})
+        assert 0.9 * PEEK_LIMIT < len(body) <= PEEK_LIMIT
+        costs = []
+        for _ in range(3):
+            began = time.process_time()
+            assert judge(200, coding=b"", body=body, complete=True)[0] is Verdict.ANSWER
+            costs.append(time.process_time() - began)
+        return min(costs)
+
+    def filled(with_what):
+        return f"{with_what} " * ((PEEK_LIMIT - 64) // (len(with_what) + 1))
+
+    assert cost(filled(word)) < 20 * cost(filled("x" * len(word)))
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ NOT_AGAIN = {
     "a whole reply": HI + HI,
     "an interim reply": HI + b"HTTP/1.1 100 Continue\r\n\r\n",
     "a body of a 204": b"HTTP/1.1 204 No\r\n\r\nhi",
+    "a 204 that announces a body": b"HTTP/1.1 204 No\r\nContent-Length: 2\r\n\r\n",
+    "a 204 that announces chunks": b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n",
 }
 
 
@@ -73,6 +75,33 @@ async def test_a_connection_that_said_more_or_less_is_not_used_again(serve, fetc
     for _ in range(3):
         assert (await fetch(dialler)).status in {200, 204}
     assert (peer.connections, bytes(peer.received)) == (3, REQUEST * 3)
+
+
+async def test_a_204_that_announces_no_bytes_leaves_its_connection(serve, fetch):
+    peer = await serve(talk(b"HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n"))
+    dialler = peer.dialler()
+    for _ in range(3):
+        assert (await fetch(dialler)).status == 204
+    assert peer.connections == 1
+
+
+async def test_a_body_that_a_204_sends_late_is_no_part_of_the_next_reply(serve, fetch):
+    """RFC 9110 section 15.3.5 has none, but an upstream that announces one may send it."""
+    late = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray"
+
+    async def script(peer, reader, writer):
+        await peer.head(reader)
+        if peer.connections > 1:
+            writer.write(HI)
+            return
+        writer.write(b"HTTP/1.1 204 No\r\nContent-Length: %d\r\n\r\n" % len(late))
+        await peer.head(reader)  # the next request, which is not to come
+        writer.write(late)
+
+    dialler = (peer := await serve(script)).dialler()
+    assert (await fetch(dialler)).status == 204
+    assert (await fetch(dialler)).body == b"hi"
+    assert peer.connections == 2
 
 
 # The parser takes each for the end of the connection, but only `Connection` in the head says so.
