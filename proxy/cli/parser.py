@@ -145,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         "completion",
         help="print a script by which a shell completes verbs and flags",
         description="Print a script by which a shell completes verbs and flags.",
-        epilog="bash: eval \"$(nomba-proxy completion bash)\"   (in ~/.bashrc)\n"
+        epilog='bash: eval "$(nomba-proxy completion bash)"   (in ~/.bashrc)\n'
         "zsh:  nomba-proxy completion zsh > a folder of $fpath, as _nomba-proxy\n"
         "fish: nomba-proxy completion fish > ~/.config/fish/completions/nomba-proxy.fish",
         formatter_class=raw,
