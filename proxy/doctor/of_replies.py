@@ -167,7 +167,10 @@ def of_issue(answer: Answer | None, *, error: str, place: Place) -> Step:
     """
     if answer is None:
         return bad(
-            "issue", error, "It answered other requests: try again, and look at Nomba's status."
+            "issue",
+            error,
+            "Mend what the steps before this say; if they say nothing, try again, and look at Nomba's "
+            "status.",
         )
     if forbidden := why_forbidden(answer, place):
         return bad("issue", *forbidden)

@@ -10,7 +10,7 @@ from proxy.doctor.step import Step, bad, good
 from proxy.settings import Problem
 
 _OF_SECRET = re.compile(r"CLIENT_SECRET|PRIVATE_KEY|client_secret")
-_WHERE = "Correct it; nomba-proxy check --show prints every value in force and where it came from."
+_WHERE = "Set or correct it; nomba-proxy check --show prints every value in force and where it came from."
 _FILE = (
     "Put the client secret, and nothing else, into that file, and let the user that the proxy runs "
     "as read it: chmod 600, chown."

@@ -141,7 +141,7 @@ async def test_a_login_without_a_reply_is_told(doctor, simulator):
     report = await doctor()
     assert report.failed == ["issue"]
     assert "no TLS" not in report.text
-    assert report["issue"].next.startswith("It answered other requests")
+    assert report["issue"].next.startswith("Mend what the steps before this say")
 
 
 # -- accounts, allowlists, clocks ------------------------------------------------------------
