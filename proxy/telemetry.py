@@ -6,6 +6,7 @@ bodies, query strings or header values.
 
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 import time
@@ -102,7 +103,7 @@ class Telemetry:
                 line["event"], line["level"], line["timestamp"] = "exchange", level, timestamp
                 if self._sample < 1 and _is_ordinary(exchange):
                     line["sample"] = self._sample
-                lines.append(orjson.dumps(line))
+                lines.append(_dumps(line))
         self._lines.write(lines)
 
     def _takes(self, exchange: Exchange) -> bool:
@@ -277,4 +278,7 @@ def _for_terminals(_: object, __: str, line: MutableMapping[str, Any]) -> Mutabl
 
 
 def _dumps(line: object, **_: object) -> bytes:
-    return orjson.dumps(line)
+    try:
+        return orjson.dumps(line)
+    except TypeError:  # half a surrogate pair, or a value of another kind: no line is lost for it
+        return json.dumps(line, default=repr).encode()

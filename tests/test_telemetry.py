@@ -83,6 +83,19 @@ async def test_json_has_what_was_sent():
     assert (exchange["reference"], event["reason"]) == (EVIL, EVIL)
 
 
+async def test_a_value_that_is_no_json_takes_no_line_with_it():
+    log = Log()
+    telemetry = Telemetry("json", level="info", version="x", stream=log)
+    telemetry.observe(over(1))
+    telemetry.observe(over(2, detail="half a pair: \udc80", reference=b"bytes"))
+    telemetry.observe(over(3))
+    telemetry.emit(Event("draining", fields={"reason": "\udc80", "what": {1, 2}}))
+    lines = log.lines()
+    assert [line["request_id"] for line in lines[:3]] == ["id-1", "id-2", "id-3"]
+    assert lines[1]["detail"] == "half a pair: \udc80"
+    assert (lines[3]["event"], lines[3]["what"]) == ("draining", "{1, 2}")
+
+
 async def test_an_event_stands_behind_what_was_over_before_it():
     log = Log()
     telemetry = Telemetry("json", level="info", version="x", stream=log)
