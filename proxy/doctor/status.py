@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 _Kinds = tuple[type, ...]
 _NUMBER: _Kinds = (int, float)
-# As `tokens/manager.py` names them; what is read of an answer to `GET /token`, and no more.
+# As `tokens/told.py` names them; what is read of an answer to `GET /token`, and no more.
 _FIELDS: Mapping[str, _Kinds] = {
     "upstreams": (list,),
     "state": (str,),
