@@ -1,6 +1,7 @@
 """Imports point down, never sideways; and some things happen in one room only.
 
-    __main__ → cli → doctor → app → handler | drain → server, calls → body | tokens | upstream | callers → core → errors, data
+    __main__ → cli → doctor → app → handler → replying → course, drain → server, calls
+    → body | tokens | upstream | callers → core → errors, data
 
 `tokens` and `callers` may ask the server that replicas share, through `valkey`.
 `tokens`, `upstream` and `callers` meet only in `handler` and `app`, and in `doctor` above them. Observers (`admin`,
