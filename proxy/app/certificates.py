@@ -2,11 +2,10 @@
 
 import asyncio
 import ssl
-import weakref
 from collections.abc import Callable
 from typing import Any, Self, cast
 
-from proxy.app.handshakes import Handshake
+from proxy.app.handshakes import Begun, Handshake
 from proxy.app.looking import LOOK_EVERY, looking
 from proxy.core.exchange import Emit, Event
 from proxy.settings import Tls
@@ -21,16 +20,17 @@ class Certificates(ssl.SSLContext):
     _emit: Emit
     _crowds: Callable[[int], bool]
     _now: ssl.SSLContext
-    _begun: "weakref.WeakSet[ssl.SSLObject]"
+    _begun: Begun
 
     @classmethod
-    def of(cls, tls: Tls, *, emit: Emit, crowds: Callable[[int], bool]) -> Self:
+    def of(cls, tls: Tls, *, emit: Emit, crowds: Callable[[int], bool], patience: float) -> Self:
         """From the files as they are.
 
         Args:
             tls: the files.
             emit: takes events.
             crowds: whether one more handshake, beside so many, is one too many.
+            patience: seconds that one may take.
 
         Raises:
             ValueError: they cannot be used.
@@ -38,7 +38,7 @@ class Certificates(ssl.SSLContext):
         made = cls(ssl.PROTOCOL_TLS_SERVER)
         made._crowds = crowds
         made._emit = emit  # `SSLContext` makes itself before there is an `__init__`
-        made._begun = weakref.WeakSet()
+        made._begun = Begun(patience)
         made.take(tls.make())
         return made
 

@@ -5,7 +5,9 @@ log: whoever forgot a certificate would see an empty reply.
 """
 
 import ssl
+import time
 import weakref
+from collections import deque
 
 from proxy.core.exchange import Emit, Event
 
@@ -31,6 +33,42 @@ _WHY = {  # what OpenSSL calls it: what it means, and what to do
 _CHECKED = "It is checked with tls.client_ca_file; intermediate ones belong into the caller's file."
 
 
+class Begun:
+    """Handshakes that have not ended, as far as is known.
+
+    asyncio leaves one that has come to nothing to the garbage collector, which may be long in
+    coming. So none counts for longer than it may take.
+
+    Args:
+        patience: seconds that it may take.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._under_way: weakref.WeakSet[ssl.SSLObject] = weakref.WeakSet()
+        self._since: deque[tuple[float, weakref.ref[ssl.SSLObject]]] = deque()  # the oldest first
+
+    def add(self, one: ssl.SSLObject) -> None:
+        """It begins."""
+        self._under_way.add(one)
+        self._since.append((time.monotonic(), weakref.ref(one)))
+
+    def discard(self, one: ssl.SSLObject) -> None:
+        """It has ended."""
+        self._under_way.discard(one)
+
+    def __len__(self) -> int:
+        over = time.monotonic() - self._patience
+        while self._since:
+            since, known = self._since[0]
+            if (one := known()) is not None:
+                if since >= over and one in self._under_way:
+                    break
+                self._under_way.discard(one)
+            self._since.popleft()
+        return len(self._under_way)
+
+
 class Handshake(ssl.SSLObject):
     """A TLS connection. One that does not come about is logged, and its alert is sent.
 
@@ -41,7 +79,7 @@ class Handshake(ssl.SSLObject):
     _emit: Emit
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
-    _begun: "weakref.WeakSet[ssl.SSLObject]"
+    _begun: Begun
     _failed = False
     refused = False
 
@@ -51,7 +89,7 @@ class Handshake(ssl.SSLObject):
         outgoing: ssl.MemoryBIO,
         *,
         emit: Emit,
-        begun: "weakref.WeakSet[ssl.SSLObject]",
+        begun: Begun,
     ) -> None:
         """What it reads from and writes to, who takes events, and whom it belongs to until its end."""
         self._incoming, self._outgoing = incoming, outgoing
@@ -78,6 +116,7 @@ class Handshake(ssl.SSLObject):
         except ssl.SSLError as error:
             self._emit(Event("handshake_failed", fields=_told(error)))
             if not self._outgoing.pending:
+                self._begun.discard(self)
                 raise
             self._failed = True
             raise _waiting() from None

@@ -164,8 +164,10 @@ async def start(
     )
     measure(telemetry.metrics, server=server, settings=settings, stack=stack, marked=place.marked)
     bound = place.traffic or _bind(settings, stack=stack)
-    tls, files = _tls(settings, stack=stack, emit=telemetry.emit, crowds=server.crowds)
     patience = model.callers.head_timeout
+    tls, files = _tls(
+        settings, stack=stack, emit=telemetry.emit, crowds=server.crowds, patience=patience
+    )
     traffic = [await take_traffic(server, one, tls=tls, handshake=patience) for one in bound]
     drain = Drain(
         traffic,
@@ -233,13 +235,18 @@ def _bind(settings: Settings, *, stack: AsyncExitStack) -> tuple[Bound, ...]:
 
 
 def _tls(
-    settings: Settings, *, stack: AsyncExitStack, emit: Emit, crowds: Callable[[int], bool]
+    settings: Settings,
+    *,
+    stack: AsyncExitStack,
+    emit: Emit,
+    crowds: Callable[[int], bool],
+    patience: float,
 ) -> tuple[Certificates | None, CertificateFiles | None]:
     """What TLS begins with, if there is any; and what looks at its files."""
     if settings.tls is None:
         return None, None
     try:
-        certificates = Certificates.of(settings.tls, emit=emit, crowds=crowds)
+        certificates = Certificates.of(settings.tls, emit=emit, crowds=crowds, patience=patience)
     except ValueError as error:  # it was good a moment ago
         raise CannotStart(f"tls: {error}") from None
     files = CertificateFiles(settings.tls, certificates=certificates, emit=emit)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import hashlib
 import os
 import socket
@@ -381,6 +382,28 @@ async def test_handshakes_have_a_limit_and_those_that_come_to_nothing_make_room(
     async with asyncio.timeout(20):
         while not await answered(listener, context):
             pass
+
+
+async def test_a_handshake_that_is_over_makes_room_whatever_still_knows_of_it(
+    start_proxy, tls, authority
+):
+    """asyncio leaves one that came to nothing to the garbage collector, which may not come."""
+    proxy = await start_proxy(env=tls, callers__connections="3", callers__head_timeout="1")
+    [listener] = proxy.running.listeners
+    context = authority.trusting()
+    gc.disable()
+    try:
+        async with AsyncExitStack() as begun:
+            for _ in range(3):
+                await begun.enter_async_context(connected(listener))
+            async with asyncio.timeout(20):
+                while await answered(listener, context):
+                    pass
+        async with asyncio.timeout(20):
+            while not await answered(listener, context):
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
 
 
 async def test_large_bodies_pass_through_tls_unchanged(start_proxy, tls, authority, upstream):
