@@ -240,7 +240,7 @@ class Supervisor:
         self._awake()
         most = min(most, self._awake_every or most)
         now = time.monotonic()
-        for post in self._posts:
+        for post in self._posts if not self._stops else ():  # then nobody is started any more
             if post.due is not None and self._place(post) is not None:
                 most = min(most, post.due - now)
         if self._processes:

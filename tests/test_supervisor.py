@@ -186,3 +186,45 @@ async def test_who_is_replaced_faster_than_it_ends_is_waited_for(supervised):
     assert len(set(pids)) == ROOM + 1
     told.process.terminate()
     assert await asyncio.wait_for(told.process.wait(), 20) == 0
+
+
+# One fails again and again and is to be started once more when the end comes; for another one the
+# end takes a while.
+TURNS = """
+import os, signal, sys, time
+from proxy.supervisor import Post, Supervisor
+
+boss = os.getpid()
+turns = []
+
+def ends(link):
+    link.say(up={})
+    time.sleep(0.3)
+    return 3
+
+def goes_on(link):
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    link.say(up={})
+    time.sleep(3)  # a signal does not end it
+    return 0
+
+def tell(event):
+    if event.name == "process_ended" and event.fields["restarts_in"] > 0:
+        os.kill(boss, signal.SIGTERM)
+    if event.name == "draining":
+        turns.clear()
+
+awake = lambda: turns.append(1)
+with Supervisor(emit=tell, limit=20.0, awake=awake) as supervisor:
+    supervisor.fill(Post("goes on", goes_on), Post("ends", ends))
+    supervisor.run()
+print(len(turns))
+"""
+
+
+async def test_a_stop_waits_though_somebody_was_to_be_started_in_it():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", TURNS), env=environ(), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert int(out) < 100  # two in a second, and one for each thing that happens
