@@ -12,7 +12,7 @@ from proxy.callers.registry import Identity
 from proxy.core.account import AccountRule
 from proxy.core.browser import Pages
 from proxy.core.caller import Caller
-from proxy.core.capture import Capture
+from proxy.core.capture import Capture, Together
 from proxy.core.lifetime import Lifetime
 from proxy.core.mounts import Mount
 from proxy.core.reply_heads import ReplyHead
@@ -59,7 +59,7 @@ class FaultyCapture(Capture):
         self.at = at
         self.over = False
 
-        if at not in {"begin", "end"}:
+        if at not in {"", "begin", "end"}:
             setattr(self, at, self.fail)
 
     def fail(self, *_, **__):
@@ -197,3 +197,19 @@ async def test_a_fault_of_whoever_watches_changes_nothing(call, at, whole):
     assert len(log.lines("internal_fault")) == (whole or at not in {"answered", "part"})
     assert watching.over == (at not in {"begin", "end"})
     assert "marked-secret" not in log.text
+
+
+async def test_who_watches_beside_another_that_fails_at_the_end_lets_go_as_well(call):
+    async def send(*_, sending, **__):
+        sending(None)
+        return ShortReply()
+
+    other = FaultyCapture("")
+    reply, log = await call(send, watching=lambda *_: Together(FaultyCapture("end"), other))
+    assert reply.status == 200
+    for _ in range(100):
+        if log.lines("exchange"):
+            break
+        await asyncio.sleep(0.01)
+    assert other.over
+    assert len(log.lines("internal_fault")) == 1

@@ -145,9 +145,11 @@ class Together(Capture):
         self._other.reply(data)
 
     def end(self) -> None:
-        """The exchange is over."""
-        self._one.end()
-        self._other.end()
+        """The exchange is over, and both have to let go of it."""
+        try:
+            self._one.end()
+        finally:
+            self._other.end()
 
 
 class Guarded(Capture):
