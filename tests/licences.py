@@ -47,7 +47,7 @@ class Unknown(Exception):
 def pinned() -> dict[str, str]:
     """Names and versions in the lock."""
     text = (ROOT / "requirements/run.txt").read_text()
-    return dict(re.findall(r"(?m)^([a-z][\w.-]*)==([\w.]+)", text))
+    return dict(re.findall(r"(?m)^([a-z][\w.-]*)(?:\[[^]]*\])?==([\w.]+)", text))
 
 
 def licence_of(said: metadata.PackageMetadata) -> str:
