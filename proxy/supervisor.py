@@ -283,6 +283,8 @@ class Supervisor:
         self._rolling = [(one, one.present) for one in posts if one.present]
         told: dict[str, object] = {"processes": len(self._rolling)}
         self._emit(Event("restarting", fields=told))
+        if posts and not self._rolling:  # whoever is started from now on begins with what is new
+            self._emit(Event("restarted"))
 
     def _hear(self, post: Post, one: _Process) -> None:
         try:

@@ -228,3 +228,44 @@ async def test_a_stop_waits_though_somebody_was_to_be_started_in_it():
     )
     out, _ = await asyncio.wait_for(process.communicate(), 20)
     assert int(out) < 100  # two in a second, and one for each thing that happens
+
+
+# Somebody mends the settings of one that fails again and again, and says so while it is not there.
+RELOADED = """
+import os, signal, sys, time
+from proxy.supervisor import Post, Supervisor
+
+boss = os.getpid()
+begun = []
+
+def ends(link):
+    link.say(up={})
+    if len(begun) > 2:
+        time.sleep(20)
+    time.sleep(0.3)
+    return 3
+
+def tell(event):
+    print(event.name, flush=True)
+    if event.name == "process_ended" and event.fields["restarts_in"] > 0:
+        os.kill(boss, signal.SIGHUP)
+
+with Supervisor(emit=tell, limit=1.0) as supervisor:
+    supervisor.fill(Post("ends", ends, prepare=lambda: begun.append(1)))
+    supervisor.run()
+"""
+
+
+async def test_a_reload_while_nobody_is_there_comes_to_an_end():
+    """Whoever asked for it waits for that: systemd does."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", RELOADED), env=environ(), stdout=asyncio.subprocess.PIPE
+    )
+    seen = []
+    while seen.count("process_started") < 3:
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        assert line, seen
+        seen.append(line.decode().strip())
+    process.terminate()
+    await asyncio.wait_for(process.communicate(), 20)
+    assert seen[-4:] == ["process_ended", "restarting", "restarted", "process_started"]
