@@ -34,7 +34,8 @@ def _inodes(at: Address | UnixSocket) -> Iterator[str]:
     """Those of a path, or of a port whatever the address: it may be bound to all of them."""
     if isinstance(at, UnixSocket):
         for fields in _rows("/proc/net/unix"):
-            if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS and fields[7] == at.path:
+            listens = len(fields) > 7 and int(fields[3], 16) & _ACCEPTS
+            if listens and fields[7:] == at.path.split():
                 yield fields[6]
         return
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
