@@ -309,6 +309,8 @@ class Supervisor:
                 one.leaving = one.leaving or time.monotonic()
                 if post.present is one and not self._stops:  # it leaves; the next one may come
                     post.due = time.monotonic()
+                    if self._place(post) is None and post.missing is not None:
+                        post.missing()  # until one of those that drain has ended
 
     def _roll(self) -> None:
         """Restart one process after another: the next when the one before has a successor.

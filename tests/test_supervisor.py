@@ -37,7 +37,8 @@ def prepare():
     if sys.argv[1:] and len(begun) == 2:
         raise OSError(24, "no descriptors")
 
-post = Post("worker", target, prepare=prepare)
+missing = lambda: tell(Event("missing"))
+post = Post("worker", target, prepare=prepare, missing=missing)
 with Supervisor(emit=tell, limit=LIMIT, silent=0.5) as supervisor:
     try:
         supervisor.fill(post)
@@ -186,6 +187,20 @@ async def test_who_is_replaced_faster_than_it_ends_is_waited_for(supervised):
     assert len(set(pids)) == ROOM + 1
     told.process.terminate()
     assert await asyncio.wait_for(told.process.wait(), 20) == 0
+
+
+async def test_where_none_may_come_before_others_have_ended_nobody_waits_for_it(supervised):
+    told = await supervised(
+        heard="link.say(draining=True)", begins=LINGERS, sign=LINGERING, limit="60.0"
+    )
+    await told.until("filled")
+    for _ in range(ROOM - 1):
+        told.process.send_signal(signal.SIGHUP)
+        pid = (await told.until("place"))["pid"]
+        await told.until("restarted")
+    assert "missing" not in [event["event"] for event in told.seen]
+    os.kill(pid, signal.SIGTERM)
+    await told.until("missing")
 
 
 # One fails again and again and is to be started once more when the end comes; for another one the
