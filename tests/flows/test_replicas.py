@@ -344,7 +344,7 @@ def watched():
 
     async def look(text, *, asked=False):
         now[0] = text
-        await files._look(upstream, asked=asked)
+        await files._look(asked)
         return told
 
     return look
