@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NO_FILE = (
-    "it is no regular file now (a pipe, a terminal), for which a running proxy does not wait; "
-    "put a regular file there, or start the proxy anew"
+    "it is no regular file now (a pipe, a terminal), and is read again while the proxy runs, which "
+    "waits for none; put a regular file there, or start the proxy anew if it came by a pipe before"
 )
 
 
