@@ -43,12 +43,19 @@ class Replica:
 
     async def stop(self):
         if self._served is not None and self._served.process.returncode is None:
-            self.signal(signal.SIGCONT)  # should it be stopped, it would not hear that it is to end
+            # Should it be stopped, it would not hear that it is to end; should it have ended, the
+            # loop may not know it yet.
+            with suppress(ProcessLookupError):
+                self.signal(signal.SIGCONT)
         await self._stack.aclose()
 
     async def kill(self):
         """As a crash."""
         self.signal(signal.SIGKILL)
+        await self.gone()
+
+    async def gone(self):
+        """Wait for the end of one that was killed: its process may not be signalled any more."""
         await self._stack.aclose()
 
     def signal(self, number):

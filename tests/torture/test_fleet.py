@@ -232,7 +232,7 @@ class Misfortune:
         for hold in holds:
             hold.release()
         if how == "kill":
-            await victim.kill()
+            await victim.gone()
             await asyncio.sleep(self._rng.uniform(0, 1))
             await victim.start()
         else:
