@@ -39,7 +39,7 @@ def prepare():
 
 missing = lambda: tell(Event("missing"))
 post = Post("worker", target, prepare=prepare, missing=missing)
-with Supervisor(emit=tell, limit=LIMIT, silent=0.5) as supervisor:
+with Supervisor(emit=tell, limit=LIMIT, silent=SILENT) as supervisor:
     try:
         supervisor.fill(post)
     except CannotRun as error:
@@ -70,9 +70,11 @@ class Told:
 async def supervised():
     begun = []
 
-    async def begin(*arguments, heard=HEEDS, sign=GIVES, begins=BEGINS, limit="1.0"):
+    async def begin(*arguments, heard=HEEDS, sign=GIVES, begins=BEGINS, **times):
+        times = {"limit": 1.0, "silent": 20.0} | times
         script = SCRIPT.replace("HEARD", heard).replace("SIGN", sign).replace("BEGIN", begins)
-        script = script.replace("LIMIT", limit)
+        for name, seconds in times.items():
+            script = script.replace(name.upper(), str(seconds))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, *arguments),
             env=environ(),
@@ -89,7 +91,7 @@ async def supervised():
 
 
 async def test_a_process_without_a_sign_of_life_is_killed_and_replaced(supervised):
-    told = await supervised(sign="pass")
+    told = await supervised(sign="pass", silent=0.5)
     first = (await told.until("process_started"))["pid"]
     assert (await told.until("process_hung"))["pid"] == first
     assert (await told.until("process_ended"))["exit_code"] == -9
@@ -97,9 +99,9 @@ async def test_a_process_without_a_sign_of_life_is_killed_and_replaced(supervise
 
 
 async def test_a_process_that_gives_signs_goes_on_and_ends_when_it_is_told_to(supervised):
-    told = await supervised()
+    told = await supervised(silent=1.5)
     await told.until("filled")
-    await asyncio.sleep(1)
+    await asyncio.sleep(3)
     told.process.terminate()
     assert await asyncio.wait_for(told.process.wait(), 20) == 0
     rest = (await told.process.stdout.read()).decode()
@@ -155,7 +157,7 @@ LINGERING = """
 async def test_who_is_replaced_faster_than_it_ends_is_waited_for(supervised):
     """Its place, under which it counts, is nobody else's until it has ended."""
     heard = '(stop.append(1), tell(Event("ending")))'
-    told = await supervised(heard=heard, begins=LINGERS, sign=LINGERING, limit="60.0")
+    told = await supervised(heard=heard, begins=LINGERS, sign=LINGERING, limit=60.0)
     places, pids, left = [], [], []
 
     async def next_one():
@@ -191,7 +193,7 @@ async def test_who_is_replaced_faster_than_it_ends_is_waited_for(supervised):
 
 async def test_where_none_may_come_before_others_have_ended_nobody_waits_for_it(supervised):
     told = await supervised(
-        heard="link.say(draining=True)", begins=LINGERS, sign=LINGERING, limit="60.0"
+        heard="link.say(draining=True)", begins=LINGERS, sign=LINGERING, limit=60.0
     )
     await told.until("filled")
     for _ in range(ROOM - 1):

@@ -145,11 +145,11 @@ async def test_a_resend_is_had_once_in_an_exchange_replays_included(proxy, simul
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_exchange_has_one_deadline(start_proxy, upstream, method):
-    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=0.8)
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=1.6)
 
     async def answer(head, _, writer):
         with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0.5)  # twice is more than there is
+            await asyncio.sleep(1)  # twice is more than there is
         if b"token-1" in head:
             writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
         else:
@@ -161,16 +161,16 @@ async def test_an_exchange_has_one_deadline(start_proxy, upstream, method):
 
 
 async def test_a_replay_whose_time_is_over_is_not_sent(start_proxy, upstream):
-    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=0.6)
+    proxy = await start_proxy(base_url=upstream.origin, timeouts__total=1.6)
     await proxy.get("/v1/x")
     grant, refuse = upstream._grant, upstream.reply_with(COURSES["refuse"])
 
     async def late_grant(writer):
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1)
         await grant(writer)
 
     async def late_refusal(*arguments):
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1)
         await refuse(*arguments)
 
     upstream._grant, upstream.answer = late_grant, late_refusal

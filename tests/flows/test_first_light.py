@@ -97,12 +97,12 @@ async def test_the_token_is_renewed_by_refresh_without_traffic(start_proxy, simu
 
 
 async def test_requests_during_a_background_renewal_use_the_living_token(start_proxy, simulator):
-    simulator.switches.lifetime = 4
+    simulator.switches.lifetime = 6
     simulator.switches.refresh_kills_old = False
     with simulator.hold(REFRESH) as hold:
         proxy = await start_proxy()
         await asyncio.wait_for(hold.caught(1), 20)
-        reply = await asyncio.wait_for(proxy.get(BALANCE), 0.8)
+        reply = await asyncio.wait_for(proxy.get(BALANCE), 20)  # and the renewal is held still
         hold.release()
     assert reply.status == 200
 
