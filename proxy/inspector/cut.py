@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from proxy.core.heads import Headers
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 
 _MASK = MASK.encode()
 _MOST_NAMES, _LONGEST_NAME = 4096, 64

@@ -15,7 +15,8 @@ from proxy.core.routes import family
 from proxy.core.target import canonical_path
 from proxy.errors import Outcome
 from proxy.inspector.decode import decode
-from proxy.inspector.redact import MASK, Redactor
+from proxy.inspector.looks import MASK
+from proxy.inspector.redact import Redactor
 from proxy.inspector.ring import Clip, Recording, Veil
 
 # Bodies beyond it are not looked into for the list; what is shown in full is decoded off the loop.

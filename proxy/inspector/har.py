@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote_plus
 
 from proxy.inspector.exit import Body, Message, Shown
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 
 _NONE: dict[str, Any] = {"size": 0, "mimeType": "x-unknown"}
 

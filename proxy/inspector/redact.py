@@ -13,71 +13,34 @@ import binascii
 import html
 import json
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
-from functools import lru_cache
-from typing import Literal
+from collections.abc import Iterable
 from urllib.parse import quote, unquote, unquote_plus
 
 import orjson
 
-MASK = "•••"
-_LAST = 4  # digits of an account or phone number that are shown
-_DEPTH = 5  # codings within each other that are looked through; beyond, a value is hidden whole
+from proxy.inspector.looks import (
+    JSON_NUMBER,
+    MASK,
+    is_card,
+    last_digits,
+    numbers,
+    phrases,
+    userinfo,
+)
+from proxy.inspector.names import (
+    CODINGS,
+    NAMED_BY,
+    NAMING,
+    Mode,
+    Names,
+    bare,
+    decoded,
+    holder,
+    refers,
+)
 
-Mode = Literal["", "part", "whole"]
-
-# Compared by letters and digits only, lower case. These anywhere in a name …
-_SECRET_PARTS = (
-    *("secret", "password", "passwd", "passphrase", "passcode", "userpass", "token", "authoriz"),
-    *("authoris", "authcode", "authkey", "xauth", "signature", "hmac", "xhubsig", "nombasig"),
-    *("apikey", "accesskey", "privatekey", "signingkey", "encryptionkey", "proxykey", "cookie"),
-    *("credential", "cardnumber", "cardnum", "cardno", "cardpan", "maskedpan", "securitycode"),
-    *("track1", "track2", "trackdata", "cvv", "bvn", "jwt", "bearer", "verificationcode"),
-    *("bankverification", "nationalid", "identitynumber"),
-)
-# … these as a word of it (`cardPin`, `otp_code`) or, with what may follow, at its end …
-_SECRET_WORDS = frozenset(
-    {"pin", "pins", "otp", "otps", "cvc", "cvn", "nin", "pan", "pwd", "csc", "pass", "sig"}
-)
-_SECRET_ENDS = re.compile(
-    r"(?:pin|otp|cvc|cvn|nin|pwd)(?:s|\d{1,2}|code|number|num|no|block|value|data|hash)?$"
-)
-# … unless it is only about them.
-_ABOUT = (
-    *("type", "version", "algorithm", "status", "length", "count", "expiry", "expires"),
-    *("expiresat", "expiresin", "expiration", "lifetime"),
-)
-# Shown by their last digits.
-_PARTIAL_PARTS = (
-    *("accountnumber", "accountno", "acctnumber", "acctno", "accountnum", "nuban", "iban"),
-    *("phone", "mobile", "msisdn", "telephone", "whatsapp"),
-)
-_PARTIAL_NAMES = frozenset({"account", "acct", "tel", "destinationaccount", "sourceaccount"})
-# References look like numbers at times, and are what one looks for.
-_REFERENCES = re.compile(
-    r"(?i)(?:ref|reference|id|rrn|time|date|timestamp|epoch|at|reset|expires|since|until)$"
-)
 _SOURCE = re.compile(r"\.(?:java|py|js|ts|go|kt|cs|rb|php)$")  # a place in a program is no name
-# `{"name": "pin", "value": "1234"}`: the name of a value can be a value itself.
-_NAMING = frozenset(
-    {
-        *("name", "key", "k", "field", "fieldname", "label", "id", "param", "parameter"),
-        *("type", "loc", "header"),
-    }
-)
-_NAMED_BY = frozenset(
-    {
-        *("value", "val", "v", "values", "fieldvalue", "rejectedvalue", "answer", "content"),
-        *("data", "text", "input", "received", "actual"),
-    }
-)
 _ARGUMENT = re.compile(r"-{0,2}[A-Za-z][\w-]{1,40}")
-
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_TOKENIZED = re.compile(r"tokeni[sz](?:ed?|ation)?")
-_NO_LETTERS = re.compile(r"[^a-z0-9]+")
-_DIGITS = re.compile(r"\d")
 
 # A JSON text in its tokens; what fits nowhere is a token too, so that none is left out.
 TOKEN = re.compile(
@@ -86,35 +49,11 @@ TOKEN = re.compile(
     r"[{}\[\]:,]|[^\s\"{}\[\]:,]+|\s+",
     re.DOTALL,
 )
-_JSON_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX_ESCAPE = re.compile(r"\\x([0-9A-Fa-f]{2})")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{10,}={0,2}\s{0,2}")
 _BASE64_AFTER = re.compile(r"(base64,\s{0,2})([A-Za-z0-9+/_-]{8,}={0,2})")
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
-_BRACKETS = re.compile(r"[\[\].]+")
-
-_RUN = re.compile(r"(?<![\w.-])[\w.-]{12,}")
-_KEYS = re.compile(
-    r"npk_\w{6,}|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END[^-]{0,60}-----|$)", re.DOTALL
-)
-_SCHEME = re.compile(r"(?i)\b(bearer|basic)[ +]{1,8}(?!realm=|error=|scope=)([\w.~+/=-]{6,})")
-_USERINFO = re.compile(
-    r"(?i)((?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{0,256}):([^\s/@]{1,256})@"
-)
-# What a message says of a code or a password.
-_CODES = r"(?:pin|otp|bvn|nin|cvv|one[- ]time|(?:verification|security) code)"
-_SPOKEN = re.compile(rf"(?i)(\b{_CODES}\b[^\d\r\n]{{1,40}})(\d{{3,11}})\b")
-_SPOKEN_OF = re.compile(rf"(?i)\b(\d{{4,11}})(?=[^\d\r\n]{{1,20}}\b{_CODES}\b)")
-_TOLD = re.compile(
-    r"(?i)(\b(?:password|passcode|pin|otp|\w{0,30}secret)\s{1,3}(?:is\s|was\s)?[\"']?)"
-    r"((?=\D{0,40}\d)[^\s\"'<>,;:=]{4,})"
-)
-# Digits in groups, as people write the number of a card.
-_CARD = re.compile(r"(?<!\d)\d(?:[ .\u00a0-]{0,2}\d){13,27}(?!\d)")
-_GROUP = re.compile(r"\d+")
-_NUMBER = re.compile(r"(?<![\w.-])\+?(?:234\d{10}|\d{10,11})(?![\w-]|\.\d)")
-_PHONE = re.compile(r"(?<![\w.])(?:\+?234|\(?0)[ -]?\d{3}\)?[ -]?\d{3}[ -]?\d{4}(?!\d)")
 # `name=value` and `name: value`, an element of XML, an input of a form, a part of a multipart body.
 _NAMED = re.compile(
     r"""(?<![\w.-])([\w.-]{2,128}(?:\[[\w.-]{0,64}\]){0,4})[)"']?\s{0,20}(?:=>?|:)\s{0,20}\(?(["']?)"""
@@ -156,19 +95,17 @@ class Redactor:
         patterns: Iterable[str] = (),
         reveal: bool = False,
     ) -> None:
-        self._secret = tuple(filter(None, map(_plain, secret)))
-        self._partial = tuple(filter(None, map(_plain, partial)))
         self._patterns = tuple(re.compile(one) for one in patterns)
         self.reveal = reveal
-        self._mode: Callable[[str], Mode] = lru_cache(4096)(self._decide)
+        self._mode = Names(secret=secret, partial=partial).mode
 
     def is_secret(self, name: bytes) -> bool:
         """Whether a header of this name is cut at once, whoever may see the rest."""
-        return self._decide(name.decode("latin-1")) == "whole"
+        return self._mode(name.decode("latin-1")) == "whole"
 
     def mode(self, name: str) -> Mode:
         """What becomes of a value of this name."""
-        return "" if self.reveal else self._mode(name[:256])
+        return "" if self.reveal else self._mode(name)
 
     def value(self, name: str, value: str) -> str:
         """A value, whatever its name asks for; and in any case what it looks like."""
@@ -184,7 +121,7 @@ class Redactor:
         """
         if self.reveal or not text:
             return text
-        if depth > _DEPTH:
+        if depth > CODINGS:
             return MASK
         inner = text.lstrip("\ufeff \t\r\n")
         if inner[:1] in {"{", "["} and len(inner) > 1:
@@ -214,12 +151,12 @@ class Redactor:
             return target
         path, mark, query = target.partition("?")
         if "@" in path:
-            path = _USERINFO.sub(rf"\1:{MASK}@", path)
+            path = userinfo(path)
         shown, before = [], ""
         for part in path.split("/"):
             plain = unquote(part)
             masked = self.text(plain)
-            if self._mode(before[:256]) == "whole" and _DIGITS.search(plain):
+            if self._mode(before) == "whole" and re.search(r"\d", plain):
                 masked = MASK  # /v1/bvn/22123456789
             shown.append(part if masked == plain else _quoted(masked))
             before = plain
@@ -230,19 +167,19 @@ class Redactor:
         if self.reveal or not text:
             return text
         pairs = [pair.partition("=") for pair in text.split("&")]
-        names = [_decoded(name) for name, _, _ in pairs]
+        names = [decoded(name) for name, _, _ in pairs]
         named = {
-            holder
+            owner
             for name, (_, _, value) in zip(names, pairs, strict=True)
-            for holder, last in (_holder(name),)
-            if last in _NAMING and self._mode(unquote_plus(value)[:256]) == "whole"
+            for owner, last in (holder(name),)
+            if last in NAMING and self._mode(unquote_plus(value)) == "whole"
         }
         shown = []
         for name, (raw, equals, value) in zip(names, pairs, strict=True):
             plain = unquote_plus(value)
-            holder, last = _holder(name)
-            mode = self._mode(name[:256])
-            if holder in named and last in _NAMED_BY:
+            owner, last = holder(name)
+            mode = self._mode(name)
+            if owner in named and last in NAMED_BY:
                 mode = "whole"
             masked = self._masked(mode, name, plain, 0)
             if not equals:
@@ -267,7 +204,7 @@ class Redactor:
         for at, token in enumerate(tokens):
             kind = token[0]
             if kind in "{[":
-                if _plain(name) in _NAMED_BY:
+                if bare(name) in NAMED_BY:
                     mode = "whole" if open_[-1].naming else mode
                 open_.append(_Frame(kind, mode, name))
                 fresh = kind == "{"
@@ -290,16 +227,16 @@ class Redactor:
                     continue
                 fresh = False
                 frame, plain = open_[-1], _unquoted(token)
-                about = _plain(name)
+                about = bare(name)
                 secret = _ARGUMENT.fullmatch(plain) and self._mode(plain.lstrip("-")) == "whole"
-                holder = open_[-2] if frame.kind == "[" else frame
-                if about in _NAMED_BY:
-                    if holder.naming:
+                around = open_[-2] if frame.kind == "[" else frame
+                if about in NAMED_BY:
+                    if around.naming:
                         mode = "whole"
-                    holder.named.append(len(shown))
-                elif about in _NAMING and secret:
-                    holder.naming = True
-                    for earlier in holder.named:
+                    around.named.append(len(shown))
+                elif about in NAMING and secret:
+                    around.naming = True
+                    for earlier in around.named:
                         shown[earlier] = f'"{MASK}"'
                 here: Mode = "whole" if frame.kind == "[" and frame.naming else mode
                 if frame.kind == "[":  # ["--pin", "1234"], ["X-Api-Key", "…"]
@@ -315,19 +252,19 @@ class Redactor:
         if mode == "whole":
             return MASK if value else value
         if mode == "part":
-            return _last_digits(value)
-        return self.text(value, loose=bool(_REFERENCES.search(name)), depth=depth)
+            return last_digits(value)
+        return self.text(value, loose=refers(name), depth=depth)
 
     def _token(
         self, token: str, plain: str, name: str, mode: Mode, depth: int, *, strict: bool
     ) -> str:
         if token in {"true", "false", "null"}:
             return token
-        if _JSON_NUMBER.fullmatch(token):
+        if JSON_NUMBER.fullmatch(token):
             masked = plain
             if mode:
                 masked = self._masked(mode, name, plain, depth)
-            elif _is_card(plain):
+            elif is_card(plain):
                 masked = MASK
             if masked == plain:
                 return token
@@ -336,27 +273,17 @@ class Redactor:
         return token if masked == plain else _as_token(token, masked)
 
     def _plainly(self, text: str, *, loose: bool) -> str:
-        if "eyJ" in text:
-            text = _RUN.sub(lambda m: _jwt(m[0]), text)
-        text = _KEYS.sub(MASK, text)
-        text = _SCHEME.sub(rf"\1 {MASK}", text)
-        text = _USERINFO.sub(rf"\1:{MASK}@", text)
-        text = _SPOKEN.sub(rf"\1{MASK}", text)
-        text = _SPOKEN_OF.sub(MASK, text)
-        text = _TOLD.sub(rf"\1{MASK}", text)
+        text = phrases(text)
         if "base64," in text:
             text = _BASE64_AFTER.sub(
-                lambda m: m[1] + (MASK if self._hides(m[2], _DEPTH - 1) else m[2]), text
+                lambda m: m[1] + (MASK if self._hides(m[2], CODINGS - 1) else m[2]), text
             )
         if "name=" in text:
             text = _MULTIPART.sub(lambda m: m[1] + self._paired(m[2], m[3]), text)
         if "<" in text:
             text = self._elements(text)
         text = self._pairs(text)
-        text = _CARD.sub(lambda m: _cards(m[0]), text)
-        if not loose:
-            text = _PHONE.sub(lambda m: _last_digits(m[0]), text)
-            text = _NUMBER.sub(lambda m: _last_digits(m[0]), text)
+        text = numbers(text, loose=loose)
         for pattern in self._patterns:
             text = pattern.sub(MASK, text)
         return text
@@ -386,11 +313,10 @@ class Redactor:
         for found in _ELEMENT.finditer(text):
             if found.start() < done:
                 continue
-            inside, about = found[3], _plain(found[2])
-            whole = self._mode(found[2]) == "whole" or (naming and about in _NAMED_BY)
+            inside, about = found[3], bare(found[2])
+            whole = self._mode(found[2]) == "whole" or (naming and about in NAMED_BY)
             named = any(
-                self._mode(one[3].strip("\"'")[:256]) == "whole"
-                for one in _named_attributes(inside)
+                self._mode(one[3].strip("\"'")) == "whole" for one in _named_attributes(inside)
             )
             secret = whole or named
             attributes = _ATTRIBUTE.sub(
@@ -398,7 +324,7 @@ class Redactor:
             )
             shown += (text[done : found.start()], f"<{found[1]}{attributes}>")
             done = found.end()
-            if naming and about in _NAMED_BY:
+            if naming and about in NAMED_BY:
                 naming = False
             if secret and not inside.endswith("/") and about not in {"input", "meta"}:
                 # What only carries a secret's name may hold a page: its own text is hidden then.
@@ -406,14 +332,14 @@ class Redactor:
                 end = len(text) if end < 0 else end
                 shown.append(MASK if text[done:end].strip() else text[done:end])
                 done = end
-            elif about in _NAMING:
+            elif about in NAMING:
                 end = text.find("<", done)
                 said = text[done : len(text) if end < 0 else end].strip()
-                naming = self._mode(said[:256]) == "whole"
+                naming = self._mode(said) == "whole"
             elif self._mode(found[2]) == "part":
                 end = text.find("<", done)
                 end = len(text) if end < 0 else end
-                shown.append(_last_digits(text[done:end]))
+                shown.append(last_digits(text[done:end]))
                 done = end
         return "".join((*shown, text[done:]))
 
@@ -423,10 +349,10 @@ class Redactor:
         return f'{found[1]}{found[2]}"{MASK}"' if hidden else found[0]
 
     def _paired(self, name: str, value: str) -> str:
-        mode = self._mode(name[:256])
+        mode = self._mode(name)
         if mode == "whole":
             return MASK
-        return _last_digits(value) if mode == "part" else value
+        return last_digits(value) if mode == "part" else value
 
     def _hides(self, text: str, depth: int) -> bool:
         """Whether a text is Base64 of one that would be masked."""
@@ -440,23 +366,8 @@ class Redactor:
         return readable and self.text(plain, depth=depth) != plain
 
     def _deeper(self, outer: Mode, name: str) -> Mode:
-        own = self._mode(name[:256])
+        own = self._mode(name)
         return "whole" if "whole" in {outer, own} else own
-
-    def _decide(self, name: str) -> Mode:
-        plain = _plain(name)
-        if any(one in plain for one in self._secret):
-            return "whole"
-        words = {one.lower() for one in _WORDS.findall(unicodedata.normalize("NFKC", name))}
-        card = _TOKENIZED.sub("", plain)  # a tokenized card's data is no token
-        named = any(one in card for one in _SECRET_PARTS)
-        if named or words & _SECRET_WORDS or _SECRET_ENDS.search(plain):
-            return "" if plain.endswith(_ABOUT) else "whole"
-        if plain in _PARTIAL_NAMES or any(
-            one in plain for one in (*_PARTIAL_PARTS, *self._partial)
-        ):
-            return "part"
-        return ""
 
 
 class _Frame:
@@ -470,28 +381,6 @@ class _Frame:
         self.name = name
         self.naming = False
         self.named: list[int] = []
-
-
-def _plain(name: str) -> str:
-    if not name.isascii():
-        name = unicodedata.normalize("NFKC", name)
-    return _NO_LETTERS.sub("", name.lower())
-
-
-def _decoded(name: str) -> str:
-    """A name, however often it was encoded."""
-    for _ in range(_DEPTH):
-        plain = unquote_plus(name)
-        if plain == name:
-            break
-        name = plain
-    return name
-
-
-def _holder(name: str) -> tuple[str, str]:
-    """What a name of a form belongs to, and its last part: `p[0][name]` is `name` of `p 0`."""
-    parts = [one for one in _BRACKETS.split(name) if one]
-    return " ".join(parts[:-1]), _plain(parts[-1]) if parts else ""
 
 
 def _named_attributes(inside: str) -> list[re.Match[str]]:
@@ -551,56 +440,3 @@ def _unquoted(token: str) -> str:
     except ValueError:
         return _HEX_ESCAPE.sub(lambda m: chr(int(m[1], 16)), token.strip('"'))
     return plain if isinstance(plain, str) else token
-
-
-def _last_digits(text: str) -> str:
-    """The mask and the last digits; a text with few of them is hidden whole."""
-    digits = _DIGITS.findall(text)
-    if not text:
-        return text
-    return MASK + ("".join(digits[-_LAST:]) if len(digits) >= 2 * _LAST else "")
-
-
-def _jwt(run: str) -> str:
-    """A run of characters without the JWT in it, if there is one (RFC 7519)."""
-    start = run.find("eyJ")
-    while start >= 0:
-        dot = run.find(".", start)
-        if dot < 0:
-            break
-        if dot >= start + 7 and len(run) >= dot + 5:
-            return run[:start] + MASK
-        start = run.find("eyJ", dot)
-    return run
-
-
-def _cards(text: str) -> str:
-    """Digits in groups, without those that are a card's."""
-    groups = [(one.start(), one.end()) for one in _GROUP.finditer(text)]
-    if len(groups) == 1:  # no more than a card has, but for what stands before it
-        found = len(text) <= 19 and any(_is_card(text[at:]) for at in range(len(text) - 13))
-        return MASK if found else text
-    for start, first in groups:
-        for _, end in reversed(groups) if first >= start + 4 else ():  # as they are written
-            if end > start and _is_card(text[start:end]):
-                return text[:start] + MASK + _cards_after(text[end:])
-    return text
-
-
-def _cards_after(text: str) -> str:
-    return _CARD.sub(lambda m: _cards(m[0]), text)
-
-
-def _is_card(text: str) -> bool:
-    """Whether digits are those of a payment card (ISO/IEC 7812: Luhn)."""
-    if _JSON_NUMBER.fullmatch(text) and not text.isdecimal():  # 4111111111111111.0, …e0
-        try:
-            value = float(text)
-        except (ValueError, OverflowError):
-            return False
-        text = str(int(value)) if value.is_integer() and abs(value) < 1e20 else ""
-    digits = [int(one) for one in _DIGITS.findall(text)]
-    if not 14 <= len(digits) <= 19 or digits[0] not in {2, 3, 4, 5, 6}:
-        return False
-    doubled = [sum(divmod(2 * one, 10)) for one in digits[-2::-2]]
-    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

@@ -19,7 +19,7 @@ from proxy.core.caller import ANONYMOUS
 from proxy.core.ids import new_request_id
 from proxy.errors import ProxyError
 from proxy.inspector.exit import REFERENCES
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 from proxy.inspector.ring import Recording, Ring
 
 _MASKED = re.compile(r"•\s?•")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from proxy.inspector.exit import Field, Message
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 from proxy.inspector.replay import as_text
 
 _LONGEST = 100_000  # bytes; the kernel takes 128 KiB of an argument

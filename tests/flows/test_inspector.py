@@ -19,7 +19,7 @@ import pytest
 import zstandard
 from harness import reset, run, transfer_body
 
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 from proxy.settings import SettingsError
 from proxy.simulator import parse_fault
 

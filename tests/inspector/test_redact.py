@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.inspector.redact import MASK, Redactor
+from proxy.inspector.looks import MASK
+from proxy.inspector.redact import Redactor
 
 REDACT = Redactor()
 CARD = "5061460410120223210"  # a published test number: it passes Luhn
@@ -174,6 +175,8 @@ LEAKS = [
     "<field name='password' value='hunter2'/>",
     "<field name='password'>hunter2</field>",
     '<input type="text" name="otp" value="hunter2">',
+    # a name that begins with a lot else
+    '{"' + "x" * 300 + 'password":"hunter2"}',
     # XML
     "<password><x>hunter2</x></password>",
     "<password><![CDATA[hunter2]]></password>",

@@ -35,7 +35,8 @@ from proxy.gate import Callers, Headers, Upstream
 from proxy.handler import Handler, Limits
 from proxy.inspector.exit import Exit
 from proxy.inspector.hub import Clock, Hub, listen
-from proxy.inspector.redact import MASK, Redactor
+from proxy.inspector.looks import MASK
+from proxy.inspector.redact import Redactor
 from proxy.inspector.relay import MOST, Relay, connect_to
 from proxy.inspector.replay import Door, Preview, Replayer
 from proxy.inspector.ring import Ring

@@ -8,7 +8,8 @@ from proxy.core.exchange import Exchange
 from proxy.core.heads import CallerHead
 from proxy.core.secret import Secret
 from proxy.inspector.exit import Exit
-from proxy.inspector.redact import MASK, Redactor
+from proxy.inspector.looks import MASK
+from proxy.inspector.redact import Redactor
 from proxy.inspector.ring import Clip, Ring
 
 HEADERS = [(b"Host", b"x"), (b"Authorization", b"Bearer SECRET"), (b"Cookie", b"SECRET")]

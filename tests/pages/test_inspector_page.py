@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from proxy.inspector.redact import MASK
+from proxy.inspector.looks import MASK
 from proxy.simulator import parse_fault
 
 DOCS = Path(__file__).parents[2] / "docs"
