@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -15,7 +15,7 @@ from watching import Inspector
 from proxy.app.listeners import Bound
 from proxy.app.running import Place
 from proxy.app.start import start
-from proxy.settings import Address, Listener, load
+from proxy.settings import Address, Listener, Settings, load
 from proxy.simulator import Switches
 from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Telemetry
@@ -47,7 +47,8 @@ async def start_proxy(simulator, tmp_path):
     """Start proxies in front of the simulator; keyword arguments are settings.
 
     `base_url` sends it elsewhere. `env` adds variables, and None takes one away. `sock` is what
-    it takes requests from. Each is stopped by its own stack.
+    it takes requests from. `adapt` makes other settings of those that were read. Each is stopped
+    by its own stack.
     """
     async with AsyncExitStack() as stack:
 
@@ -56,6 +57,7 @@ async def start_proxy(simulator, tmp_path):
             base_url: str | None = None,
             env: Mapping[str, str | None] | None = None,
             sock: socket.socket | None = None,
+            adapt: Callable[[Settings], Settings] = lambda one: one,
             **settings: object,
         ) -> Proxy:
             switches = simulator.switches
@@ -74,7 +76,7 @@ async def start_proxy(simulator, tmp_path):
             flags = {key.replace("upstream.", "upstream.0."): value for key, value in flags.items()}
             log = Log()
             telemetry = Telemetry("json", level="debug", version="test", stream=log)
-            loaded = load(environ=environ, flags=flags)
+            loaded = adapt(load(environ=environ, flags=flags))
             own = await stack.enter_async_context(AsyncExitStack())
             running = await start(loaded, stack=own, telemetry=telemetry, place=_place(sock))
             return Proxy(running, log, telemetry, own)

@@ -28,6 +28,8 @@ from proxy.settings import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from proxy.valkey import Valkey
 
 _REFRESH = 24  # lives of an access token that its refresh token lives
@@ -163,37 +165,46 @@ async def watch_callers(current: Callable[[], Settings], *, registry: Registry, 
         registry: told.
         emit: takes events.
     """
-    path = current().callers_file
-
-    def look() -> tuple[int, int, int] | None:
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
     seen: object = ()  # whatever happened since the settings were read is seen at the first look
+    settings = current()
     while True:
         await asyncio.sleep(_LOOK_EVERY)
-        if path != current().callers_file:  # a reload has named another, and has read it
-            path, seen = current().callers_file, ()
-        if (now := look()) == seen:
+        # A reload has read the file too: before it was looked at here, or after, or another one.
+        if settings is not current():
+            settings, seen = current(), ()
+        if (now := _mark(settings.callers_file)) == seen:
             continue
         if now is None:  # who is known stays known, and the door as it is
-            if seen != () or current().callers.callers:
-                _tell_failed(f"{path} is gone", emit=emit)
+            if seen != () or _was_there(settings):
+                _tell_failed(f"{settings.callers_file} is gone", emit=emit)
             seen = now
             continue
         seen = now
         try:
-            roster = await asyncio.to_thread(current().read_callers)
+            roster = await asyncio.to_thread(settings.read_callers)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next change is looked at
             first = str(error.problems[0]) if isinstance(error, SettingsError) else repr(error)
             _tell_failed(first, emit=emit)
             continue
-        if roster != registry.roster:
+        # Those of settings that are in force no more must not come back.
+        if settings is current() and roster != registry.roster:
             registry.replace(roster)
             emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
+
+
+def _mark(path: "Path") -> tuple[int, int, int] | None:
+    """What tells a file from what it was before; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _was_there(settings: Settings) -> bool:
+    """Whether some callers are those of a callers file."""
+    own = {entry.name for entry in settings.model.caller}
+    return any(one.name not in own for one in settings.callers.callers)
 
 
 def _tell_failed(reason: str, *, emit: Emit) -> None:

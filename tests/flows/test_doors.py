@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from processes import until
 
 from proxy.core.caller import Digest
 
@@ -313,6 +316,76 @@ async def test_a_file_that_is_gone_opens_no_door(start, roster, tmp_path):
     assert "is gone" in event["reason"]
     assert "callers of before are in force" in event["hint"]
     assert (await proxy.get(BALANCE)).status == 401
+    assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
+
+
+async def test_callers_that_are_in_the_settings_alone_miss_no_file(start_proxy, tmp_path):
+    config = tmp_path / "proxy.toml"
+    config.write_text(entry())
+    proxy = await start_proxy(env={"NOMBA_PROXY_CONFIG": str(config)})
+    await asyncio.sleep(1.5)  # the first look is over
+    (tmp_path / "state" / "callers.toml").write_text(entry("other", OTHERS))
+    await changed(proxy)
+    assert proxy.log.lines("callers_not_reloaded") == []
+    (tmp_path / "state" / "callers.toml").unlink()
+    await until(lambda: proxy.log.lines("callers_not_reloaded"))
+    for key in (KEY, OTHERS):
+        assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {key}")).status == 200
+
+
+async def test_a_look_at_the_callers_that_a_reload_overtakes_brings_nobody_back(
+    start_proxy, roster, tmp_path
+):
+    """What was read with the settings of before must not come after those of now."""
+    config = tmp_path / "proxy.toml"
+    config.write_text(entry())
+    roster(entry("other", OTHERS), anonymous=False)
+    reading, over = threading.Event(), threading.Event()
+
+    def adapt(settings):
+        def slowly():
+            found = settings.read_callers()
+            reading.set()
+            assert over.wait(20)
+            return found
+
+        return dataclasses.replace(settings, read_callers=slowly)
+
+    proxy = await start_proxy(env={"NOMBA_PROXY_CONFIG": str(config)}, adapt=adapt)
+    with_key = f"X-Nomba-Proxy-Key: {KEY}"
+    assert (await proxy.get(BALANCE, with_key)).status == 200
+    await until(reading.is_set)
+    config.write_text("")
+    assert (await proxy.running.reload())["changed"] == ["caller app"]
+    over.set()
+    roster(entry("full", FULL), anonymous=False)
+    await changed(proxy)
+    assert (await proxy.get(BALANCE, with_key)).status == 401
+    assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {FULL}")).status == 200
+
+
+async def test_what_a_reload_has_read_too_early_is_read_again(start_proxy, roster, tmp_path):
+    """The file may have changed, and been looked at, before what was read comes into force."""
+    roster(entry("other", OTHERS), anonymous=False)
+    reading, over = threading.Event(), threading.Event()
+
+    def adapt(settings):
+        def slowly():
+            found = settings.again()
+            reading.set()
+            assert over.wait(20)
+            return found
+
+        return dataclasses.replace(settings, again=slowly)
+
+    proxy = await start_proxy(adapt=adapt)
+    reload = asyncio.create_task(proxy.running.reload())
+    await until(reading.is_set)
+    roster(entry("other", OTHERS), entry(), anonymous=False)
+    await changed(proxy)
+    over.set()
+    await reload
+    await changed(proxy, 2)
     assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
 
 
