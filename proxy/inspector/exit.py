@@ -21,7 +21,8 @@ from proxy.inspector.ring import Clip, Recording, Veil
 
 # Bodies beyond it are not looked into for the list; what is shown in full is decoded off the loop.
 _GLANCE = 64 * 1024
-_LONGEST = 1000  # characters of a path in the list
+_LONGEST = 1000  # characters of a target in the list
+_REFERENCE = 128  # characters of a reference in it; what is twice as long is none
 REFERENCES = ("merchantTxRef", "orderReference", "idempotencyKey", "transactionRef", "reference")
 _GOOD = frozenset({"00", "200", "201", ""})  # facts, section 4
 
@@ -221,16 +222,20 @@ class Exit:
         envelope = self._glance(body, head) if recording.done else {}
         sent = self._glance(recording.request, recording.sealed_headers) or {}
         reference = next((found for name in REFERENCES if (found := _reference(sent, name))), "")
+        if len(reference) > 2 * _REFERENCE:
+            reference = ""
         told = envelope.get("description") or envelope.get("message") or envelope.get("detail")
         redact, veils = self._redactor, _veils(recording)
-        shown = target if redact.reveal else redact.target(target)
+        shown = _begins(target)
+        if not redact.reveal:
+            shown = redact.target(shown)
         return {
             **({"reply_bytes": body.size} if body.size else {}),
             "path": shown[:_LONGEST],
             "family": family(canonical_path(path.encode("utf-8"))) if path else "other",
             "code": _short(envelope.get("code"), redact, veils),
             "description": _short(told, redact, veils),
-            "reference": redact.text(reference, loose=True)[:128],
+            "reference": redact.text(reference, loose=True)[:_REFERENCE],
         }
 
     def _glance(self, body: Clip, fields: bytes) -> dict[str, Any]:
@@ -366,6 +371,14 @@ def _reference(sent: dict[str, Any], name: str) -> str:
     if found is None and isinstance(order := sent.get("order"), dict):
         found = order.get(name)
     return found if isinstance(found, str) else ""
+
+
+def _begins(target: str) -> str:
+    """As much of a target as is gone through for the list, on the loop; what is there is whole."""
+    if len(target) <= _LONGEST:
+        return target
+    cut = target[:_LONGEST]
+    return cut[: 1 + max(map(cut.rfind, "/?&"))]
 
 
 def _short(value: object, redact: Redactor, veils: Iterable[Veil]) -> str:

@@ -19,7 +19,8 @@ _SECRET_PARTS = (
     *("apikey", "accesskey", "privatekey", "signingkey", "encryptionkey", "proxykey", "cookie"),
     *("credential", "cardnumber", "cardnum", "cardno", "cardpan", "maskedpan", "securitycode"),
     *("track1", "track2", "trackdata", "cvv", "bvn", "jwt", "bearer", "verificationcode"),
-    *("bankverification", "nationalid", "identitynumber"),
+    *("bankverification", "nationalid", "identitynumber", "smscode", "verifycode", "passkey"),
+    *("codeverifier", "mackey"),
 )
 # … these as a word of it (`cardPin`, `otp_code`) or, with what may follow, at its end …
 _SECRET_WORDS = frozenset(
@@ -48,7 +49,17 @@ NAMING = frozenset(
 )
 NAMED_BY = frozenset(
     {
-        *("value", "val", "v", "values", "fieldvalue", "rejectedvalue", "answer", "content"),
+        *(
+            "value",
+            "val",
+            "v",
+            "values",
+            "fieldvalue",
+            "rejectedvalue",
+            "rejected",
+            "answer",
+            "content",
+        ),
         *("data", "text", "input", "received", "actual"),
     }
 )

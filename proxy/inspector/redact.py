@@ -49,6 +49,7 @@ TOKEN = re.compile(
     r"[{}\[\]:,]|[^\s\"{}\[\]:,]+|\s+",
     re.DOTALL,
 )
+_HELD = NAMED_BY | {"string"}  # elements within one that has a secret's name
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX_ESCAPE = re.compile(r"\\x([0-9A-Fa-f]{2})")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{10,}={0,2}\s{0,2}")
@@ -131,13 +132,14 @@ class Redactor:
         if inner[:1] == '"' and (plain := _string(inner)) is not None:
             masked = self.text(plain, loose=loose, depth=depth + 1)
             return text if masked == plain else _as_token('"', masked)
-        for sign, plainer in (('\\"', _unescaped), ("&lt;", html.unescape)):
-            if sign in text:
-                plain = plainer(text)
-                masked = self.text(plain, loose=loose, depth=depth + 1)
-                if masked != plain:
-                    return masked
-        if _PERCENT.search(text):
+        plainer = _unescaped if '\\"' in text else html.unescape if "&lt;" in text else None
+        if plainer is not None:
+            # What is coded in another way as well is so in there too, and looked through there.
+            plain = plainer(text)
+            masked = self.text(plain, loose=loose, depth=depth + 1)
+            if masked != plain:
+                return masked
+        elif _PERCENT.search(text):
             plain = unquote_plus(text)
             if plain != text and self.text(plain, loose=loose, depth=depth + 1) != plain:
                 return MASK
@@ -238,6 +240,7 @@ class Redactor:
                     around.naming = True
                     for earlier in around.named:
                         shown[earlier] = f'"{MASK}"'
+                    around.named.clear()
                 here: Mode = "whole" if frame.kind == "[" and frame.naming else mode
                 if frame.kind == "[":  # ["--pin", "1234"], ["X-Api-Key", "…"]
                     frame.naming = bool(secret) and not frame.naming
@@ -310,6 +313,7 @@ class Redactor:
         shown: list[str] = []
         done = 0
         naming = False  # <name>pin</name><value>1234</value>
+        holds = False  # <field name="pin"><value>1234</value></field>
         for found in _ELEMENT.finditer(text):
             if found.start() < done:
                 continue
@@ -318,7 +322,7 @@ class Redactor:
             named = any(
                 self._mode(one[3].strip("\"'")) == "whole" for one in _named_attributes(inside)
             )
-            secret = whole or named
+            secret = whole or named or (holds and about in _HELD)
             attributes = _ATTRIBUTE.sub(
                 lambda m, secret=secret: self._attribute(m, secret=secret), inside
             )
@@ -330,9 +334,13 @@ class Redactor:
                 # What only carries a secret's name may hold a page: its own text is hidden then.
                 end = text.find(f"</{found[1]}" if whole else "<", done)
                 end = len(text) if end < 0 else end
-                shown.append(MASK if text[done:end].strip() else text[done:end])
+                said = text[done:end]
+                shown.append(MASK if said.strip() else said)
                 done = end
-            elif about in NAMING:
+                holds = named and not (whole or said.strip()) and text[end : end + 2] != "</"
+                continue
+            holds = False
+            if about in NAMING:
                 end = text.find("<", done)
                 said = text[done : len(text) if end < 0 else end].strip()
                 naming = self._mode(said) == "whole"

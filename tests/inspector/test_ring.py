@@ -1,5 +1,7 @@
 """What is kept, how much of it, and what goes first."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,6 +144,26 @@ def test_what_could_not_be_read_is_a_row_without_a_request():
     (recording,) = kept
     shown = Exit(Redactor()).show(recording)
     assert (shown.row["status"], shown.row["state"], shown.request) == (400, "failed", None)
+
+
+def test_the_list_goes_through_no_more_of_a_request_than_it_shows():
+    """Its rows are made on the loop that forwards; what is cut off must be nobody's half secret."""
+    card = "4111111111111111"
+    half = "/v1/x?" + "a=b&" * 246 + "c="  # the limit is in the middle of the number
+    kept = ring(body_limit=4000)
+    for target, path in (
+        (half + card + "&d=e", half.removesuffix("c=")),
+        ("/v1/" + "x" * 2000, "/v1/"),
+        ("x" * 2000, ""),
+        (half[:980], half[:980]),
+    ):
+        exchange = Exchange("id", started=0.0)
+        recording = kept.watch(exchange, f"{target} HTTP/1.1", [])
+        assert Exit(Redactor()).row(recording)["path"] == path
+    for size, shown in ((128, 128), (256, 128), (257, 0)):
+        body = json.dumps({"merchantTxRef": "r" * size}).encode()
+        row = Exit(Redactor()).row(record(kept, body=body))
+        assert row["reference"] == "r" * shown
 
 
 def test_a_large_head_is_charged_while_it_is_under_way():
