@@ -1538,9 +1538,32 @@ def test_a_signing_key_comes_from_the_environment_or_a_file_and_never_prints(wri
         assert "MARKED" not in repr(loaded) + str(describe(loaded))
     assert settings().signing_key is None
     assert "32 characters" in problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY="short").text
-    assert problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE="/none").text.startswith(
-        "/none cannot be read"
+    assert problem(settings, NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE="/etc/none").text.startswith(
+        "/etc/none cannot be read"
     )
+
+
+@pytest.mark.parametrize("secret", ["MARKED-x", "MARKED/x/y==", "/MARKED+z/q=", "MARKED\0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NOMBA_CLIENT_SECRET_FILE", "NOMBA_PROXY_ADMIN_TOKEN_FILE"),
+        *("NOMBA_PROXY_CALLERS_SIGNING_KEY_FILE", "NOMBA_PROXY_STORE_PASSWORD_FILE"),
+    ],
+)
+def test_a_secret_in_the_place_of_its_file_is_not_printed(name, secret):
+    given = {"NOMBA_CLIENT_SECRET": None} if name == "NOMBA_CLIENT_SECRET_FILE" else {}
+    with pytest.raises(SettingsError) as caught:
+        settings(**given, **{name: secret})
+    assert "never the secret itself" in str(caught.value)
+    assert "MARKED" not in str(caught.value)
+
+
+def test_a_password_for_the_way_out_is_not_printed(write):
+    file = write('[[upstream]]\nconnect_proxy = "http://user:MARKED@proxy.internal:3128"')
+    found = problem(settings, file)
+    assert "leave out scheme, user and password" in found.text
+    assert "MARKED" not in str(found)
 
 
 def test_a_fault_of_ours_while_settings_are_read_again_is_a_problem_like_others():

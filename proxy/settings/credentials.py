@@ -115,8 +115,9 @@ def read_signing_key(
     return Secret(value, origin=SIGNING)
 
 
-# What need not be there yet.
 _ADMIN_TOKEN = 32  # characters
+_FILE = "It is the path of a file with the secret in it, never the secret itself."
+# What need not be there yet.
 _LATER = frozenset({"NOMBA_CLIENT_SECRET_NEXT", "client_secret_next_file"})
 
 
@@ -173,6 +174,12 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def _is_path(text: str) -> bool:
+    """Whether it leads to a folder that is there: else it may be a secret in a file's place."""
+    parts = Path(text).parts
+    return len(parts) > 1 and _exists(Path(*parts[: 2 if Path(text).is_absolute() else 1]))
+
+
 def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str | None:
     """The content of a file that holds one secret, without exactly one trailing newline.
 
@@ -191,13 +198,15 @@ def read_secret_file(path: str, *, key: str, origin: str, report: Report) -> str
         mode = Path(path).stat().st_mode
     except OSError as error:
         if not (later and isinstance(error, FileNotFoundError)):
-            report.problem(key, f"{path} cannot be read: {error.strerror}", origin=origin)
+            shown, hint = (path, "") if _is_path(path) else ("what it names", _FILE)
+            text = f"{shown} cannot be read: {error.strerror}"
+            report.problem(key, text, hint=hint, origin=origin)
         return None
     except UnicodeDecodeError:
         report.problem(key, f"{path} cannot be read: it is no UTF-8 text", origin=origin)
         return None
     except ValueError:  # a NUL in it
-        report.problem(key, f"{path!r} is no file name", origin=origin)
+        report.problem(key, "is no file name", hint=_FILE, origin=origin)
         return None
     if mode & stat.S_IROTH:
         report.warnings.append(f"{path} ({key}) can be read by every user: chmod 600 {path}")

@@ -386,5 +386,8 @@ def read_address(key: str, text: str, *, report: Report) -> Address:
     try:
         return parse_address(text)
     except ValueError as error:
-        report.problem(key, f"{text!r}: {error}")
+        if "@" in text or "//" in text:  # there may be a password in it
+            report.problem(key, "is more than host:port: leave out scheme, user and password")
+        else:
+            report.problem(key, f"{text!r}: {error}")
         return Address("127.0.0.1", 0)
