@@ -20,6 +20,7 @@ from proxy.app.certificates import CertificateFiles, Certificates
 from proxy.app.listeners import Bound, CannotStart, authorities_of, bind, listen_on, take_traffic
 from proxy.app.measuring import measure
 from proxy.app.notify import Manager
+from proxy.app.presence import present
 from proxy.app.process import see_to_loop, see_to_process
 from proxy.app.reload import Reload, quietly
 from proxy.app.running import Place, Running
@@ -151,6 +152,8 @@ async def start(
     )
     admin_bound = place.admin or _bind_admin(settings, stack=stack)
     await listen_on(admin, admin_bound, stack=stack)
+    if not settings.simulate:  # whose session is nobody else's
+        stack.enter_context(present(settings.state_dir, admin=str(admin_bound.listener)))
     server = TrafficServer(
         made.handler,
         observe=observe,

@@ -7,6 +7,7 @@ then the store; only where neither has a session is one made, and given back in 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from proxy.app.presence import who_is_present
 from proxy.app.sessions import alive_clock, make_auth
 from proxy.core.heads import Headers
 from proxy.core.reply import WholeReply
@@ -76,6 +77,12 @@ async def ask_nomba(walk: Walk, *, may_issue: bool, secrets: list[Secret], tell:
             why = "Nomba cannot be asked: see above"
         elif not why and not may_issue:
             why = "--no-issue; nobody has a session that could be used instead"
+        elif not why and (admin := who_is_present(walk.settings.state_dir)) is not None:
+            why = (
+                "a proxy runs with the same state directory, though not where these settings say: "
+                "a login could end its session. Ask that one: "
+                f"NOMBA_PROXY_ADMIN_LISTEN={admin} nomba-proxy doctor"
+            )
         steps = [] if why else await _ask_anew(walk, secrets=secrets)
     if token is not None and walk.open:
         secrets += [token.access, token.refresh]

@@ -413,6 +413,22 @@ async def test_a_proxy_whose_admin_listener_is_elsewhere_keeps_its_session(
     assert simulator.count(ISSUE) == 1
 
 
+async def test_a_proxy_that_listens_where_the_settings_say_no_more_keeps_its_session(
+    doctor, start_proxy, simulator
+):
+    """They were changed, and it has not been started anew."""
+    proxy = await start_proxy()
+    assert (await proxy.get(BALANCE)).status == 200
+    report = await doctor()
+    assert report.failed == []
+    assert [report[name].ok for name in ("issue", "read", "refresh")] == [None] * 3
+    assert f"NOMBA_PROXY_ADMIN_LISTEN={proxy.running.admin_listener} " in report["issue"].seen
+    assert simulator.count(ISSUE) == 1
+    assert (await proxy.get(BALANCE)).status == 200
+    await proxy.stack.aclose()
+    assert (await doctor())["issue"].ok is True
+
+
 async def test_a_proxy_that_hangs_keeps_its_session(doctor, owner, simulator):
     async with spawned("serve", **owner) as (process, _):
         while not simulator.count(ISSUE):
