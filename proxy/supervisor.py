@@ -99,6 +99,7 @@ class Post:
         prepare: called before each process is started.
         missing: told if nobody will be there for a while.
         ended: told of each process that has ended, by its place.
+        noted: called when a process says that it has noted something that those to come have to know.
         present: the process that fills it; others may be about to end.
         failures: processes in a row that ended soon.
         problem: why the last one could not start, or "".
@@ -111,6 +112,7 @@ class Post:
     prepare: Callable[[], None] | None = None
     missing: Callable[[], None] | None = None
     ended: Callable[[int], None] | None = None
+    noted: Callable[[], None] | None = None
     present: _Process | None = None
     failures: int = 0
     problem: str = ""
@@ -303,6 +305,8 @@ class Supervisor:
             if "up" in said:
                 one.up, one.said = True, said["up"]
             one.failed = str(said.get("failed", one.failed))
+            if said.get("noted") and post.noted is not None:
+                post.noted()
             if said.get("reload") and not self._stops:
                 self._replace_all()
             if said.get("draining"):

@@ -67,6 +67,7 @@ class Assembly:
         authorities: what this proxy is called; to be completed once that is known.
         key: that phantom tokens are signed with.
         reread: reads the client secrets again, and tries them.
+        catch_up: the same for a process that others were there before: once, and before it begins.
         change: has other settings in force, and another handler.
         wall: epoch seconds that they are measured by.
         settled: returns once it is known which of them were revoked.
@@ -81,6 +82,7 @@ class Assembly:
     authorities: set[str]
     key: bytes
     reread: Callable[[], None]
+    catch_up: Callable[[], Awaitable[None]]
     change: Callable[[Settings, tuple[ReadyUpstream, ...]], None]
     wall: Callable[[], float]
     settled: Callable[[], Awaitable[None]]
@@ -96,6 +98,7 @@ def assemble(
     watch: Watch | None = None,
     revoke: bool = False,
     tally: Callable[[str], Tally] = lambda _: Tally(),
+    noted: Callable[[], object] = bool,
 ) -> Assembly:
     """Wire everything but the listeners.
 
@@ -108,6 +111,7 @@ def assemble(
         watch: captures exchanges.
         revoke: whether tokens are revoked in the end.
         tally: where a caller is counted.
+        noted: told when other callers were read from their file.
 
     Raises:
         CannotStart: what is kept cannot be used.
@@ -212,12 +216,15 @@ def assemble(
         authorities,
         key,
         secrets.ask,
+        secrets.catch_up,
         change,
         wall,
         revoked.settled,
     )
     for watch_it in (
-        watch_callers(lambda: made.settings, registry=callers.registry, emit=telemetry.emit),
+        watch_callers(
+            lambda: made.settings, registry=callers.registry, noted=noted, emit=telemetry.emit
+        ),
         secrets.watch(),
     ):
         stack.push_async_callback(end_task, asyncio.create_task(watch_it))

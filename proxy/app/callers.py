@@ -157,12 +157,19 @@ def callers_of_now(settings: Settings) -> Settings:
     return replace(settings, callers=found.after(settings.callers))
 
 
-async def watch_callers(current: Callable[[], Settings], *, registry: Registry, emit: Emit) -> None:
+async def watch_callers(
+    current: Callable[[], Settings],
+    *,
+    registry: Registry,
+    noted: Callable[[], object],
+    emit: Emit,
+) -> None:
     """Take over the callers file whenever it changes; a bad one changes nothing.
 
     Args:
         current: the settings in force.
         registry: told.
+        noted: told after it.
         emit: takes events.
     """
     seen: object = ()  # whatever happened since the settings were read is seen at the first look
@@ -189,6 +196,7 @@ async def watch_callers(current: Callable[[], Settings], *, registry: Registry, 
         # Those of settings that are in force no more must not come back.
         if settings is current() and roster != registry.roster:
             registry.replace(roster)
+            noted()
             emit(Event("callers_reloaded", fields={"callers": len(roster.callers)}))
 
 

@@ -81,7 +81,7 @@ class CertificateFiles:
         self._certificates = certificates
         self._emit = emit
         self._asked = asyncio.Event()
-        self._taken = self._seen = tls.contents()
+        self._taken = self._seen = (tls.required, tls.contents())
 
     def use(self, tls: Tls) -> None:
         """Other files may be named from now on; they are looked at at once."""
@@ -97,19 +97,20 @@ class CertificateFiles:
         await looking(self._look, asked=self._asked, every=LOOK_EVERY)
 
     async def _look(self, asked: bool) -> None:  # noqa: FBT001 - `looking` says so
-        found = await asyncio.to_thread(self._tls.contents)
+        tls = self._tls
+        found = (tls.required, await asyncio.to_thread(tls.contents))
         if found != self._taken and (asked or found == self._seen):
             self._taken = found
-            await self._load()
+            await self._load(tls)
         self._seen = found
 
-    async def _load(self) -> None:
+    async def _load(self, tls: Tls) -> None:
         try:
-            context = await asyncio.to_thread(self._tls.make)
+            context = await asyncio.to_thread(tls.make)
         except ValueError as error:
             self._emit(Event("certificate_not_reloaded", "error", fields={"reason": str(error)}))
         else:
             self._certificates.take(context)
-            at = await asyncio.to_thread(self._tls.expires)
+            at = await asyncio.to_thread(tls.expires)
             fields: dict[str, object] = {} if at is None else {"expires_at": at}
             self._emit(Event("certificate_reloaded", fields=fields))

@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _FILE = "running"  # locked while one runs; in it, where its operators ask
+_TRIES, _PAUSE = 100, 0.001
 
 
 @contextlib.contextmanager
@@ -22,7 +24,13 @@ def present(folder: Path, *, admin: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             stack.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            for _ in range(_TRIES):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:  # somebody looks, which takes a moment
+                    time.sleep(_PAUSE)
+                else:
+                    break
             os.truncate(file, 0)
             os.pwrite(file, admin.encode(), 0)
         yield

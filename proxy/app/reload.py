@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from proxy.admin import ControlFailed
+from proxy.core.caller import Roster
 from proxy.core.exchange import Emit, Event
 from proxy.settings import Reloaded, Settings, SettingsError, take_over
 
@@ -14,14 +16,21 @@ class Reload:
 
     Args:
         settings: in force.
+        roster: the callers in force, who may be others by now.
         apply: takes others over; nothing is awaited in it.
         emit: takes events.
     """
 
     def __init__(
-        self, settings: Settings, *, apply: Callable[[Reloaded], None], emit: Emit
+        self,
+        settings: Settings,
+        *,
+        roster: Callable[[], Roster],
+        apply: Callable[[Reloaded], None],
+        emit: Emit,
     ) -> None:
         self._settings = settings
+        self._roster = roster
         self._apply = apply
         self._emit = emit
         self._one_at_a_time = asyncio.Lock()
@@ -38,7 +47,7 @@ class Reload:
             except SettingsError as error:
                 tell_failed(error, emit=self._emit)
                 raise ControlFailed(str(error), status=400) from None
-            found = take_over(self._settings, new)
+            found = take_over(replace(self._settings, callers=self._roster()), new)
             self._settings = found.settings
             self._apply(found)
             tell(found, emit=self._emit)

@@ -59,6 +59,7 @@ class Place:
         reload: has the settings read again, for all processes.
         marked: where word is left of what became of that.
         tally: where a caller is counted, for all processes.
+        noted: told when other callers were read from their file.
     """
 
     traffic: tuple[Bound, ...] = ()
@@ -68,6 +69,7 @@ class Place:
     reload: Callable[[], Awaitable[Mapping[str, object]]] | None = None
     marked: Path | None = None
     tally: Callable[[str], Tally] = lambda _: Tally()
+    noted: Callable[[], object] = bool
 
     @property
     def alone(self) -> bool:

@@ -54,6 +54,11 @@ class SecretFiles:
         """Somebody says that they have changed, and are whole: look at once."""
         self._asked.set()
 
+    async def catch_up(self) -> None:
+        """Take over what is there now: whoever takes another's place knows what that knew."""
+        for one in self._watched:
+            await self._look_at(one, asked=False, at_once=True)
+
     async def watch(self) -> None:
         """Look now and then; never ends."""
         await looking(self._look, asked=self._asked, every=self._every)
@@ -62,7 +67,7 @@ class SecretFiles:
         for one in self._watched:
             await self._look_at(one, asked=asked)
 
-    async def _look_at(self, one: ReadyUpstream, *, asked: bool) -> None:
+    async def _look_at(self, one: ReadyUpstream, *, asked: bool, at_once: bool = False) -> None:
         name, found = one.name, self._taken[one.name]
         try:
             if one.read_secrets is not None:
@@ -75,7 +80,7 @@ class SecretFiles:
             return
         self._problems[name] = ""
         changed = found != self._taken[name]
-        if asked or (changed and found == self._seen[name]):
+        if asked or (changed and (at_once or found == self._seen[name])):
             self._taken[name] = found
             if changed:
                 self._emit(Event("secret_changed", "info", name))

@@ -109,7 +109,10 @@ async def start(
         watch=watch,
         revoke=model.token.revoke_at_shutdown and place.alone,
         tally=place.tally,
+        noted=place.noted,
     )
+    if not place.alone:
+        await made.catch_up()
 
     def apply(found: Reloaded) -> None:
         new = found.settings
@@ -121,7 +124,12 @@ async def start(
         if files is not None and new.tls is not None:
             files.use(new.tls)
 
-    reload = place.reload or Reload(settings, apply=apply, emit=telemetry.emit)
+    reload = place.reload or Reload(
+        settings,
+        roster=lambda: made.callers.registry.roster,
+        apply=apply,
+        emit=telemetry.emit,
+    )
 
     with contextlib.suppress(TimeoutError):  # a server that is away does not keep us from starting
         async with asyncio.timeout(_SETTLING):

@@ -271,6 +271,7 @@ class _House:
                 simulator=self.known,
                 hub=self.folder / "hub" if self.hub is not None else None,
                 tally=partial(self.counts.tally, column=column(link.place)),
+                noted=lambda: link.say(noted=True),
             )
             see_to_loop(emit=telemetry.emit)
             settings = await asyncio.to_thread(callers_of_now, self.settings)
@@ -302,11 +303,14 @@ class _House:
                 one.again() if one.sock.fileno() < 0 else one for one in self.traffic[at]
             ]
 
+        def noted() -> None:
+            self.settings = callers_of_now(self.settings)
+
         name = f"worker {at + 1}"
         target = self._target(
             work, keeps=lambda: (*(one.sock for one in self.traffic[at]), self.admin.sock)
         )
-        return Post(name, target, prepare=prepare, missing=missing, ended=ended)
+        return Post(name, target, prepare=prepare, missing=missing, ended=ended, noted=noted)
 
     async def _inspect(
         self, link: Link, stopping: asyncio.Future[int], stack: AsyncExitStack
@@ -323,6 +327,7 @@ class _House:
         made = assemble(
             settings, upstreams, stack=stack, telemetry=telemetry, tell=shown.sessions.emit
         )
+        await made.catch_up()
         made.authorities.update(*map(authorities_of, settings.listen))
         serving = asyncio.create_task(hub.serve(self.hub))
         stack.push_async_callback(end_task, serving)
@@ -348,7 +353,10 @@ class _House:
 
     async def _revoke(self, _: Link, __: asyncio.Future[int], stack: AsyncExitStack) -> None:
         telemetry = _telemetry(self.settings, self.folder, "revocation")
-        assemble(self.settings, self._upstreams(), stack=stack, telemetry=telemetry, revoke=True)
+        made = assemble(
+            self.settings, self._upstreams(), stack=stack, telemetry=telemetry, revoke=True
+        )
+        await made.catch_up()
 
 
 async def _life(link: Link, body: _Body) -> None:

@@ -90,11 +90,13 @@ class Tls:
         files: that it is read from.
         make: reads them anew; raises `ValueError` with what is wrong with them.
         expires: when the certificate does that is there now, in epoch seconds; None if nobody knows.
+        required: whether callers have to show a certificate.
     """
 
     files: tuple[Path, ...]
     make: Callable[[], ssl.SSLContext]
     expires: Callable[[], float | None] = lambda: None
+    required: bool = False
 
     def contents(self) -> tuple[bytes | None, ...]:
         """What is in the files now; None for one that cannot be had, or would have to be waited for."""

@@ -83,7 +83,7 @@ def read_tls(model: TlsSettings, *, listeners: tuple[Listener, ...], report: Rep
     if not model.cert_file or not model.key_file:
         return None
     paths = tuple(Path(path) for path in files.values() if path)
-    tls = Tls(paths, lambda: _make(model), lambda: _expires(model))
+    tls = Tls(paths, lambda: _make(model), lambda: _expires(model), model.client_required)
     try:
         tls.make()
     except ValueError as error:

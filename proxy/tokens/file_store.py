@@ -188,8 +188,12 @@ class FileStore:
             except BlockingIOError:
                 await asyncio.sleep(_TURN)
                 continue
-            if self._is_the_lock():
-                return
+            try:
+                if self._is_the_lock():
+                    return
+            except OSError:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                raise
             # Somebody has removed it: who comes next would lock another one.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             fresh = self._open_lock()

@@ -286,12 +286,12 @@ class Session:
         """
         self._listen()
         before, self._problem = self._held.generation, ""
-        while self._flight is not None:
-            await self._settled(self._flight)
+        await self._landed()
         if self._pending:
             self._again = True
             await self._settled(self._switching())
         for again in (False, True):  # what others write back at that moment undoes the first
+            await self._landed()  # the keeper may have been faster
             if self._held.generation == before and not (again and self._held.trouble.failures):
                 await self._settled(self._renewal(Asked.OPERATOR, reason="operator"))
         return await self._wait(after=before)
@@ -309,8 +309,7 @@ class Session:
         Raises:
             TokenUnavailable: no new token could be issued afterwards.
         """
-        while self._flight is not None:
-            await self._settled(self._flight)
+        await self._landed()
         before = self._held.generation
         problem = "nothing was done: the session's store cannot be used"
         stopping = stop
@@ -700,6 +699,11 @@ class Session:
     async def _either(self, task: asyncio.Task[None]) -> None:
         """Wait for a task to end, or for news."""
         await asyncio.wait((task, self._changed), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _landed(self) -> None:
+        """Wait until nothing is under way."""
+        while self._flight is not None:
+            await self._settled(self._flight)
 
     @staticmethod
     async def _settled(task: asyncio.Task[None]) -> None:

@@ -364,6 +364,21 @@ async def test_a_look_at_the_callers_that_a_reload_overtakes_brings_nobody_back(
     assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {FULL}")).status == 200
 
 
+async def test_a_reload_opens_no_door_that_was_closed_since_the_start(
+    start_proxy, roster, tmp_path
+):
+    """An empty file says nothing of it; so it stays as the last one had it."""
+    proxy = await start_proxy()
+    assert (await proxy.get(BALANCE)).status == 200
+    roster(entry())
+    await changed(proxy)
+    (tmp_path / "state" / "callers.toml").write_text("")
+    await changed(proxy, 2)
+    assert (await proxy.get(BALANCE)).status == 401
+    await proxy.running.reload()
+    assert (await proxy.get(BALANCE)).status == 401
+
+
 async def test_what_a_reload_has_read_too_early_is_read_again(start_proxy, roster, tmp_path):
     """The file may have changed, and been looked at, before what was read comes into force."""
     roster(entry("other", OTHERS), anonymous=False)

@@ -242,7 +242,7 @@ async def test_a_revocation_is_kept_where_nothing_was_kept_before(start_proxy, o
     env = {"NOMBA_PROXY_CALLERS_SIGNING_KEY": "k" * 40}
     first = await start_proxy(callers__anonymous="false", env=env)
     token = (await log_in(first, owner))["access_token"]
-    assert not (tmp_path / "state").exists()
+    assert [one.name for one in (tmp_path / "state").iterdir()] == ["running"]
     assert (await post(first, REVOKE, {"access_token": token})).status == 200
     second = await start_proxy(callers__anonymous="false", env=env)
     assert await balance(second, f"Authorization: Bearer {token}") == 401
@@ -343,7 +343,8 @@ async def test_a_phantom_of_another_key_opens_nothing(start_proxy, owner, tmp_pa
     token = (await log_in(one, owner))["access_token"]
     assert await balance(other, f"Authorization: Bearer {token}") == 401
     assert await balance(same, f"Authorization: Bearer {token}") == 200
-    assert not (tmp_path / "state").exists()  # nothing had to be kept
+    kept = [one.name for one in (tmp_path / "state").iterdir()]
+    assert kept == ["running"]  # nothing had to be kept
 
 
 async def test_the_signing_key_is_kept_for_its_owner_only(proxy, tmp_path):

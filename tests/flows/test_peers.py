@@ -16,6 +16,7 @@ from certificates import Authority, name, raw_names
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from harness import LOST, read_reply, transfer_body
+from processes import until as until_true
 
 from proxy.core.caller import Digest
 
@@ -207,6 +208,21 @@ async def test_no_certificate_ends_the_handshake_where_one_is_required(
     [line] = proxy.log.lines("handshake_failed")
     assert line["reason"] == "the caller showed no certificate"
     assert "tls.client_required" in line["hint"]
+
+
+async def test_that_a_certificate_is_required_is_taken_over_by_a_reload(
+    serve, roster, tmp_path, knock
+):
+    roster(KEYED)
+    config = tmp_path / "proxy.toml"
+    config.write_text("[tls]\nclient_required = false\n")
+    proxy = await serve(env={"NOMBA_PROXY_CONFIG": str(config)})
+    assert (await (await knock.tls(proxy))(f"X-Nomba-Proxy-Key: {KEY}")).status == 200
+    config.write_text("[tls]\nclient_required = true\n")
+    assert (await proxy.running.reload())["changed"] == ["tls.client_required"]
+    await until_true(lambda: proxy.log.lines("certificate_reloaded"))
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+        await (await knock.tls(proxy))(f"X-Nomba-Proxy-Key: {KEY}")
 
 
 async def test_a_caller_that_stays_after_the_alert_is_cut_off(serve, roster, authority):

@@ -314,6 +314,13 @@ async def test_workers_switch_with_one_login(workers, simulator, file):
         await proxy.serving()
         old = set(proxy.pids)
         proxy.process.send_signal(signal.SIGHUP)
+        told = {"client_id": simulator.switches.client_id, "client_secret": new}
+        body = json.dumps(told).encode()
+        login = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+        statuses = set()
+        while old & set(proxy.pids):  # who comes knows the new one from its first moment on
+            statuses.add((await proxy.get(login % (ISSUE.encode(), len(body), body))).status)
+        assert statuses == {200}
         await proxy.replaced(*old, count=3)
         await proxy.serving()
     assert secrets_tried(simulator).count(new) == 1

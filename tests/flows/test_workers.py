@@ -211,6 +211,33 @@ async def test_a_successor_knows_the_callers_of_now(workers, tmp_path):
         assert {(await proxy.get()).status for _ in range(60)} == {401}
 
 
+@pytest.mark.parametrize("end", ["bad", "gone", "empty"])
+async def test_a_worker_that_starts_without_a_callers_file_knows_what_the_others_knew(
+    workers, tmp_path, end
+):
+    file = tmp_path / "state" / "callers.toml"
+    env = {"NOMBA_PROXY_STATE_DIR": str(tmp_path / "state")}
+    code, out, _ = await run("caller", "add", "bob", "--close-anonymous", "--json", **env)
+    assert code == 0
+    request = GET[:-2] + f"X-Nomba-Proxy-Key: {json.loads(out)['key']}\r\n\r\n".encode()
+    async with workers(count=2) as proxy:
+        code, _, err = await run("caller", "remove", "bob", **env)
+        assert code == 0, err
+        await until(lambda: len(log_lines(tmp_path, "callers_reloaded")) == 2)
+        if end == "gone":
+            file.unlink()
+        else:
+            file.write_text("" if end == "empty" else "[[caller")
+        if end != "empty":  # as they know it already: nobody is there
+            await until(lambda: len(log_lines(tmp_path, "callers_not_reloaded")) == 2)
+        for _ in range(2):
+            victim = proxy.pids[0]
+            os.kill(victim, signal.SIGKILL)
+            await proxy.replaced(victim, count=2)
+        for one in (request, GET):
+            assert {(await proxy.get(one)).status for _ in range(30)} == {401}
+
+
 async def test_the_one_that_is_renewing_can_be_killed(workers, simulator):
     """Half of the time the issuer has done its work, and nobody knows the new token."""
     async with workers() as proxy:
@@ -240,7 +267,7 @@ async def test_the_one_that_is_renewing_can_be_killed(workers, simulator):
 def holds_lock(pid):
     """Whether a process holds a lock on a file."""
     return any(
-        line.split()[1] == "FLOCK" and int(line.split()[4]) == pid
+        line.split()[1:4:2] == ["FLOCK", "WRITE"] and int(line.split()[4]) == pid
         for line in Path("/proc/locks").read_text().splitlines()
         if "->" not in line
     )
