@@ -220,8 +220,9 @@ async def listen_on(runner: "web.BaseRunner", bound: Bound, *, stack: AsyncExitS
 
 def taken(key: str, *, address: Address | UnixSocket, error: OSError) -> CannotStart:
     """What to say of an address that cannot be had."""
+    shows = "ss -lxp" if isinstance(address, UnixSocket) else "ss -ltnp"
     somebody = (
-        f"Another process may be listening there, such as a proxy that runs already (ss -ltnp shows "
+        f"Another process may be listening there, such as a proxy that runs already ({shows} shows "
         f"it). End it, or choose another address for {key}."
     )
     hint = _WHY_NOT.get(error.errno, somebody) if error.errno else somebody
