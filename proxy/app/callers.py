@@ -152,7 +152,7 @@ def callers_of_now(settings: Settings) -> Settings:
         if not settings.callers_file.is_file():
             return settings
         found = settings.read_callers()
-    except (SettingsError, OSError):  # `watch_callers` tells of it
+    except Exception:  # noqa: BLE001 - whatever it is, `watch_callers` tells of it
         return settings
     return replace(settings, callers=found.after(settings.callers))
 
