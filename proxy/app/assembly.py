@@ -67,7 +67,7 @@ class Assembly:
         authorities: what this proxy is called; to be completed once that is known.
         key: that phantom tokens are signed with.
         reread: reads the client secrets again, and tries them.
-        catch_up: the same for a process that others were there before: once, and before it begins.
+        catch_up: reads them once, in a process that takes another's place, before it begins.
         change: has other settings in force, and another handler.
         wall: epoch seconds that they are measured by.
         settled: returns once it is known which of them were revoked.

@@ -319,6 +319,22 @@ async def test_a_file_that_is_gone_opens_no_door(start, roster, tmp_path):
     assert (await proxy.get(BALANCE, f"X-Nomba-Proxy-Key: {KEY}")).status == 200
 
 
+def held_up(name):
+    """Settings of which one reader waits once it has read; that it has, and that it may go on."""
+    reading, over = threading.Event(), threading.Event()
+
+    def adapt(settings):
+        def slowly():
+            found = getattr(settings, name)()
+            reading.set()
+            assert over.wait(20)
+            return found
+
+        return dataclasses.replace(settings, **{name: slowly})
+
+    return adapt, reading, over
+
+
 async def test_callers_that_are_in_the_settings_alone_miss_no_file(start_proxy, tmp_path):
     config = tmp_path / "proxy.toml"
     config.write_text(entry())
@@ -340,17 +356,7 @@ async def test_a_look_at_the_callers_that_a_reload_overtakes_brings_nobody_back(
     config = tmp_path / "proxy.toml"
     config.write_text(entry())
     roster(entry("other", OTHERS), anonymous=False)
-    reading, over = threading.Event(), threading.Event()
-
-    def adapt(settings):
-        def slowly():
-            found = settings.read_callers()
-            reading.set()
-            assert over.wait(20)
-            return found
-
-        return dataclasses.replace(settings, read_callers=slowly)
-
+    adapt, reading, over = held_up("read_callers")
     proxy = await start_proxy(env={"NOMBA_PROXY_CONFIG": str(config)}, adapt=adapt)
     with_key = f"X-Nomba-Proxy-Key: {KEY}"
     assert (await proxy.get(BALANCE, with_key)).status == 200
@@ -382,17 +388,7 @@ async def test_a_reload_opens_no_door_that_was_closed_since_the_start(
 async def test_what_a_reload_has_read_too_early_is_read_again(start_proxy, roster, tmp_path):
     """The file may have changed, and been looked at, before what was read comes into force."""
     roster(entry("other", OTHERS), anonymous=False)
-    reading, over = threading.Event(), threading.Event()
-
-    def adapt(settings):
-        def slowly():
-            found = settings.again()
-            reading.set()
-            assert over.wait(20)
-            return found
-
-        return dataclasses.replace(settings, again=slowly)
-
+    adapt, reading, over = held_up("again")
     proxy = await start_proxy(adapt=adapt)
     reload = asyncio.create_task(proxy.running.reload())
     await until(reading.is_set)
