@@ -26,7 +26,15 @@ from proxy.core.capture import Guarded, Watch
 from proxy.core.exchange import Emit, Event, Exchange, Observe
 from proxy.core.heads import CHUNKED
 from proxy.core.ids import new_request_id, new_span_id, request_id
-from proxy.core.judge import PEEK_LIMIT, Verdict, judge, may_replay, may_resend, needs_body
+from proxy.core.judge import (
+    PEEK_LIMIT,
+    Verdict,
+    is_success,
+    judge,
+    may_replay,
+    may_resend,
+    needs_body,
+)
 from proxy.core.reference import LONGEST, find_reference
 from proxy.core.routes import Kind
 from proxy.core.session import Token
@@ -58,8 +66,10 @@ _HINT_REQUERY = (
     "the token was refused but the work may have been done: "
     "requery by merchantTxRef or orderReference before repeating"
 )
-
-
+_HINT_SENT_TWICE = (
+    "it was sent once more after a 401, which Nomba is taken to answer before any work: if this says "
+    "that it is a duplicate, the first was done; requery by merchantTxRef or orderReference"
+)
 _HINT_REFUSED = (
     "a new token was refused too, so it is not the token: a wrong accountId, sandbox and "
     "production mixed up, or an address that Nomba's IP allowlist lacks?"
@@ -257,6 +267,12 @@ class Handler:
             course.hint = _HINT_REQUERY  # and the outcome stays what sending made it: unknown
             return
         exchange.outcome = _ANSWERED
+        if (
+            kind is _MONEY
+            and verdict is _ANSWER
+            and not is_success(course.reply.head.status, envelope=exchange.envelope)
+        ):
+            course.hint = _HINT_SENT_TWICE
 
     async def _login(self, course: Course, asked: LoginAsked) -> Mapping[str, object]:
         call, exchange, upstream = course.call, course.exchange, asked.upstream

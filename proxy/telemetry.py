@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from proxy.core.exchange import Event, Exchange
+from proxy.core.judge import is_success
 from proxy.core.printable import printable
 from proxy.errors import Outcome
 from proxy.metrics import Metrics, Shared
@@ -26,8 +27,6 @@ _ATOMIC = 4096  # bytes that a pipe takes whole, whoever else writes to it (PIPE
 # Python 3.11 looks a member up by its name every time.
 _UNKNOWN, _ANSWERED = Outcome.UNKNOWN, Outcome.ANSWERED
 _ORDINARY = frozenset({"read", "write"})
-# Codes in an envelope that are no failure; a failure can be HTTP 200 (facts, section 4).
-_SUCCESSES = frozenset({"", "00", "200", "201"})
 _LEVELS = ("info", "warning", "error")  # that exchanges have
 _TROUBLE = frozenset({500, 502, 503, 504})  # statuses that are a warning
 
@@ -180,11 +179,10 @@ def _is_ordinary(exchange: Exchange) -> bool:
     return (
         exchange.kind in _ORDINARY
         and exchange.outcome is _ANSWERED
-        and 200 <= exchange.status < 400
+        and is_success(exchange.status, envelope=exchange.envelope)
         and exchange.attempts == 1
         and not exchange.error
         and not exchange.account_replaced
-        and exchange.envelope in _SUCCESSES
     )
 
 

@@ -44,6 +44,7 @@ CODES = frozenset(
         *("500", "502", "503", "504"),
     }
 )
+_SUCCESSES = frozenset({"", "00", "200", "201"})  # a failure can be HTTP 200 (facts, section 4)
 # `02` is a validation error too, so the text must say what is wrong with a token. In each line only
 # the first word is gone on from: from every one of them, a text full of them would hold up everybody.
 _TOKEN_TEXT = re.compile(
@@ -125,6 +126,16 @@ def judge(status: int, *, coding: bytes, body: bytes, complete: bool) -> tuple[V
 def _says(envelope: dict[str, object], what: re.Pattern[str]) -> bool:
     texts = map(envelope.get, ("detail", "description", "message"))
     return any(what.search(one) for one in texts if isinstance(one, str))
+
+
+def is_success(status: int, *, envelope: str) -> bool:
+    """Whether nothing in a reply says that what was asked for was not done.
+
+    Args:
+        status: HTTP status.
+        envelope: the code that `judge` found.
+    """
+    return 200 <= status < 400 and envelope in _SUCCESSES
 
 
 def may_replay(verdict: Verdict, *, kind: Kind) -> bool:

@@ -166,6 +166,37 @@ async def test_a_replay_that_may_have_moved_money_is_unknown(proxy, simulator, s
     assert simulator.count(TRANSFER) == 2
 
 
+async def test_a_duplicate_that_the_second_try_is_told_of_hints_at_the_first(proxy, simulator):
+    simulator.switches.debit_before_auth_error = True
+    await proxy.get(BALANCE)
+    simulator.expire()
+    reply = await proxy.transfer()
+    assert (reply.status, reply.json["description"]) == (400, "Duplicate merchantTxRef")
+    assert reply.outcome == "answered"
+    assert "the first was done" in reply.get("Nomba-Proxy-Hint")
+    assert len(simulator.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "second"),
+    [
+        (TRANSFER, {"status": 200, "body": {"code": "00", "description": "SUCCESS"}}),
+        (TRANSFER, {"status": 201, "body": {"code": "201", "description": "PROCESSING"}}),
+        (TRANSFER, {"status": 401, "body": {"code": "401"}}),  # neither was done
+        ("/v1/accounts", {"status": 400, "body": {"code": "400"}}),
+    ],
+)
+async def test_a_second_try_that_says_nothing_of_the_first_has_no_hint(
+    proxy, simulator, path, second
+):
+    simulator.fail(path, status=401, body={"code": "401"})
+    simulator.fail(path, **second)
+    reply = await proxy.send("POST", path, body=b"{}")
+    assert (reply.status, reply.outcome) == (second["status"], "answered")
+    assert reply.get("Nomba-Proxy-Hint") is None
+    assert simulator.count(path) == 2
+
+
 async def test_endless_401s_after_a_good_start_do_not_become_endless_renewals(proxy, simulator):
     assert (await proxy.get("/v1/accounts/parent")).status == 200
     simulator.fail(BALANCE, times=100, status=401, body={"code": "401"})
