@@ -35,7 +35,10 @@ from proxy.tokens.manager import Session
 from proxy.upstream.dialler import Dialler
 
 _TOLD_APART = 200  # characters of a path by which refusals are remembered
-_NOT_FORWARDED = frozenset({"CONNECT", "TRACE"})
+_NOT_FORWARDED = {  # and what to do instead
+    "CONNECT": "Use the proxy as the base URL of Nomba's API, not as an HTTP proxy.",
+    "TRACE": "Its reply would show the token; the inspector shows what is sent.",
+}
 _PARENT, _BOTH = frozenset({TRACEPARENT}), frozenset({TRACEPARENT, TRACESTATE})
 _REMEMBERED = 4096  # bytes of a head that is worth a connection's memory
 
@@ -254,6 +257,7 @@ class Gate:
             raise MethodNotAllowed(
                 f"{method} is not forwarded.",
                 allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+                hint=_NOT_FORWARDED[method],
                 close=True,
             )
         if raw == b"*" and method == "OPTIONS":

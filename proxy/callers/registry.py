@@ -377,7 +377,7 @@ class Registry:
         if wait := limiter.enter(now):
             raise RateLimited(
                 f"Caller {caller.name} asks for more than it may.",
-                hint="Its limits are rate, burst and concurrent in its settings.",
+                hint=f"Its limits: {_told(caller)}. Send fewer, or have them raised.",
                 retry_after=wait,
             )
         return limiter
@@ -385,6 +385,15 @@ class Registry:
 
 def _limits(caller: Caller) -> tuple[float, int, int]:
     return caller.rate, caller.burst, caller.concurrent
+
+
+def _told(caller: Caller) -> str:
+    limits = {
+        f"{caller.rate:g} a second (rate)": caller.rate,
+        f"{caller.burst} at once after a pause (burst)": caller.rate,
+        f"{caller.concurrent} at a time (concurrent)": caller.concurrent,
+    }
+    return ", ".join(text for text, there_is in limits.items() if there_is)
 
 
 def _remember(known: dict[bytes, _T], digest: bytes, what: _T) -> None:

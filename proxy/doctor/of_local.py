@@ -94,10 +94,11 @@ def _of_door(door: Door, *, runs: bool) -> Step:
             )
         case "taken":
             who = door.detail or "a process of another user"
+            command = "ss -lxp" if door.at.startswith("unix:") else "ss -ltnp"
             return bad(
                 name,
                 f"{where}: taken by {who}, which is no proxy of ours",
-                f"End that process, or choose another place for {door.key} (ss -ltnp shows who "
+                f"End that process, or choose another place for {door.key} ({command} shows who "
                 "listens where).",
             )
     return bad(name, f"{where}: {door.detail}", _hint(door))

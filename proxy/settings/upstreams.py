@@ -247,7 +247,7 @@ def _origin(prefix: str, entry: UpstreamSettings, *, report: Report) -> Origin |
         report.problem(
             f"{prefix}.environment",
             f"says {entry.environment}, but base_url is {origin.text}",
-            hint="Set one of the two.",
+            hint="Remove one of the two.",
         )
     return origin
 

@@ -274,5 +274,13 @@ def test_a_place_to_listen_at(door, runs, ok):
     assert bool(step.next) is (ok is False)
 
 
+@pytest.mark.parametrize(
+    ("at", "command"), [("unix:///run/x", "ss -lxp"), ("127.0.0.1:1", "ss -ltnp")]
+)
+def test_who_has_a_place_is_asked_with_a_command_that_shows_it(at, command):
+    step = next(of_doors(Around("127.0.0.1:3", doors=(Door("listen", at, "taken"),))))
+    assert command in step.next
+
+
 def test_a_file_without_a_certificate():
     assert of_listener_certificate(None, path="/x.pem", now=0.0).ok is False

@@ -448,6 +448,8 @@ async def test_more_than_the_rate_is_told_to_come_again(start, simulator, roster
     replies = [await proxy.get(BALANCE, how) for _ in range(4)]
     assert [one.status for one in replies] == [200, 200, 429, 429]
     assert replies[3].json["proxy"]["error"] == "rate_limited"
+    hint = replies[3].json["proxy"]["hint"]
+    assert "0.1 a second (rate), 2 at once after a pause (burst). " in hint
     assert 1 <= int(replies[3].get("Retry-After")) <= 10
     assert len(simulator.received) == 2
     assert (await proxy.get(BALANCE, await key_field(proxy, OTHERS))).status == 200

@@ -257,9 +257,13 @@ async def test_no_target_chooses_an_origin(through, upstream, target, status):
 
 
 async def test_connect_and_trace_are_refused_and_options_star_is_ours(through, upstream):
-    for method, target in (("CONNECT", "api.nomba.com:443"), ("TRACE", "/v1/x")):
+    for method, target, hint in (
+        ("CONNECT", "api.nomba.com:443", "base URL"),
+        ("TRACE", "/v1/x", "the token"),
+    ):
         reply = await through.send(method, target)
         assert (reply.status, reply.json["proxy"]["error"]) == (405, "method_not_allowed")
+        assert hint in reply.json["proxy"]["hint"]
         assert reply.get("Allow") == "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
     assert (await through.send("OPTIONS", "*")).status == 200
     assert upstream.requests == []
