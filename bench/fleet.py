@@ -31,6 +31,7 @@ from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens import valkey_store as real
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError
 from proxy.tokens.seal import Identity, Seal
@@ -176,8 +177,8 @@ class Auth:
         return Grant(access_token=token, refresh_token=refresh, life=LIFE, account_id="account")
 
 
-class Watched(Session):
-    """A session that tells which token it would lend from now on."""
+class Watched(Known):
+    """What is known of a session, which tells which token would be lent from now on."""
 
     def __init__(self, *args, replica: "Replica", **options) -> None:
         self.replica = replica
@@ -185,7 +186,7 @@ class Watched(Session):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        if name == "_held":
+        if name == "held":
             self.replica.has(value.token)
 
 
@@ -228,16 +229,10 @@ class Replica:
             random=random,
             warn=bool,
         )
-        self.session = Watched(
-            "nomba",
-            replica=self,
-            auth=Auth(self),
-            keyring=keyring,
-            store=store,
-            limits=LIMITS,
-            clocks=clocks,
-            emit=bool,
+        known = Watched(
+            "nomba", replica=self, keyring=keyring, store=store, clocks=clocks, emit=bool
         )
+        self.session = Session(known, auth=Auth(self), limits=LIMITS)
         with self._owning():
             self._keep = asyncio.create_task(self.link.keep())
             self.session.start()

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 from fleet import at
 
@@ -17,6 +18,7 @@ from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant
 from proxy.tokens.seal import Identity, Seal
@@ -24,7 +26,6 @@ from proxy.tokens.valkey_store import ValkeyStore
 from proxy.valkey import Valkey
 
 ORIGIN = "https://issuer.test"
-QUIET = 20.0  # seconds of rest that are measured
 CLOCKS = Clocks(alive=time.monotonic, wall=time.time, random=random.random)
 
 
@@ -33,30 +34,33 @@ class Auth:
 
     credentials = Credentials(ORIGIN, "client", "account")
 
-    async def issue(self, _secret: Secret) -> Grant:
-        return await self._grant()
+    async def issue(self, _secret: Secret, *, sending: Callable[[], object]) -> Grant:
+        return await self._grant(sending)
 
-    async def refresh(self, **_tokens: Secret) -> Grant:
-        return await self._grant()
+    async def refresh(self, *, sending: Callable[[], object], **_tokens: Secret) -> Grant:
+        return await self._grant(sending)
 
-    async def _grant(self) -> Grant:
+    async def _grant(self, sending: Callable[[], object]) -> Grant:
+        sending()
         await asyncio.sleep(0.2)
         token, refresh = (Secret(random.randbytes(350).hex(), origin=ORIGIN) for _ in range(2))
         return Grant(access_token=token, refresh_token=refresh, life=1800.0, account_id="account")
 
 
-class Replica(Session):
-    """A session that notes when it would lend a token."""
+class Noting(Known):
+    """What is known of a session, and since when a token would be lent."""
 
-    had: dict[int, float]
+    def __init__(self, *args, **options) -> None:
+        self.had: dict[int, float] = {}  # by generation
+        super().__init__(*args, **options)
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        if name == "_held" and value.token is not None:
-            self.__dict__.setdefault("had", {}).setdefault(value.generation, time.perf_counter())
+        if name == "held" and value.token is not None:
+            self.had.setdefault(value.generation, time.perf_counter())
 
 
-def replica(port: int) -> tuple[Valkey, Replica]:
+def replica(port: int) -> tuple[Valkey, Noting, Session]:
     valkey = Valkey(
         "127.0.0.1",
         port=port,
@@ -77,8 +81,8 @@ def replica(port: int) -> tuple[Valkey, Replica]:
         random=CLOCKS.random,
         warn=print,
     )
-    options = {"limits": Limits(), "clocks": CLOCKS, "emit": bool}
-    return valkey, Replica("nomba", auth=Auth(), keyring=keyring, store=store, **options)
+    known = Noting("nomba", keyring=keyring, store=store, clocks=CLOCKS, emit=bool)
+    return valkey, known, Session(known, auth=Auth(), limits=Limits())
 
 
 async def counted(valkey: Valkey) -> dict[str, float]:
@@ -92,26 +96,29 @@ async def counted(valkey: Valkey) -> dict[str, float]:
     return found
 
 
-async def measure(port: int, *, replicas: int, renewals: int) -> None:
+async def measure(port: int, *, replicas: int, renewals: int, rest: float) -> None:
     every = [replica(port) for _ in range(replicas)]
-    asked, _ = replica(port)  # what is asked for figures is no replica
-    for valkey, session in every:
+    asked, *_ = replica(port)  # what is asked for figures is no replica
+    for valkey, _, session in every:
         valkey.start()
         session.start()
-    await asyncio.sleep(5)
+    await asyncio.sleep(rest / 4)
     before = await counted(asked)
-    await asyncio.sleep(QUIET)
+    await asyncio.sleep(rest)
     after = await counted(asked)
-    tell("at rest, a second and replica", before, after, QUIET * replicas)
+    tell("at rest, a second and replica", before, after, rest * replicas)
     before, late = after, []
     begun = time.perf_counter()
     for number in range(renewals):
-        token = await every[number % replicas][1].renew_now()
+        *_, session = every[number % replicas]
+        token = await session.renew_now()
         await asyncio.sleep(0.3)
-        had = sorted(one.had[token.generation] for _, one in every)
+        while any(token.generation not in one.had for _, one, _ in every):
+            await asyncio.sleep(0.05)
+        had = sorted(one.had[token.generation] for _, one, _ in every)
         late += [(one - had[0]) * 1000 for one in had[1:]]
         by = ("caller", "/v1/accounts/balance")  # the first that is served lets the others know
-        every[number % replicas][1].accepted(token.generation, by=by)
+        session.accepted(token.generation, by=by)
         await asyncio.sleep(0.2)
     after = await counted(asked)
     spent = time.perf_counter() - begun
@@ -125,7 +132,7 @@ async def measure(port: int, *, replicas: int, renewals: int) -> None:
         f"p{share:.0%}".rstrip("%") + f" {at(late, share):.1f} ms" for share in (0.5, 0.99)
     )
     print(f"until another replica has the new token: {shown}, max {max(late):.1f} ms")
-    for valkey, session in every:
+    for valkey, _, session in every:
         await session.close(revoke=False)
         await valkey.close()
     await asked.close()
@@ -146,5 +153,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--renewals", type=int, default=50)
+    parser.add_argument("--rest", type=float, default=20.0, help="seconds (default: 20)")
     options = vars(parser.parse_args())
     asyncio.run(measure(options.pop("port"), **options))

@@ -10,6 +10,7 @@ from proxy.core.secret import Secret
 from proxy.core.session import Limits
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant
 from proxy.tokens.store import MemoryStore
@@ -122,15 +123,14 @@ class Issuer:
 
 
 async def test_lend(benchmark):
-    session = Session(
+    known = Known(
         "nomba",
-        auth=Issuer(),
         keyring=Keyring(Secret("the-client-secret", origin=ORIGIN)),
         store=MemoryStore(),
-        limits=Limits(),
         clocks=Clocks(alive=time.monotonic, wall=time.time, random=random.random),
         emit=lambda _: None,
     )
+    session = Session(known, auth=Issuer(), limits=Limits())
     borrowed = await session.borrow()
     try:
         assert benchmark(session.lend) is borrowed

@@ -23,6 +23,7 @@ from proxy.settings import (
 )
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, NombaAuth
 from proxy.tokens.store import MemoryStore, Store, StoreFailed
@@ -119,11 +120,16 @@ def make_session(
     """The session of an upstream, and of those that share it."""
     model = settings.model
     keyring = Keyring(one.client_secret, one.next_secret)
-    return Session(
+    known = Known(
         one.name,
-        auth=make_auth(one, call=dialler.call, settings=settings),
         keyring=keyring,
         store=make_store(one, keyring=keyring, settings=settings, valkey=valkey, emit=emit),
+        clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
+        emit=emit,
+    )
+    return Session(
+        known,
+        auth=make_auth(one, call=dialler.call, settings=settings),
         limits=TokenLimits(
             early=model.token.early,
             urgent=model.token.urgent,
@@ -134,8 +140,6 @@ def make_session(
             alone=model.token.renew_alone,
             revoke_old=model.token.revoke_after_rotation,
         ),
-        clocks=Clocks(alive=alive_clock(), wall=time.time, random=random.random),
-        emit=emit,
     )
 
 

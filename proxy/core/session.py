@@ -2,7 +2,7 @@
 
 `Held` is everything that processes which share a session have to agree on; a store keeps it.
 Each function takes one and `now`, and brings the next. What is awaited (locks, calls to the
-issuer, waiting requests) lies around this, in `tokens/manager.py`.
+issuer, waiting requests) lies around this, in `tokens/`.
 """
 
 from collections.abc import Mapping

@@ -13,6 +13,7 @@ from proxy.settings import parse_origin
 from proxy.tokens.asking import Clocks
 from proxy.tokens.file_store import FileStore, MachineClock
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import Credentials, Grant, IssuerError, NombaAuth
 from proxy.tokens.seal import Identity, Seal
@@ -142,25 +143,33 @@ class Issuer:
         )
 
 
-class Counted(Session):
-    """A session whose tokens tests call by their generation."""
+class Remembering(Known):
+    """Remembers every token there was."""
 
     def __init__(self, *args, **options):
         self.tokens = {}
         super().__init__(*args, **options)
 
     def __setattr__(self, name, value):
-        if name == "_held" and value.token is not None:
+        if name == "held" and value.token is not None:
             self.tokens[value.token.generation] = value.token
         super().__setattr__(name, value)
 
+
+class Counted(Session):
+    """A session whose tokens tests call by their generation."""
+
+    def __init__(self, auth, *, limits, **options):
+        self.known = Remembering("nomba", **options)
+        super().__init__(self.known, auth=auth, limits=limits)
+
     async def renew(self, *, after, by):
-        self._listen()
-        return await super().renew(after=self.tokens[after], by=by)
+        self.known.listen()
+        return await super().renew(after=self.known.tokens[after], by=by)
 
     def refused(self, generation, *, by):
-        self._listen()
-        super().refused(self.tokens[generation], by=by)
+        self.known.listen()
+        super().refused(self.known.tokens[generation], by=by)
 
 
 DOWN = IssuerError("issue: no connection", reason="unreachable")
@@ -225,8 +234,7 @@ async def join(issuer, time, events, file_store):
     async def start(*secrets, warn=None, auth=issuer, **limits):
         keyring = Keyring(*(Secret(one, origin=ORIGIN) for one in secrets or (SECRET,)))
         session = Counted(
-            "nomba",
-            auth=auth,
+            auth,
             keyring=keyring,
             store=file_store(warn=warn, keyring=keyring),
             limits=Limits(**limits),
@@ -256,8 +264,7 @@ async def begin(time, issuer, events, store):
 
     async def start(**settings):
         session = Counted(
-            "nomba",
-            auth=issuer,
+            issuer,
             keyring=Keyring(Secret(SECRET, origin=ORIGIN)),
             store=store(),
             limits=Limits(**settings),

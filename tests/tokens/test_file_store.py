@@ -501,7 +501,6 @@ async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, fil
         await third.save(replace(held, token=None, stopped=True))
     for _ in range(3):
         await settle()
-        one._clocks.alive()
     assert other.lend() is None
     assert one.status().state == "stopped"
     assert one.lend() is None

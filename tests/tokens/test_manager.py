@@ -12,6 +12,7 @@ from proxy.core.session import Limits
 from proxy.errors import RenewalNotAllowed, TokenUnavailable
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
+from proxy.tokens.known import Known
 from proxy.tokens.manager import Session
 from proxy.tokens.nomba import IssuerError
 from proxy.tokens.store import MemoryStore
@@ -1031,15 +1032,14 @@ async def test_close_ends_a_renewal_that_does_not_end_by_itself(begin, issuer, i
 
 async def test_close_right_after_start_leaves_no_task(issuer, time):
     before = asyncio.all_tasks()
-    session = Session(
+    known = Known(
         "nomba",
-        auth=issuer,
         keyring=Keyring(Secret("the-client-secret", origin="https://issuer.test")),
         store=MemoryStore(),
-        limits=Limits(),
         clocks=time.clocks,
         emit=lambda event: None,
     )
+    session = Session(known, auth=issuer, limits=Limits())
     session.start()
     await session.close(revoke=False)
     await settle()
@@ -1144,15 +1144,14 @@ async def wired(auth, sleep, simulator):
         wall=lambda: 1_780_000_000 + sleep.seconds,
         random=random.Random(1).random,
     )
-    session = Session(
+    known = Known(
         "nomba",
-        auth=auth,
         keyring=Keyring(Secret(simulator.switches.client_secret, origin=simulator.origin)),
         store=MemoryStore(),
-        limits=Limits(),
         clocks=clocks,
         emit=lambda event: None,
     )
+    session = Session(known, auth=auth, limits=Limits())
     session.start()
     yield session
     await session.close(revoke=False)

@@ -124,8 +124,7 @@ async def join(connect, issuer, said, counted):
         async def begin(*, auth=issuer, limits=None, **options):
             store = await connect(**options)
             session = counted(
-                "nomba",
-                auth=auth,
+                auth,
                 keyring=store.keyring,
                 store=store,
                 limits=limits or Limits(),
@@ -176,7 +175,7 @@ async def test_a_new_token_is_there_without_being_asked_for(join, issuer):
     one, other = await join(), await join()
     await one.borrow(), await other.borrow()
     await one.renew(after=1, by=PAIR)
-    await until(lambda: other._held.generation == 2)
+    await until(lambda: other.known.held.generation == 2)
     assert issuer.calls == ["issue", "issue"]
 
 
@@ -195,16 +194,16 @@ async def test_refusals_everywhere_cost_one_renewal(join, issuer):
 async def test_many_lifetimes_are_renewed_once_each_by_one_at_a_time(join, issuer):
     issuer.life, issuer.takes = 2.0, 0.02
     several = [await join() for _ in range(4)]
-    await until(lambda: all(session._held.generation >= 5 for session in several))
+    await until(lambda: all(session.known.held.generation >= 5 for session in several))
     assert issuer.most == 1
-    assert len(issuer.calls) <= 1 + max(session._held.generation for session in several)
+    assert len(issuer.calls) <= 1 + max(session.known.held.generation for session in several)
 
 
 async def test_an_acceptance_is_known_to_all(join):
     one, other = await join(), await join()
     await one.borrow(), await other.borrow()
     one.accepted(1, by=PAIR)
-    await until(lambda: other._listen() or other._held.accepted)
+    await until(lambda: other.known.listen() or other.known.held.accepted)
 
 
 # -- what is kept ------------------------------------------------------------------------------
@@ -247,11 +246,11 @@ async def test_replicas_with_wrong_clocks_agree(join, issuer, off):
     assert left[0].expires_in == pytest.approx(left[1].expires_in, abs=1.0)
     assert left[0].renews_in == pytest.approx(left[1].renews_in, abs=1.0)
     for session in (right, wrong):
-        session._wake.set()
+        session.known.wake.set()
     await asyncio.sleep(0.2)
     assert issuer.calls == ["issue"]  # nobody takes it for due
     await wrong.renew(after=1, by=PAIR)
-    await until(lambda: right._held.generation == 2)
+    await until(lambda: right.known.held.generation == 2)
     assert right.status().expires_in == pytest.approx(1000, abs=2)
     assert issuer.calls == ["issue", "issue"]
 
@@ -399,10 +398,10 @@ async def test_who_slept_through_the_end_of_its_lease_does_not_log_in(
     await session.borrow()
     issuer.connected.clear()
     renewing = asyncio.create_task(session.renew(after=1, by=PAIR))
-    await until(lambda: session._held.calling)
+    await until(lambda: session.known.held.calling)
     [extending] = [one for one in asyncio.all_tasks() if one.get_name() == "extend the lease"]
     extending.cancel()
-    await until(lambda: not session._store.sure())
+    await until(lambda: not session.known.store.sure())
     other = await connect()
     await put(other, some(other.clocks, "theirs", generation=1))
     issuer.connected.set()
@@ -437,11 +436,11 @@ async def test_a_generation_is_never_taken_back(join, issuer, valkey):
     one, other = await join(), await join()
     await one.borrow(), await other.borrow()
     await one.renew(after=1, by=PAIR)
-    await until(lambda: other._held.generation == 2)
+    await until(lambda: other.known.held.generation == 2)
     valkey.client().flushall()
     token = await other.renew(after=2, by=PAIR)
     assert token.generation == 3
-    await until(lambda: one._held.generation == 3)
+    await until(lambda: one.known.held.generation == 3)
 
 
 async def test_who_logged_in_beside_what_was_written_back_meanwhile_is_newer(connect, valkey):
@@ -496,10 +495,10 @@ async def test_a_token_is_used_until_it_dies_while_the_server_is_down(join, issu
     await session.borrow()
     await valkey.kill()
     await until(lambda: session.status().failures)
-    assert session.lend() is not None or session._living() is not None
+    assert session.lend() is not None or session.known.living() is not None
     assert issuer.calls == ["issue"]
     assert "valkey://127.0.0.1" in session.status().store
-    await until(lambda: session._living() is None)
+    await until(lambda: session.known.living() is None)
     with pytest.raises(TokenUnavailable) as refused:
         await session.borrow()
     assert "store" in refused.value.hint
@@ -516,10 +515,10 @@ async def test_who_may_renews_alone_once_the_token_is_about_to_die(join, issuer,
     session = await join(limits=Limits(alone=True))
     await session.borrow()
     await valkey.kill()
-    await until(lambda: session._held.generation == 2)
+    await until(lambda: session.known.held.generation == 2)
     assert "renewing_alone" in said
     issuer.life = 1000.0
-    await until(lambda: session._held.generation == 3)
+    await until(lambda: session.known.held.generation == 3)
     await valkey.start()
     other = await join()
     assert (await other.borrow()).generation == 3  # written back
@@ -531,8 +530,8 @@ async def test_nobody_renews_alone_while_the_token_lives_on(join, issuer, valkey
     token = await session.borrow()
     await valkey.kill()
     due = replace(token.lifetime, renew_at=0.0)
-    session._held = replace(session._held, token=replace(token, lifetime=due))
-    session._wake.set()
+    session.known.held = replace(session.known.held, token=replace(token, lifetime=due))
+    session.known.wake.set()
     await until(lambda: session.status().failures)
     assert issuer.calls == ["issue"]
 
@@ -597,7 +596,7 @@ async def test_it_has_the_session_once_it_is_sealed_for_it_too(join, issuer):
     waiting = asyncio.create_task(stranger.borrow())
     one.given(secret("another"), None)
     await waiting  # the old token, or the new one
-    await until(lambda: stranger._held.generation == 2)
+    await until(lambda: stranger.known.held.generation == 2)
     assert issuer.calls == ["issue", "issue"]
     assert stranger.status().store == ""
 
@@ -624,7 +623,7 @@ async def test_a_value_that_was_damaged_is_written_anew_by_who_remembers_it(
     client.hset(key, mapping={"value": damaged, "count": 77, "generation": generation})
     client.publish(key.replace(b":session", b":news"), "w")
     await until(lambda: "written anew" in " ".join(said))
-    token = await one.renew(after=one._held.generation, by=PAIR)
+    token = await one.renew(after=one.known.held.generation, by=PAIR)
     assert token.generation > generation
     assert (await until((await join()).lend)).generation == token.generation
 
@@ -716,7 +715,7 @@ async def test_a_number_that_is_none_stops_nobody(join, valkey, field):
     for text in ("abc", "nan", "-1", "1.5", "1e300", ""):
         await rewritten(valkey, **{field: text})
         token = await one.renew_now()
-        await until(lambda new=token: other._held.token and other._held.token.same(new))
+        await until(lambda new=token: other.known.held.token and other.known.held.token.same(new))
 
 
 async def test_a_lease_without_an_end_is_none(join, valkey):
@@ -736,7 +735,7 @@ async def test_an_old_value_with_a_new_number_is_not_believed(join, valkey, said
     await rewritten(valkey, value=old, generation=100, count=200)
     await until(lambda: "another one than its number says" in " ".join(said))
     assert session.lend().access == secret("token-2")
-    assert (await session.renew(after=session._held.generation, by=PAIR)).generation > 100
+    assert (await session.renew(after=session.known.held.generation, by=PAIR)).generation > 100
 
 
 async def test_who_logged_in_beside_a_server_that_had_lost_all_is_not_undone(connect, valkey):
