@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _FILE = "running"  # locked while one runs; in it, where its operators ask
-_TRIES, _PAUSE = 100, 0.001
+_TRIES, _PAUSE = 1000, 0.001
 
 
 @contextlib.contextmanager

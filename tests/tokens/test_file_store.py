@@ -506,6 +506,24 @@ async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, fil
     assert one.lend() is None
 
 
+async def test_a_lock_that_cannot_be_looked_at_is_given_back(file_store, tmp_path):
+    one, other = file_store(), file_store()
+    async with one.lease():
+        pass
+    async with other.lease():
+        pass
+    aside = tmp_path.with_name("aside")
+    tmp_path.rename(aside)
+    tmp_path.write_text("no folder")
+    with pytest.raises(StoreFailed):
+        async with one.lease():
+            pass
+    tmp_path.unlink()
+    aside.rename(tmp_path)
+    async with asyncio.timeout(5), other.lease() as held:
+        assert held is not None
+
+
 async def test_a_pipe_in_the_place_of_the_session_is_ignored(join, issuer, tmp_path):
     first = await join()
     await first.close(revoke=False)

@@ -955,6 +955,20 @@ async def test_an_operator_is_told_of_a_failure_and_the_living_token_stays(sessi
     assert session.lend().generation == 1
 
 
+async def test_an_operator_who_comes_during_a_background_renewal_makes_no_other(
+    session, issuer, time
+):
+    gate = issuer.hold("refresh")
+    await time.advance(760)
+    renewing = asyncio.create_task(session.renew_now())
+    await settle()
+    assert not renewing.done()
+    gate.set()
+    await time.advance(1)
+    assert (await renewing).generation == 2
+    assert issuer.names == ["issue", "refresh"]
+
+
 async def test_operators_at_once_share_a_renewal(session, issuer):
     await ended(together(5, session.renew_now))
     assert issuer.names == ["issue", "refresh"]
