@@ -1,7 +1,9 @@
 """What a measurement is made with: cores, processes, their CPU time, ports."""
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -53,11 +55,17 @@ class Cores:
         return (self.proxy, *self.load)
 
 
+# None of them twice, and none of those that the system gives to whoever binds to any or connects: a
+# port is told to a process first, and bound a while later.
+_PORTS = itertools.cycle(random.sample(range(10_000, 15_000), 5_000))
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port of 127.0.0.1 that nobody listens on, and no other time the same."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", next(_PORTS)))
+            return sock.getsockname()[1]
 
 
 def tree(pid: int) -> set[int]:

@@ -1,6 +1,7 @@
 """A real Valkey server, which tests start, kill and start again at one port."""
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -17,15 +18,20 @@ def binary():
     return str(get_binary_path())
 
 
+# In an order of chance, for others draw as well, and none of them twice: who takes several may bind
+# them later, and they must not be one.
+_PORTS = itertools.cycle(random.sample(range(15_000, 32_000), 17_000))
+
+
 def free_port():
-    """A port below those that the system gives to whoever connects.
+    """A port below those that the system gives to whoever connects, and no other time the same.
 
     Of those one could be lost to somebody else while its server is down, and whoever dials it then may
     be given the very same and be connected with itself.
     """
     while True:
         with socket.socket() as taken, suppress(OSError):
-            taken.bind(("127.0.0.1", random.randrange(15_000, 32_000)))
+            taken.bind(("127.0.0.1", next(_PORTS)))
             return taken.getsockname()[1]
 
 

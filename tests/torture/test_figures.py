@@ -5,24 +5,18 @@ import hashlib
 import os
 import random
 import re
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from harness import LOST, Line, environ, read_reply, reset
+from valkeys import free_port
 
 HERE = Path(__file__).parent
 
 
 # -- R1 ---------------------------------------------------------------------------------
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.mark.timeout(900)
