@@ -9,20 +9,32 @@ from harness import Served, read_reply
 GET = b"GET /v1/accounts/balance HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def parent(pid):
-    """The parent of a process; 0 once it has ended."""
+def _told(pid):
+    """What the kernel tells of a process behind its name (proc(5), `stat`); nothing once it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return 0
+        return []
     fields = text.rpartition(")")[2].split()
-    return 0 if fields[0] == "Z" else int(fields[1])
+    return [] if fields[0] == "Z" else fields
+
+
+def parent(pid):
+    """The parent of a process; 0 once it has ended."""
+    fields = _told(pid)
+    return int(fields[1]) if fields else 0
 
 
 def children(pid):
-    """Processes below a process."""
-    every = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
-    return sorted(one for one in every if parent(one) == pid)
+    """Processes below a process, the oldest first.
+
+    By when they began and not by their numbers alone: these start anew once the highest was given.
+    """
+    every = {
+        int(one.name): _told(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()
+    }
+    found = [(int(told[19]), one) for one, told in every.items() if told and int(told[1]) == pid]
+    return [one for _, one in sorted(found)]
 
 
 async def until(condition, *, seconds=20):
