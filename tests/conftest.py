@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from harness import Log, Proxy, ScriptedUpstream, spawned
+from hypothesis import settings as hypothesis_settings
 from processes import Workers
 from valkeys import ValkeyServer
 from watching import Inspector
@@ -19,6 +20,11 @@ from proxy.settings import Address, Listener, Settings, load
 from proxy.simulator import Switches
 from proxy.simulator.simulator import Simulator
 from proxy.telemetry import Telemetry
+
+# A deadline would be an assertion on the wall clock, and fail on a busy machine. What is decorated
+# before this is loaded has one, so it stands here.
+hypothesis_settings.register_profile("proxy", deadline=None)
+hypothesis_settings.load_profile("proxy")
 
 
 def pytest_asyncio_loop_factories(config, item):
