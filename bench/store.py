@@ -113,8 +113,9 @@ async def measure(port: int, *, replicas: int, renewals: int, rest: float) -> No
         *_, session = every[number % replicas]
         token = await session.renew_now()
         await asyncio.sleep(0.3)
-        while any(token.generation not in one.had for _, one, _ in every):
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while any(token.generation not in one.had for _, one, _ in every):
+                await asyncio.sleep(0.05)
         had = sorted(one.had[token.generation] for _, one, _ in every)
         late += [(one - had[0]) * 1000 for one in had[1:]]
         by = ("caller", "/v1/accounts/balance")  # the first that is served lets the others know

@@ -98,8 +98,8 @@ def _of_door(door: Door, *, runs: bool) -> Step:
             return bad(
                 name,
                 f"{where}: taken by {who}, which is no proxy of ours",
-                f"End that process, or choose another place for {door.key} ({command} shows who "
-                "listens where).",
+                f"End that process, or choose another place for {door.key} ({command}, as "
+                "root, shows who listens where).",
             )
     return bad(name, f"{where}: {door.detail}", _hint(door))
 

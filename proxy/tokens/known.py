@@ -78,7 +78,7 @@ class Known:
         return decide(self.held, asked, now=self.clocks.alive(), wall=self.clocks.wall())
 
     def is_needy(self) -> bool:
-        """Whether there is no token that requests could do with for a while."""
+        """Whether requests need another token, now or soon, and may get one."""
         return phase(self.held, now=self.clocks.alive(), wall=self.clocks.wall()) in _NEEDY
 
     def refuse(self, token: Token) -> None:

@@ -24,6 +24,7 @@ from proxy.core.session import (
     accepted,
     died,
     held_off,
+    newer,
     try_again_at,
     why_not,
 )
@@ -184,12 +185,14 @@ class Session:
             async with known.store.lease(lambda: known.held.generation > generation) as stored:
                 if stored is None:
                     return
-                known.adopt(stored)
-                held, deaths = accepted(stored, generation), 0
+                held = newer(known.mine(), stored)
+                known.adopt(held)
+                held, deaths = accepted(held, generation), 0
                 if 0 < refused < generation:
                     held, deaths = died(held, refused, now=self._now())
                 if held != stored:
-                    await known.save(held)
+                    # Who renews without the store does not wait for this: nor must this wait.
+                    await known.save(held, alone=self._renewals.alone)
                 if deaths:
                     self._emit(rival(self.name, deaths))
 

@@ -41,8 +41,9 @@ class Renewals:
         limits: what may be done.
 
     Attributes:
-        flight: the one under way.
+        flight: the one under way, or None.
         leased: whether it has come to its turn.
+        alone: whether it goes without the store.
         started_at: when the last one began.
         share: whose part of the budget forced ones are on.
         problem: why a refusal was no reason to renew, or "".
@@ -63,7 +64,7 @@ class Renewals:
         self._limits = limits
         self._now = known.clocks.alive
         self._emit = known.emit
-        self._alone = False  # whether the flight goes without the store
+        self.alone = False
         self.flight: asyncio.Task[None] | None = None
         self.leased = False
         self.started_at = -math.inf
@@ -74,6 +75,14 @@ class Renewals:
         """Wait until nothing is under way."""
         while self.flight is not None:
             await settled(self.flight)
+
+    async def give_back(self, token: Token) -> None:
+        """At the end: let the others know that a token goes, and revoke it, if that can be done."""
+        with contextlib.suppress(StoreFailed):
+            async with self._store.lease() as stored:
+                if stored is not None:
+                    await self._store.save(stored.without(token))
+        await self._asking.revoked(token)
 
     # -- what can be begun: nothing may be under way ----------------------------------------
 
@@ -164,14 +173,6 @@ class Renewals:
         await settled(self._start(work, reason="revoke"))
         return problem, stopping
 
-    async def give_back(self, token: Token) -> None:
-        """Let the others know that a token goes, and revoke it, if that can be done."""
-        with contextlib.suppress(StoreFailed):
-            async with self._store.lease() as stored:
-                if stored is not None:
-                    await self._store.save(stored.without(token))
-        await self._asking.revoked(token)
-
     # -- under the lease ----------------------------------------------------------------------
 
     def _start(
@@ -207,7 +208,7 @@ class Renewals:
                 except StoreFailed:
                     if not self._goes_alone():
                         raise
-                    self._alone = True
+                    self.alone = True
                     await work(known.mine())
             except StoreFailed as error:
                 failure = IssuerError(str(error), reason=error.reason)
@@ -217,7 +218,7 @@ class Renewals:
             except Exception as fault:  # noqa: BLE001 - a fault of ours must back off too
                 known.held = self._asking.failing(known.held, internal(fault), reason=reason)
             finally:
-                self.flight, self.leased, self._alone = None, False, False
+                self.flight, self.leased, self.alone = None, False, False
                 known.wake.set()
 
         self.started_at = self._now()
@@ -235,7 +236,7 @@ class Renewals:
     async def _renew(self, held: Held, asked: Asked, *, reason: str) -> None:
         """Renew, unless what is stored says that it must not be."""
         known = self._known
-        now, wall, token = self._now(), self._known.clocks.wall(), held.token
+        now, wall, token = self._now(), known.clocks.wall(), held.token
         refused = token is not None and held.without(known.refused).token is None
         if refused and asked is not Asked.OPERATOR:
             asked = Asked.REFUSED
@@ -297,7 +298,7 @@ class Renewals:
         await self._save(held)
 
     async def _save(self, held: Held) -> Held:
-        return await self._known.save(held, alone=self._alone)
+        return await self._known.save(held, alone=self.alone)
 
     def _ensure(self) -> None:
         """Be sure that nobody else is renewing.
@@ -305,7 +306,7 @@ class Renewals:
         Raises:
             IssuerError: it is not sure.
         """
-        if not self._alone and not self._store.sure():
+        if not self.alone and not self._store.sure():
             raise IssuerError("the right to renew ended before it was used", reason="store")
 
 

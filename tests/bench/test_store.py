@@ -19,6 +19,7 @@ async def test_a_renewal_reaches_all_replicas_and_is_counted(valkey):
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     assert process.returncode == 0
     at_rest, renewal, arrival = out.decode().splitlines()
     assert at_rest.startswith("at rest, a second and replica: CPU ")

@@ -506,6 +506,24 @@ async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, fil
     assert one.lend() is None
 
 
+async def test_what_others_are_let_know_of_takes_nothing_back(join, issuer, tmp_path, time):
+    """Two renewals could not be stored; what is noted then is of the second one."""
+    session = await join(alone=True)
+    in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
+    in_the_way.mkdir()  # where the next value would be written first
+    await time.advance(995)
+    assert issuer.names == ["issue", "refresh"]
+    session.refused(2, by=PAIR)
+    await time.advance(1)
+    assert session.lend().generation == 3
+    in_the_way.rmdir()
+    session.accepted(3, by=PAIR)  # so the second has died, which the others are told
+    await time.advance(1)
+    assert session.lend().generation == 3
+    assert (await join()).lend().generation == 3
+    assert issuer.names == ["issue", "refresh", "issue"]
+
+
 async def test_a_lock_that_cannot_be_looked_at_is_given_back(file_store, tmp_path):
     one, other = file_store(), file_store()
     async with one.lease():

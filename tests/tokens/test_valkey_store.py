@@ -525,6 +525,46 @@ async def test_who_may_renews_alone_once_the_token_is_about_to_die(join, issuer,
     assert len(issuer.calls) == 3
 
 
+class AnswersLate(Valkey):
+    """Keeps back the answer to whatever writes a session, while it is told to."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def run(self, script, **options):
+        found = await super().run(script, **options)
+        if "ARGV[6]" in script:
+            await self.answers.wait()
+        return found
+
+
+async def test_what_is_noted_beside_a_renewal_without_the_server_takes_nothing_back(
+    join, issuer, valkey, said
+):
+    issuer.life = 8.0
+    session = await join(limits=Limits(alone=True), kind=AnswersLate)
+    await session.borrow()
+    await valkey.kill()
+    issuer.connected.clear()
+    await until(lambda: "renewing_alone" in said)
+    await valkey.start()
+    store = session.known.store
+    await until(lambda: not store.problem)
+    store.link.answers.clear()
+    session.accepted(1, by=PAIR)
+    await asyncio.sleep(0.3)  # it notes that, or would wait for the answer
+    issuer.life = 1000.0
+    issuer.connected.set()
+    await until(lambda: session.known.held.generation == 2 and not session.status().renewing)
+    store.link.answers.set()
+    for _ in range(200):
+        assert session.known.held.generation == 2
+        await asyncio.sleep(0.001)
+    assert len(issuer.calls) == 2
+
+
 async def test_nobody_renews_alone_while_the_token_lives_on(join, issuer, valkey):
     session = await join(limits=Limits(alone=True))
     token = await session.borrow()
