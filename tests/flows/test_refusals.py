@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiohttp
 import pytest
 
 BALANCE = "/v1/accounts/balance"
@@ -42,7 +43,7 @@ async def test_an_unproven_refusal_of_anything_else_is_sent_once_and_told(
     assert reply.outcome == "unknown"
     assert "merchantTxRef" in reply.get("Nomba-Proxy-Hint")
     assert simulator.count(path) == 1
-    await asyncio.wait_for(simulator.wait_for(ISSUE, 2), 5)
+    await asyncio.wait_for(simulator.wait_for(ISSUE, 2), 20)
 
 
 async def test_money_that_moved_before_a_500_is_not_moved_twice(proxy, simulator):
@@ -244,12 +245,12 @@ async def test_the_replay_after_a_gzipped_refusal_sees_through_the_coding(proxy,
         {"drop": True},
     ],
 )
-async def test_refresh_failing_in_any_way_ends_in_one_issue(start_proxy, simulator, failure):
-    simulator.switches.lifetime = 2.4
+async def test_refresh_failing_in_any_way_ends_in_one_issue(proxy, simulator, failure):
+    assert (await proxy.get(BALANCE)).status == 200
     simulator.fail("/v1/auth/token/refresh", **failure)
-    proxy = await start_proxy()
-    await asyncio.wait_for(simulator.wait_for(ISSUE, 2), 20)
-    simulator.switches.lifetime = 1800
+    # Asked for, not waited for: what is due may be dead by then, and is not refreshed any more.
+    async with aiohttp.request("POST", f"{proxy.admin}/token/renew") as reply:
+        assert reply.status == 200
     assert simulator.count("/v1/auth/token/refresh") == 1
     assert (await proxy.get(BALANCE)).status == 200
     assert simulator.count(ISSUE) == 2
