@@ -490,28 +490,28 @@ def drip(first, part):
     ("first", "part"), [(OK + b"\r\n", b"x"), (OK, b"X: y\r\n"), (CHUNKED, b"1\r\nx\r\n")]
 )
 async def test_a_drip_without_end_is_ended_by_the_total(serve, fetch, first, part):
-    error = await broken(serve, fetch, drip(first, part), total=0.2)
+    error = await broken(serve, fetch, drip(first, part), total=1)
     assert (type(error), error.outcome) == (UpstreamTimeout, "unknown")
 
 
 async def test_the_total_holds_for_a_slow_consumer_too(serve):
     peer = await serve(drip(OK + b"\r\n", b"x" * 1000))
-    reply = await peer.dialler(total=0.1).send(REQUEST, body=(), head_only=False)
+    reply = await peer.dialler(total=1).send(REQUEST, body=(), head_only=False)
 
     async def consume():
         async for _ in reply.parts():
             await asyncio.sleep(0.02)  # there is always more by now
 
     with pytest.raises(UpstreamTimeout) as caught:
-        await asyncio.wait_for(consume(), 3)
+        await asyncio.wait_for(consume(), 20)
     reply.close()
     assert caught.value.outcome == "unknown"
 
 
 async def test_a_body_that_keeps_coming_is_not_cut_between_bytes(serve, say, fetch):
-    parts = [b"1\r\nx\r\n"] * 20
+    parts = [b"1\r\nx\r\n"] * 120  # which take more than a second together
     peer = await serve(say(CHUNKED, *parts, b"0\r\n\r\n"))
-    assert (await fetch(peer.dialler(between_bytes=0.1))).body == b"x" * 20
+    assert (await fetch(peer.dialler(between_bytes=1))).body == b"x" * 120
 
 
 # -- uploads ----------------------------------------------------------------------------
