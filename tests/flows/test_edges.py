@@ -61,7 +61,7 @@ def said(reply):
 
 @pytest.mark.parametrize("before", [b"", GET, b"\r\n\r\n"])
 async def test_a_head_that_does_not_end_in_time_gets_408(start_proxy, upstream, before):
-    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.3")
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="1")
     async with calling(proxy) as caller:
         if before == GET:
             await caller.say(GET)
@@ -193,11 +193,10 @@ async def test_a_large_body_leaves_room_for_the_next_head(through, upstream):
 
 
 async def test_a_head_that_comes_while_the_idle_time_ends_is_waited_for(start_proxy, upstream):
-    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.4")
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="1")
     async with calling(proxy) as caller:
-        await asyncio.sleep(0.3)
         await caller.say(GET[:20])
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         await caller.say(GET[20:])
         assert (await caller.hear()).status == 200
 
@@ -205,15 +204,16 @@ async def test_a_head_that_comes_while_the_idle_time_ends_is_waited_for(start_pr
 async def test_a_request_that_comes_in_the_moment_its_connection_is_to_be_closed_is_answered(
     start_proxy, upstream
 ):
-    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.6")
+    idle = 1.5
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout=idle)
     loop = asyncio.get_running_loop()
     async with calling(proxy) as caller:
-        await asyncio.sleep(0.1)
+        await caller.say(GET)
+        assert (await caller.hear()).status == 200  # the idle time begins
         sock = caller.writer.get_extra_info("socket").dup()
         # The loop is late: the request comes, and the idle time ends, before it looks at sockets.
-        loop.call_later(0.4, time.sleep, 0.3)
-        loop.call_later(0.45, sock.send, GET)
-        await asyncio.sleep(0.8)
+        loop.call_later(0, sock.send, GET)
+        time.sleep(idle + 0.1)
         assert (await caller.hear()).status == 200
         sock.close()
         assert await caller.closed()  # and the idle time begins anew
@@ -242,7 +242,7 @@ async def test_a_connection_with_something_unread_is_not_idle():
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_an_idle_connection_is_closed_without_a_word(start_proxy, upstream, asked):
-    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="0.3")
+    proxy = await start_proxy(base_url=upstream.origin, callers__idle_timeout="1")
     async with calling(proxy) as caller:
         if asked:
             await caller.say(GET)
@@ -372,7 +372,7 @@ async def test_who_comes_when_all_connections_are_busy_is_told_to_come_again(sta
 
 
 async def test_whose_time_is_over_does_not_end_the_connections_of_others(start_proxy, upstream):
-    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="0.5")
+    proxy = await start_proxy(base_url=upstream.origin, callers__head_timeout="2")
     async with calling(proxy) as slow, calling(proxy) as gone, calling(proxy) as other:
         await slow.say(b"GET /v1")
         await gone.say(b"GET /v1")
