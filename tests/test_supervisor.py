@@ -99,9 +99,9 @@ async def test_a_process_without_a_sign_of_life_is_killed_and_replaced(supervise
 
 
 async def test_a_process_that_gives_signs_goes_on_and_ends_when_it_is_told_to(supervised):
-    told = await supervised(silent=1.5)
+    told = await supervised(silent=4)
     await told.until("filled")
-    await asyncio.sleep(3)
+    await asyncio.sleep(6)
     told.process.terminate()
     assert await asyncio.wait_for(told.process.wait(), 20) == 0
     rest = (await told.process.stdout.read()).decode()
@@ -117,8 +117,10 @@ async def test_one_that_does_not_end_in_time_is_killed(supervised):
 
 
 async def test_what_cannot_be_started_is_tried_again_while_the_others_go_on(supervised):
-    # It has to be heard that it is up before it ends: else nothing was ever filled.
-    told = await supervised("fail", sign="time.sleep(0.3); os._exit(3)")
+    told = await supervised("fail", heard="os._exit(3)")
+    pid = (await told.until("process_started"))["pid"]
+    await told.until("filled")  # if it ended before, nothing was ever filled
+    os.kill(pid, signal.SIGTERM)
     failed = await told.until("process_not_started")
     assert "no descriptors" in failed["reason"]
     assert await told.until("process_started")

@@ -61,9 +61,9 @@ async def test_two_side_by_side_see_no_401_for_many_lifetimes(start_proxy, simul
     for app in pair:
         need(app)
     simulator.switches.change({"lifetime": 1.0})
-    proxy = await start_proxy(callers__anonymous="false", callers__login_lifetime=3)
+    proxy = await start_proxy(callers__anonymous="false", callers__login_lifetime=5)
     played = await asyncio.gather(
-        *(play(proxy.url, app, calls=30, pause=0.15, **owner) for app in pair)
+        *(play(proxy.url, app, calls=40, pause=0.15, **owner) for app in pair)
     )
     assert {status for statuses in played for status in statuses} == {200}
     logins = [line for line in await proxy.exchanges() if line["kind"] == "login"]

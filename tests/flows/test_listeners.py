@@ -390,7 +390,7 @@ async def test_a_handshake_that_is_over_makes_room_whatever_still_knows_of_it(
     start_proxy, tls, authority
 ):
     """asyncio leaves one that came to nothing to the garbage collector, which may not come."""
-    proxy = await start_proxy(env=tls, callers__connections="3", callers__head_timeout="1")
+    proxy = await start_proxy(env=tls, callers__connections="3", callers__head_timeout="3")
     [listener] = proxy.running.listeners
     context = authority.trusting()
     gc.disable()

@@ -228,7 +228,7 @@ async def test_that_a_certificate_is_required_is_taken_over_by_a_reload(
 async def test_a_caller_that_stays_after_the_alert_is_cut_off(serve, roster, authority):
     """What it sends then is thrown away, and it is told of once."""
     roster(KEYED)
-    proxy = await serve(callers__head_timeout="1")
+    proxy = await serve(callers__head_timeout="3")
     reader, writer = await asyncio.open_connection(*proxy.address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.pem.decode())

@@ -117,7 +117,7 @@ async def test_a_revoked_phantom_opens_nothing_on_a_connection_that_knows_it(
 
 @pytest.mark.parametrize("way", ["key", "phantom"])
 async def test_a_caller_that_expires_meanwhile_is_refused(start_proxy, upstream, roster, way):
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    soon = datetime.now(UTC) + timedelta(seconds=4)
     roster(entry(expires=str(soon)))
     proxy = await start_proxy(base_url=upstream.origin)
     how = HOW if way == "key" else bearer(await log_in(proxy))
@@ -129,7 +129,7 @@ async def test_a_caller_that_expires_meanwhile_is_refused(start_proxy, upstream,
 
 async def test_a_phantom_that_ends_meanwhile_is_refused(start_proxy, upstream, roster):
     roster(entry())
-    proxy = await start_proxy(base_url=upstream.origin, callers__login_lifetime=1)
+    proxy = await start_proxy(base_url=upstream.origin, callers__login_lifetime=3)
     how = bearer(await log_in(proxy))
     statuses = []
     async with kept(proxy) as connection:
