@@ -334,7 +334,7 @@ async def test_what_is_cut_is_logged_with_the_reference_to_ask_for_it_by(
 
 
 async def test_an_end_that_is_announced_takes_callers_until_it_begins(start_proxy):
-    proxy = await start_proxy(drain__delay="0.5")
+    proxy = await start_proxy(drain__delay="3")
     await proxy.get(BALANCE)
     async with calling(proxy.address) as caller, ClientSession(proxy.admin) as admin:
         announcing = asyncio.create_task(proxy.running.announce())
@@ -355,7 +355,7 @@ async def test_an_end_that_is_announced_takes_callers_until_it_begins(start_prox
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("how", ["term", "int", "twice"])
 async def test_a_sigterm_is_announced_and_ctrl_c_or_a_second_signal_waits_for_nothing(how, workers):
-    delay = "2" if how == "term" else "3600"
+    delay = "4" if how == "term" else "3600"
     async with served(f"--workers={workers}", "--simulate", NOMBA_PROXY_DRAIN_DELAY=delay) as proxy:
         async with ClientSession(f"http://{proxy.admin}") as admin:
             while (await admin.get("/readyz")).status != 200:

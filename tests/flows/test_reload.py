@@ -25,7 +25,9 @@ class Configured:
         self.admin = banner.partition("(admin ")[2].partition(")")[0]
 
     def lines(self, event):
-        every = [json.loads(line) for line in self._log.read_text().splitlines()]
+        text = self._log.read_text()
+        whole = text[: text.rfind("\n") + 1]  # the last line may be on its way
+        every = [json.loads(line) for line in whole.splitlines()]
         return [line for line in every if line["event"] == event]
 
     def write(self, text):
