@@ -4,7 +4,8 @@
 
 Opens `heads`, `bodies` and `idle` connections within `spread` seconds and says `ready`; those that
 are slow send a byte every `pause` seconds. Once its input ends it says what became of each kind:
-how many got which status and when, in seconds since each began.
+how many got which status and when, in seconds since each began. `due` are those kinds that are to be
+answered by then: what has not come yet is waited for.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import random
 import resource
 import sys
 
+PATIENCE = 20  # seconds
 HEAD = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 BODY = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
 WHOLE = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -71,7 +73,7 @@ def told(every):
     return {"statuses": statuses, "ended": len(times), "times": [*times[:1], *times[-1:]]}
 
 
-async def main(address, *, pause=1.0, spread=1.0, **counts):
+async def main(address, *, pause=1.0, spread=1.0, due=(), **counts):
     os.nice(10)  # they would be on other machines
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -85,6 +87,9 @@ async def main(address, *, pause=1.0, spread=1.0, **counts):
         await asyncio.sleep(began + spread * number / len(kinds) - loop.time())
     print("ready", flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
+    until = loop.time() + PATIENCE
+    while loop.time() < until and not all(one.got for kind in due for one in every[kind]):
+        await asyncio.sleep(0.05)
     print(json.dumps({kind: told(some) for kind, some in every.items()}), flush=True)
 
 

@@ -524,7 +524,7 @@ class Case:
     def limits(self):
         """Settings: what is to be waited for in vain is not waited for long."""
         limits = {"token__call_timeout": 5, "token__wait_limit": 5}
-        limits["timeouts__first_byte"] = 1 if self.replay == "hangs" else 10
+        limits["timeouts__first_byte"] = 4 if self.replay == "hangs" else 10
         if self.renewal in {"hangs", "trickles"}:
             short = self.rng.choice(((0.5, 1), (1, 0.5)))
             limits = dict(zip(limits, (*short, 60), strict=True))
