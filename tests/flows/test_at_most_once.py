@@ -405,7 +405,7 @@ async def test_a_caller_that_reads_nothing_is_cut_off(start_proxy, upstream):
 
 
 async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
-    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=2)
+    proxy = await start_proxy(base_url=upstream.origin, callers__write_stall=4)
     size = 12_000_000
     upstream.answer = upstream.reply_with(
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
@@ -422,7 +422,7 @@ async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
         assert part
         got, reads = got + len(part), reads + 1
         if reads < 100:  # longer than a stall may last
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.045)
     sock.close()
     (line,) = await proxy.exchanges()
     assert (line["status"], line["reply_bytes"]) == (200, size)

@@ -257,11 +257,11 @@ async def test_an_upstream_that_reads_slowly_is_not_cut(serve):
         got = 0
         while got < size:
             got += len(await reader.read(400_000))
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.22)
         writer.write(HI)
 
     peer = await serve(script)
-    dialler = peer.dialler(write_stall=1)  # less than it takes as a whole
+    dialler = peer.dialler(write_stall=4)  # less than it takes as a whole
     body = (b"x" * 100_000 for _ in range(size // 100_000))
     reply = await dialler.send(REQUEST % size, body=body, head_only=False)
     assert reply.head.status == 200
