@@ -118,6 +118,7 @@ class Known:
         if held.generation != before:
             told: dict[str, object] = {"generation": held.generation}
             self.emit(Event("token_adopted", "debug", self.name, told))
+            self.stir()
 
     def mine(self) -> Held:
         """What is known here; a store that has just answered may be tried again."""

@@ -24,7 +24,6 @@ from proxy.core.session import (
     accepted,
     died,
     held_off,
-    newer,
     try_again_at,
     why_not,
 )
@@ -185,8 +184,10 @@ class Session:
             async with known.store.lease(lambda: known.held.generation > generation) as stored:
                 if stored is None:
                     return
-                held = newer(known.mine(), stored)
-                known.adopt(held)
+                known.adopt(stored)
+                known.store_works()
+                # What was renewed without the store may not be there.
+                held = stored if stored.generation >= generation else known.held
                 held, deaths = accepted(held, generation), 0
                 if 0 < refused < generation:
                     held, deaths = died(held, refused, now=self._now())

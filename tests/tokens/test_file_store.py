@@ -506,7 +506,8 @@ async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, fil
     assert one.lend() is None
 
 
-async def test_what_others_are_let_know_of_takes_nothing_back(join, issuer, tmp_path, time):
+@pytest.mark.parametrize("by", [PAIR, ("another", "/v1/x")])
+async def test_what_others_are_let_know_of_takes_nothing_back(join, issuer, tmp_path, time, by):
     """Two renewals could not be stored; what is noted then is of the second one."""
     session = await join(alone=True)
     in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
@@ -517,7 +518,7 @@ async def test_what_others_are_let_know_of_takes_nothing_back(join, issuer, tmp_
     await time.advance(1)
     assert session.lend().generation == 3
     in_the_way.rmdir()
-    session.accepted(3, by=PAIR)  # so the second has died, which the others are told
+    session.accepted(3, by=by)  # so the second has died, or not: the others are told
     await time.advance(1)
     assert session.lend().generation == 3
     assert (await join()).lend().generation == 3

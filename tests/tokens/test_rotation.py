@@ -303,6 +303,22 @@ async def test_who_has_not_heard_yet_does_not_log_in_but_waits(join, issuer, tak
     assert other.lend().generation == 3
 
 
+async def test_what_one_process_lacks_is_no_trouble_of_the_others(join, issuer, takes, time):
+    one, other = await join(), await join()
+    takes("new")
+    await changed(one, time, "new")
+    waiting = asyncio.create_task(other.renew(after=2, by=PAIR))
+    await time.advance(3)
+    assert other.status().failures
+    other.accepted(2, by=("another", "/v1/x"))  # of a request that was under way; all are told
+    await time.advance(1)
+    assert one.status().failures == 0
+    await one.renew(after=2, by=PAIR)
+    await time.advance(5)  # until it tries again, and finds what the other one has brought
+    assert waiting.done()
+    assert (await waiting).generation == 3
+
+
 async def test_who_waits_for_others_is_not_kept_when_the_process_ends(join, issuer, takes, time):
     one, other = await join(), await join()
     takes("new")
