@@ -513,6 +513,10 @@ class Connection(asyncio.Protocol):
         """httptools: the reply is complete by its own framing."""
         if self._head_done:
             self._complete = True
+            if self._paused and self._transport is not None:
+                # What comes while nothing is read, TLS keeps where `quiet` does not see it.
+                self._paused = False
+                self._transport.resume_reading()
             # It reads nothing more once it takes the connection for ended, by its own rules.
             self._parsed = self._parser.should_keep_alive()
 

@@ -104,6 +104,37 @@ async def test_a_body_that_a_204_sends_late_is_no_part_of_the_next_reply(serve, 
     assert peer.connections == 2
 
 
+async def test_what_comes_behind_a_reply_that_waits_for_its_reader_is_not_the_next(
+    serve, fetch, certificates
+):
+    """Over TLS it has left the socket by then, and has not been read yet."""
+    size, beginning, all_said = 256 * 1024 + 1, asyncio.Event(), asyncio.Event()
+
+    async def script(peer, reader, writer):
+        await peer.head(reader)
+        if peer.connections > 1:
+            writer.write(HI)
+            return
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * (size - 1))
+        await beginning.wait()
+        writer.write(b"x")  # one more than is held for a slow reader
+        await settle()
+        writer.write(OK + b"Content-Length: 5\r\n\r\nstray")
+        all_said.set()
+
+    peer = await serve(script, tls=certificates.server(certificates.good))
+    dialler = peer.dialler(ca_file=certificates.ca)
+    reply = await dialler.send(REQUEST, body=(), head_only=False)
+    await settle()
+    beginning.set()
+    await all_said.wait()
+    await settle()
+    assert len(b"".join([part async for part in reply.parts()])) == size
+    reply.close()
+    assert (await fetch(dialler)).body == b"hi"
+    assert peer.connections == 2
+
+
 # The parser takes each for the end of the connection, but only `Connection` in the head says so.
 NO_END = {
     "Proxy-Connection": OK + b"Proxy-Connection: close\r\nContent-Length: 2\r\n\r\nhi",
