@@ -82,6 +82,7 @@ class Replies:
                 if whole is None:
                     await self._pass_on(course, head, chunked=chunked)
                 else:
+                    reply.close()  # nobody else need wait until this caller has read it
                     exchange.reply_bytes = len(whole)
                     if capture is not None:
                         capture.part(whole)
@@ -94,7 +95,8 @@ class Replies:
                 connection.cut(reset=True)
             else:
                 return _STAYS if keep_alive else _ENDS
-            await _hear_out(exchange, reply)
+            if whole is None:
+                await _hear_out(exchange, reply)
         except asyncio.CancelledError:
             exchange.error, exchange.outcome = "cancelled", _UNKNOWN
             connection.cut(reset=call.http10 and reply.head.length is None)

@@ -455,6 +455,32 @@ async def test_a_caller_that_reads_a_little_now_and_then_has_to_end_in_time_too(
     assert line["reply_bytes"] < size
 
 
+async def test_who_does_not_read_a_reply_that_is_here_keeps_nobody_from_the_upstream(
+    start_proxy, upstream
+):
+    proxy = await start_proxy(base_url=upstream.origin, pool__size=1, timeouts__total=3)
+    size = 60_000  # small enough to come at once
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    )
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # else the kernel takes too much
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, proxy.address)
+    asked = 60
+    await loop.sock_sendall(sock, b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+    answered = -1
+    while answered < len(upstream.requests) or not answered:
+        answered = len(upstream.requests)
+        await asyncio.sleep(0.3)
+    assert answered < asked  # so one of the replies waits for it
+    reply = await proxy.get("/v1/y")
+    sock.close()
+    assert (reply.status, reply.outcome) == (200, "answered")
+
+
 @pytest.mark.parametrize("request_line", ["GET /a/../b", "OPTIONS *", "POST /v1/auth/token/issue"])
 async def test_a_caller_that_asks_and_asks_and_reads_nothing_is_cut_off(
     start_proxy, upstream, request_line
