@@ -418,7 +418,8 @@ class CallerConnection(QuietProtocol):
 
     async def start(self) -> None:
         """aiohttp: answer one request after another."""
-        loop, messages = self._loop, self._messages
+        loop, messages, stall = self._loop, self._messages, _STALL
+        transport = self.transport  # a forced close forgets it
         try:
             while not self._force_close:
                 if not messages:
@@ -444,6 +445,7 @@ class CallerConnection(QuietProtocol):
                 else:
                     self._deaf = True
                     reply = RawReply(self.refuse(message.exc))
+                stall = reply.stall
                 if reply.data:
                     await self._put(reply)
                 if not body.is_eof():
@@ -472,6 +474,8 @@ class CallerConnection(QuietProtocol):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+        if transport is not None:
+            await self._see_off(transport, stall=stall)
 
     async def _put(self, reply: RawReply) -> None:
         try:
@@ -479,6 +483,19 @@ class CallerConnection(QuietProtocol):
                 await self.caught_up(stall=reply.stall)
         except TimeoutError:  # it asks and asks, and reads nothing
             self.cut(reset=True)
+
+    async def _see_off(self, transport: asyncio.Transport, *, stall: float) -> None:
+        """Wait until the rest of what was written is taken: closing alone waits for ever."""
+        left, since = -1, 0.0
+        while transport.get_write_buffer_size():
+            size, now = unsent(transport), self._loop.time()
+            if size != left:
+                left, since = size, now
+            elif now - since >= stall:
+                cut_off(transport)
+                return
+            self._gone = self._loop.create_future()
+            await asyncio.wait((self._gone,), timeout=min(stall, _LOOK))
 
     async def _linger(self) -> None:
         """End our half first: a close with unread bytes is a reset, which can take the reply."""

@@ -17,7 +17,6 @@ from proxy.quiet import refusal as render_refusal
 from proxy.upstream.reply import Reply
 
 _MARKED = 6  # bytes from which on a token is not found in a reply by chance
-_STAYS, _ENDS = RawReply(keep_alive=True), RawReply()
 _UNKNOWN = Outcome.UNKNOWN  # Python 3.11 looks a member up by its name every time
 
 
@@ -41,6 +40,7 @@ class Replies:
     ) -> None:
         self._headers = headers
         self._stall = stall
+        self._stays, self._ends = RawReply(b"", True, stall), RawReply(b"", False, stall)
         self._emit = emit
         self._monotonic = monotonic
 
@@ -94,7 +94,7 @@ class Replies:
                 exchange.status, exchange.error = 499, "caller_stalled"
                 connection.cut(reset=True)
             else:
-                return _STAYS if keep_alive else _ENDS
+                return self._stays if keep_alive else self._ends
             if whole is None:
                 await _hear_out(exchange, reply)
         except asyncio.CancelledError:
@@ -108,7 +108,7 @@ class Replies:
             if capture is not None:
                 capture.failed(error.code)
             connection.cut(reset=call.http10 and reply.head.length is None)
-        return _ENDS
+        return self._ends
 
     async def _pass_on(self, course: Course, head: bytes, *, chunked: bool) -> None:
         """Pass a reply on as it comes, no faster than the caller reads it."""

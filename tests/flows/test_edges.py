@@ -6,12 +6,13 @@ import socket
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from harness import read_reply
 
 from proxy.calls import RawReply
-from proxy.server import TrafficServer
+from proxy.server import CallerLimits, TrafficServer
 
 GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -238,6 +239,58 @@ async def test_a_connection_with_something_unread_is_not_idle():
     assert (await read_reply(reader)).status == 200
     writer.close()
     listening.close()
+
+
+@asynccontextmanager
+async def owed(size, *, keep_alive, stall, idle=75.0):
+    """A server, and a caller that has asked it for more than the kernel's buffers take."""
+
+    async def answer(call):
+        data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+        return RawReply(data, keep_alive=keep_alive, stall=stall)
+
+    loop = asyncio.get_running_loop()
+    limits = CallerLimits(idle=idle)
+    server = TrafficServer(answer, observe=list, emit=list, limits=limits)
+    ours, theirs = socket.socket(), socket.socket()
+    ours.bind(("127.0.0.1", 0))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # each it accepts has it too
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    theirs.setblocking(False)
+    listening = await loop.create_server(server, sock=ours)
+    try:
+        await loop.sock_connect(theirs, ours.getsockname())
+        await loop.sock_sendall(theirs, GET)
+        yield server, partial(loop.sock_recv, theirs)
+    finally:
+        theirs.close()
+        listening.close()
+
+
+async def read_on(read, *, pause=0.0):
+    got = b""
+    while part := await read(1000):
+        got += part
+        await asyncio.sleep(pause)
+    return got
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+async def test_who_does_not_read_the_end_of_its_last_reply_is_cut_off(keep_alive):
+    """Of the end, less than is waited for between two replies: the close would wait for ever."""
+    async with owed(60_000, keep_alive=keep_alive, stall=0.2, idle=0.2) as (server, read):
+        assert await read(1) == b"H"
+        async with asyncio.timeout(20):
+            while server.unfinished:
+                await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionResetError):  # it can see that something is missing
+            await read_on(read)
+
+
+async def test_who_reads_the_end_of_its_last_reply_slowly_gets_it_all():
+    async with owed(60_000, keep_alive=False, stall=2) as (_, read):
+        got = await read_on(read, pause=0.05)  # for longer than a stall may last
+    assert len(got.partition(b"\r\n\r\n")[2]) == 60_000
 
 
 @pytest.mark.parametrize("asked", [True, False])
