@@ -19,7 +19,7 @@ def unsent(transport: asyncio.WriteTransport) -> int:
     queued = array.array("i", [0])
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it has none, or is closed by now
             fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)  # SIOCOUTQ, tcp(7)
     return transport.get_write_buffer_size() + queued[0]
 

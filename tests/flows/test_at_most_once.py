@@ -428,6 +428,31 @@ async def test_a_caller_that_reads_slowly_is_not_cut_off(start_proxy, upstream):
     assert (line["status"], line["reply_bytes"]) == (200, size)
 
 
+async def test_a_slow_reader_that_has_ended_its_own_half_has_its_answer(start_proxy, upstream):
+    """Its connection is closed in the moment in which the last of the reply is written."""
+    proxy = await start_proxy(base_url=upstream.origin)
+    size = 400_000
+    upstream.answer = upstream.reply_with(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    )
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # else the kernel takes it all
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, proxy.address)
+    await loop.sock_sendall(sock, b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await loop.sock_recv(sock, 1000)
+    await asyncio.sleep(0.5)  # the whole reply is here, most often, and waits
+    sock.shutdown(socket.SHUT_WR)
+    while await loop.sock_recv(sock, 65536):
+        pass
+    sock.close()
+    (line,) = await proxy.exchanges()
+    assert (line["outcome"], line.get("error")) == ("answered", None)
+    assert not proxy.log.lines("internal_fault")
+
+
 async def test_a_caller_that_reads_a_little_now_and_then_has_to_end_in_time_too(
     start_proxy, upstream
 ):

@@ -12,6 +12,7 @@ import pytest
 from harness import read_reply
 
 from proxy.calls import RawReply
+from proxy.sending import unsent
 from proxy.server import CallerLimits, TrafficServer
 
 GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -291,6 +292,15 @@ async def test_who_reads_the_end_of_its_last_reply_slowly_gets_it_all():
     async with owed(60_000, keep_alive=False, stall=2) as (_, read):
         got = await read_on(read, pause=0.05)  # for longer than a stall may last
     assert len(got.partition(b"\r\n\r\n")[2]) == 60_000
+
+
+async def test_nothing_is_on_its_way_over_a_connection_that_has_ended(through):
+    _, writer = await asyncio.open_connection(*through.address)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.sleep(0)  # its socket is closed after whoever waits has been told
+    assert writer.get_extra_info("socket").fileno() == -1
+    assert unsent(writer.transport) == 0
 
 
 @pytest.mark.parametrize("asked", [True, False])
