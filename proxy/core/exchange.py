@@ -23,7 +23,7 @@ class Exchange:
         kind: `read`, `write`, `money` or `login`.
         status: status the caller got; 499 if it left first; 0 before.
         outcome: what became of the request at the upstream.
-        attempts: sendings to the upstream.
+        attempts: tries to send it to the upstream, those included that found no connection.
         replayed: whether one of them was a replay, after an auth refusal.
         envelope: the code in the envelope of the upstream's reply (`core.judge.CODES`), `other`
             for one not listed there, or "" where none was looked for or found.
