@@ -170,7 +170,8 @@ class Renewals:
                 secrets = self._keyring.order(held.secret) or self._keyring.given
                 await self._obtain(held, issue=True, secrets=secrets, reason="revoke")
 
-        await settled(self._start(work, reason="revoke"))
+        # A stop that the store has not heard of would end with it, or be overlooked there.
+        await settled(self._start(work, reason="revoke", alone=not stop))
         return problem, stopping
 
     # -- under the lease ----------------------------------------------------------------------
@@ -182,6 +183,7 @@ class Renewals:
         reason: str,
         moot: Callable[[], bool] = bool,
         insist: bool = False,
+        alone: bool = True,
     ) -> asyncio.Task[None]:
         """Begin what needs the lease; the caller has seen that nothing of it is under way.
 
@@ -190,6 +192,7 @@ class Renewals:
             reason: for events.
             moot: as `Store.lease`.
             insist: the same.
+            alone: whether it may be done without the store, if that cannot be used.
         """
         known = self._known
 
@@ -205,8 +208,8 @@ class Renewals:
                         if not moot():
                             await work(held)
                         known.store_works()
-                except StoreFailed:
-                    if not self._goes_alone():
+                except StoreFailed as error:
+                    if error.reason == "sealed" or not (alone and self._goes_alone()):
                         raise
                     self.alone = True
                     await work(known.mine())

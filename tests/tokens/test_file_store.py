@@ -506,6 +506,18 @@ async def test_a_stop_holds_in_a_process_that_just_noted_an_acceptance(join, fil
     assert one.lend() is None
 
 
+async def test_a_stop_is_not_made_where_nobody_would_hear_of_it(join, issuer, tmp_path, time, down):
+    session = await join(alone=True)
+    issuer.failing = down
+    await time.advance(990)  # it is about to die: now it may be renewed without the store
+    in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
+    in_the_way.mkdir()
+    assert "nothing was done" in await session.revoke(stop=True)
+    assert issuer.count("revoke") == 0
+    assert session.status().state == "living"
+    in_the_way.rmdir()
+
+
 @pytest.mark.parametrize("by", [PAIR, ("another", "/v1/x")])
 async def test_what_others_are_let_know_of_takes_nothing_back(join, issuer, tmp_path, time, by):
     """Two renewals could not be stored; what is noted then is of the second one."""

@@ -638,6 +638,15 @@ async def test_who_cannot_open_the_session_never_logs_in(join, issuer, said):
     assert "another client secret" in stranger.status().store
 
 
+async def test_nor_does_it_where_it_may_do_without_a_server_that_is_away(join, issuer):
+    await (await join()).borrow()
+    limits = Limits(wait_limit=1.0, alone=True)
+    stranger = await join(secrets=("another",), limits=limits)
+    with pytest.raises(TokenUnavailable):
+        await stranger.borrow()
+    assert issuer.calls == ["issue"]
+
+
 async def test_it_has_the_session_once_it_is_sealed_for_it_too(join, issuer):
     one = await join()
     await one.borrow()
