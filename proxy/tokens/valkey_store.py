@@ -272,7 +272,8 @@ class ValkeyStore:
                     *(self._issued(), sealed),
                 )
             except Unreachable as error:
-                self.remember(held)
+                if granted:  # what else was to be written has not been done
+                    self.remember(held)
                 self._down = True
                 raise StoreFailed(str(error)) from None
             if count <= 0 and rest[0][0] == sealed:  # written, and the answer lost

@@ -549,6 +549,29 @@ class AnswersLate(Valkey):
         return found
 
 
+class LosesWrites(Valkey):
+    """Nothing that writes a session gets through, while it is told so."""
+
+    lost = False
+
+    async def run(self, script, **options):
+        if self.lost and "ARGV[6]" in script:
+            raise Unreachable("lost")
+        return await super().run(script, **options)
+
+
+async def test_a_stop_that_could_not_be_written_is_none_when_the_server_is_back(join, issuer):
+    session = await join(kind=LosesWrites)
+    await session.borrow()
+    store = session.known.store
+    store.link.lost = True
+    assert "nothing was done" in await session.revoke(stop=True)
+    store.link.lost = False
+    await until(session.known.changed.done, seconds=6)  # it was said that the server is back
+    assert session.status().state == "living"
+    assert (await session.borrow()).generation == 1
+
+
 async def test_what_is_noted_beside_a_renewal_without_the_server_takes_nothing_back(
     join, issuer, valkey, said
 ):
