@@ -353,6 +353,10 @@ class ValkeyStore:
                 if generation > known.generation:
                     self._known = known.renumbered(generation + 1)
                 return
+            if (
+                not generation
+            ):  # nobody has ever had a token: there is no session to be left to them
+                return
             self._unread = f"the session in the store cannot be used: {error}"
             self._warn(f"{self._unread}; it is left to those who can read it")
             return

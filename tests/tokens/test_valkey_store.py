@@ -15,7 +15,7 @@ from proxy.core.session import Held, Limits, Trouble, granted
 from proxy.errors import TokenUnavailable
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
-from proxy.tokens.nomba import Credentials, Grant
+from proxy.tokens.nomba import Credentials, Grant, IssuerError
 from proxy.tokens.seal import Identity, Seal
 from proxy.tokens.store import StoreFailed
 from proxy.tokens.valkey_store import _ASK, ValkeyStore
@@ -680,6 +680,24 @@ async def test_it_has_the_session_once_it_is_sealed_for_it_too(join, issuer):
     await until(lambda: stranger.known.held.generation == 2)
     assert issuer.calls == ["issue", "issue"]
     assert stranger.status().store == ""
+
+
+class Refuses(Issuer):
+    """Takes no client secret."""
+
+    async def _grant(self, name, sending):
+        self.calls.append(name)
+        raise IssuerError("issue: HTTP 401, envelope code 401", reason="credentials")
+
+
+async def test_who_never_had_a_token_keeps_nobody_from_one(join, issuer):
+    """The first one to start was given a wrong secret."""
+    wrong = await join(secrets=("wrong",), auth=Refuses())
+    await until(lambda: wrong.status().failures)
+    right = await join(limits=Limits(wait_limit=5.0))
+    assert (await right.borrow()).generation == 1
+    await until(lambda: "another client secret" in wrong.status().store)
+    assert issuer.calls == ["issue"]
 
 
 async def test_an_operator_can_have_it_log_in(join, issuer):
