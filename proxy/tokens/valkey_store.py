@@ -400,8 +400,12 @@ class ValkeyStore:
         if token is None:
             return replace(held, skew=None)
         if known.token is not None and token.same(known.token):
-            if known.token.lifetime.dies_at <= token.lifetime.dies_at:
+            mine = known.token.lifetime
+            if mine.dies_at <= token.lifetime.dies_at:
                 token = known.token
+            else:  # the wall clock of whoever wrote it may be another one
+                lifetime = replace(token.lifetime, renew_wall=mine.renew_wall)
+                token = replace(token, lifetime=lifetime)
             return replace(held, token=token, skew=known.skew)
         # How far a clock is off is known of whoever has compared it.
         return replace(held, token=self._ours(token), skew=None)

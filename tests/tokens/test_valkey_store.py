@@ -881,6 +881,17 @@ async def test_a_token_that_is_known_does_not_live_longer_by_the_servers_clock(c
     assert one.news().token.lifetime.dies_at <= held.token.lifetime.dies_at + 1
 
 
+async def test_a_token_that_dies_sooner_by_the_servers_clock_is_not_due_by_anothers(connect):
+    slow, one = await connect(off=-3600.0), await connect()
+    await put(slow, some(slow.clocks))
+    first = (await got(one)).token
+    later = replace(first.lifetime, dies_at=first.lifetime.dies_at + 5)
+    one.remember(replace(one._known, token=replace(first, lifetime=later)))
+    lifetime = (await got(one)).token.lifetime
+    assert lifetime.dies_at < later.dies_at
+    assert lifetime.due_in(now=one.clocks.alive(), wall=one.clocks.wall()) > 600
+
+
 @pytest.mark.parametrize(
     ("password", "answer", "reason"),
     [
