@@ -21,7 +21,7 @@ from proxy.core.session import (
 from proxy.tokens.asking import Clocks
 from proxy.tokens.keyring import Keyring
 from proxy.tokens.store import Store, StoreFailed
-from proxy.tokens.told import STORES
+from proxy.tokens.told import SECRETS, STORES
 
 _NEEDY = frozenset({Phase.NOW, Phase.EMPTY})
 
@@ -114,6 +114,7 @@ class Known:
         if held.stopped and not was_stopped:
             hint = "Requests get 503 until somebody says: nomba-proxy token renew"
             self.emit(Event("session_stopped", "warning", self.name, {"hint": hint}))
+            self.stir()
         self.had_token = self.had_token or self.living() is not None
         if held.generation != before:
             told: dict[str, object] = {"generation": held.generation}
@@ -171,6 +172,8 @@ class Known:
         """
         self.pending = self.keyring.change(current, following) or self.pending
         self.again = again or self.again
+        if self.held.trouble.reason in SECRETS:  # what was lacking may be there now
+            self.held = replace(self.held, trouble=Trouble())
         self._look_at_secret()
         self.wake.set()
 

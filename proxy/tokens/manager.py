@@ -32,7 +32,7 @@ from proxy.tokens.known import Known
 from proxy.tokens.nomba import NombaAuth
 from proxy.tokens.renewing import Renewals, follows, settled
 from proxy.tokens.store import StoreFailed
-from proxy.tokens.told import State, Status, rival, unavailable
+from proxy.tokens.told import SECRETS, State, Status, rival, unavailable
 
 # How often the background task looks at the clocks: timers stop while a machine
 # sleeps and know nothing of wall-clock jumps.
@@ -41,8 +41,8 @@ _LOOK_EVERY = 15.0
 _MIN_GAP = 0.5
 # A renewal under way is waited for at the end: cut off, it may cost the session.
 _LAST_WAIT = 2.0
-# Troubles of this process alone, of which others know nothing, that others can end.
-_OTHERS = frozenset({"sealed", "secret"})
+# How often a request looks that waits for what others bring: a file says nothing by itself.
+_LOOK_FOR_OTHERS = 1.0
 
 
 class Session:
@@ -357,10 +357,12 @@ class Session:
                         raise RenewalNotAllowed(renewals.problem)
                     waits = renewals.flight is not None and not known.held.stopped
                     failed = known.decide(Asked.WANTED) is Decision.FAIL and not waits
-                    if token is not None or failed:
-                        if token is not None or known.held.trouble.reason not in _OTHERS:
-                            raise self._unavailable()
-                        await asyncio.wait((known.changed,))
+                    others = not known.held.stopped and known.held.trouble.reason in SECRETS
+                    if token is not None or (failed and not others):
+                        raise self._unavailable()
+                    if failed:
+                        await asyncio.wait((known.changed,), timeout=_LOOK_FOR_OTHERS)
+                        known.listen()
                         continue
                     flight = renewals.flight or renewals.renew(Asked.WANTED, reason="wanted")
                     await self._either(flight)

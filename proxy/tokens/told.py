@@ -11,6 +11,8 @@ from proxy.errors import TokenUnavailable
 
 # Troubles with the store, which are this process's alone.
 STORES = frozenset({"store", "sealed"})
+# Troubles of this process alone, of which others know nothing, that others can end: it lacks a secret.
+SECRETS = frozenset({"sealed", "secret"})
 _OTHERS_LOG_IN = (
     "Others log in with another client secret: give this process the same one (client_secret, or "
     "client_secret_next). Or log in with the one it has, which cuts off all that have not that one: "

@@ -332,6 +332,52 @@ async def test_who_waits_for_others_is_not_kept_when_the_process_ends(join, issu
     await closing
 
 
+async def test_who_hears_at_last_logs_in_at_once(join, issuer, takes, time):
+    one, other = await join(), await join()
+    takes("new")
+    await changed(one, time, "new")
+    other.refused(2, by=PAIR)
+    await time.advance(20)
+    assert other.status().retry_in > 5
+    waiting = asyncio.create_task(other.borrow())
+    await changed(other, time, "new")
+    assert waiting.done()
+    assert (await waiting).generation == 3
+    assert other.status().failures == 0
+    assert issuer.secrets == ["old", "new", "new"]
+
+
+async def test_who_waits_for_others_looks_what_they_have_brought(join, issuer, takes, time):
+    one, other = await join(), await join(wait_limit=10.0)
+    takes("new")
+    await changed(one, time, "new")
+    other.refused(2, by=PAIR)
+    await time.advance(17)
+    waiting = asyncio.create_task(other.borrow())
+    await time.advance(1)
+    await one.renew(after=2, by=PAIR)
+    await time.advance(2)  # it tries again in 13
+    assert waiting.done()
+    assert (await waiting).generation == 3
+
+
+async def test_who_waits_for_others_is_told_at_once_that_an_operator_stopped_them(
+    join, issuer, takes, time
+):
+    one, other = await join(), await join()
+    takes("new")
+    await changed(one, time, "new")
+    waiting = asyncio.create_task(other.renew(after=2, by=PAIR))
+    await time.advance(1)
+    await one.revoke(stop=True)
+    await time.advance(1)
+    later = asyncio.create_task(other.borrow())
+    await time.advance(0)
+    for request in (waiting, later):
+        assert request.done()
+        assert "stopped by an operator" in request.exception().description
+
+
 async def test_who_never_hears_says_what_to_do_and_can_be_told_to_log_in(join, issuer, takes, time):
     one, other = await join(), await join()
     takes("old", "new")
