@@ -30,6 +30,7 @@ from proxy.tokens.asking import Asking, internal, not_in_force
 from proxy.tokens.known import Known
 from proxy.tokens.nomba import IssuerError, NombaAuth
 from proxy.tokens.store import StoreFailed
+from proxy.tokens.told import SECRETS, STORES
 
 
 class Renewals:
@@ -206,13 +207,13 @@ class Renewals:
                         held = newer(known.mine(), stored)
                         known.adopt(held)
                         if not moot():
-                            await work(held)
+                            await work(_for_all(held))
                         known.store_works()
                 except StoreFailed as error:
                     if error.reason == "sealed" or not (alone and self._goes_alone()):
                         raise
                     self.alone = True
-                    await work(known.mine())
+                    await work(_for_all(known.mine()))
             except StoreFailed as error:
                 failure = IssuerError(str(error), reason=error.reason)
                 known.held = self._asking.failing(known.held, failure, reason=reason)
@@ -311,6 +312,11 @@ class Renewals:
         """
         if not self.alone and not self._store.sure():
             raise IssuerError("the right to renew ended before it was used", reason="store")
+
+
+def _for_all(held: Held) -> Held:
+    """The same without a trouble of this process alone: it holds nobody else off."""
+    return replace(held, trouble=Trouble()) if held.trouble.reason in STORES | SECRETS else held
 
 
 async def settled(task: asyncio.Task[None]) -> None:

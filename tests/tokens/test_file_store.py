@@ -460,6 +460,21 @@ async def test_a_store_that_fails_backs_off_like_an_issuer(join, issuer, tmp_pat
     assert session.lend().generation == 2
 
 
+async def test_how_often_a_store_failed_is_not_counted_against_the_issuer(
+    join, issuer, tmp_path, time, down
+):
+    session = await join()
+    in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
+    in_the_way.mkdir()
+    await time.advance(850)
+    assert session.status().failures > 5
+    in_the_way.rmdir()
+    issuer.failing = down
+    await time.advance(40)  # it tries again within that, and fails at Nomba's
+    assert issuer.count("issue") >= 5  # the first, and no half a minute between the others
+    assert (await join()).status().failures == session.status().failures < 8
+
+
 async def test_a_revocation_that_cannot_be_kept_is_not_called_one(join, issuer, tmp_path):
     session = await join()
     (tmp_path / f".{path(tmp_path).name}").mkdir()
