@@ -145,6 +145,11 @@ class Held:
             return replace(self, token=None)
         return self
 
+    def ended(self, token: Token | None) -> "Held":
+        """As `without`, of one that is revoked: what dies of that had a cause."""
+        held = self.without(token)
+        return held if held.token is self.token else replace(held, excused=self.generation)
+
     def moved(self, by: float) -> "Held":
         """The same by a clock that is `by` seconds ahead."""
         token, trouble = self.token, self.trouble

@@ -82,7 +82,7 @@ class Renewals:
         with contextlib.suppress(StoreFailed):
             async with self._store.lease() as stored:
                 if stored is not None:
-                    await self._store.save(stored.without(token))
+                    await self._store.save(stored.ended(token))
         await self._asking.revoked(token)
 
     # -- what can be begun: nothing may be under way ----------------------------------------
@@ -158,7 +158,7 @@ class Renewals:
         async def work(held: Held) -> None:
             nonlocal problem, stopping
             token, stopping = held.token, stop or held.stopped
-            held = replace(held, token=None, stopped=stopping)
+            held = replace(held.ended(token), stopped=stopping)
             if await self._save(held) is not held:
                 return
             self._known.refused = token or self._known.refused

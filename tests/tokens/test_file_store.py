@@ -234,6 +234,19 @@ async def test_what_was_revoked_at_the_end_is_not_used_again(join, issuer):
     assert issuer.names == ["issue", "revoke", "issue"]
 
 
+async def test_what_is_revoked_at_the_end_is_no_sign_of_a_rival(join, issuer, events, time):
+    one = await join()
+    for generation in range(1, 5):
+        one.accepted(generation, by=PAIR)
+        await (await join()).close(revoke=True)
+        waiting = asyncio.create_task(one.renew(after=generation, by=PAIR))
+        await time.advance(1)
+        assert (await waiting).generation == generation + 1
+        one.accepted(generation + 1, by=PAIR)
+        await time.advance(0.5)
+    assert not named(events, "session_rival")
+
+
 async def test_a_stop_outlives_a_restart(join, issuer):
     first = await join()
     await first.revoke(stop=True)

@@ -404,6 +404,23 @@ async def test_what_an_operator_revokes_is_no_sign_of_one(session, events):
     assert not named(events, "session_rival")
 
 
+async def test_nor_is_what_was_refused_before_the_new_token_is_there(session, issuer, events, time):
+    for generation in range(1, 5):
+        session.accepted(generation, by=PAIR)
+        issuer.gates.clear()
+        issue = issuer.hold("issue")
+        revoking = asyncio.create_task(session.revoke(stop=False))
+        await time.advance(0.5)
+        waiting = asyncio.create_task(session.renew(after=generation, by=PAIR))
+        await time.advance(0.5)
+        issue.set()
+        await revoking
+        assert (await waiting).generation == generation + 1
+        session.accepted(generation + 1, by=PAIR)
+        await time.advance(0.5)
+    assert not named(events, "session_rival")
+
+
 # -- the issuer's clock --------------------------------------------------------------------
 
 
