@@ -227,7 +227,7 @@ class FileStore:
         try:
             return self._clock.translated(*self._seal.open(data))
         except Unreadable as error:
-            self._foreign = True
+            self._foreign = error.foreign
             text = f"{self._path} is ignored: {error}"
             self._ignore(text, about=(found.st_ino, found.st_mtime_ns))
             return None

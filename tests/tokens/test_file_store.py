@@ -380,6 +380,17 @@ async def test_corrupt_content_is_ignored_with_one_warning_and_healed(
     assert issuer.names == ["issue", "issue"]
 
 
+async def test_a_stop_is_kept_in_the_place_of_what_is_corrupt(join, issuer, tmp_path):
+    said = []
+    one, other = await join(warn=said.append), await join(warn=said.append)
+    stored = path(tmp_path)
+    stored.write_bytes(stored.read_bytes()[:-1])
+    assert await one.revoke(stop=True) == ""
+    assert other.status().state == "stopped"
+    assert (await join(warn=said.append)).status().state == "stopped"
+    assert issuer.names == ["issue", "revoke"]
+
+
 async def test_a_file_that_is_lost_while_all_run_costs_nothing(pair, issuer, time, tmp_path):
     one, other = pair
     path(tmp_path).unlink()
