@@ -32,6 +32,9 @@ from proxy.tokens.nomba import IssuerError, NombaAuth
 from proxy.tokens.store import StoreFailed
 from proxy.tokens.told import SECRETS, STORES
 
+# Seconds that a process that ends waits for its turn. A server that does not answer is known in less.
+_LAST_TURN = 3.0
+
 
 class Renewals:
     """The renewals of one session.
@@ -78,11 +81,20 @@ class Renewals:
             await settled(self.flight)
 
     async def give_back(self, token: Token) -> None:
-        """At the end: let the others know that a token goes, and revoke it, if that can be done."""
-        with contextlib.suppress(StoreFailed):
-            async with self._store.lease() as stored:
+        """At the end: let the others know that a token goes, and revoke it, if that can be done.
+
+        Whoever has the lease is about to replace it, and is not waited for long.
+        """
+        try:
+            async with asyncio.timeout(_LAST_TURN), self._store.lease() as stored:
+                if stored is not None and stored.generation > token.generation:
+                    return
                 if stored is not None:
                     await self._store.save(stored.ended(token))
+        except TimeoutError:
+            return
+        except StoreFailed:
+            pass
         await self._asking.revoked(token)
 
     # -- what can be begun: nothing may be under way ----------------------------------------

@@ -247,6 +247,34 @@ async def test_what_is_revoked_at_the_end_is_no_sign_of_a_rival(join, issuer, ev
     assert not named(events, "session_rival")
 
 
+async def test_who_ends_does_not_revoke_what_another_has_replaced(join, issuer, time):
+    one, other = await join(), await join()
+    refresh = issuer.hold("refresh")
+    renewing = asyncio.create_task(other.renew_now())
+    await time.advance(0.5)
+    closing = asyncio.create_task(one.close(revoke=True))
+    await time.advance(1)
+    refresh.set()
+    await time.advance(1)
+    await closing
+    assert (await renewing).generation == 2
+    assert issuer.revoked == []
+
+
+async def test_who_ends_does_not_wait_for_a_renewal_without_end(join, issuer, time):
+    one, other = await join(), await join()
+    refresh = issuer.hold("refresh")
+    renewing = asyncio.create_task(other.renew_now())
+    await time.advance(0.5)
+    closing = asyncio.create_task(one.close(revoke=True))
+    await time.advance(4)
+    assert closing.done()
+    refresh.set()
+    await time.advance(1)
+    assert (await renewing).generation == 2
+    assert issuer.revoked == []
+
+
 async def test_a_stop_outlives_a_restart(join, issuer):
     first = await join()
     await first.revoke(stop=True)
