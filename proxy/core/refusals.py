@@ -5,6 +5,7 @@ import math
 # Who asked, and what for: (caller, path).
 Pair = tuple[str, str]
 _MOST = 4096  # pairs of each sort
+_NEVER = (0, 0, 0.0, False)
 
 
 class Refusals:
@@ -49,15 +50,19 @@ class Refusals:
 
     def remembered(self, pair: Pair, *, now: float) -> bool:
         """Whether it is."""
-        *_, until, remembered = self._refused.get(pair, (0, 0, 0.0, False))
+        *_, until, remembered = self._refused.get(pair, _NEVER)
         return remembered and now < until
 
-    def accepted(self, pair: Pair, generation: int) -> int:
-        """A generation was accepted for it; the one that had been refused since the last, or 0."""
+    def accepted(self, pair: Pair, generation: int, *, now: float) -> int:
+        """A generation was accepted for it; the one that had been refused since the last, or 0.
+
+        Also 0 if that is so long ago that it has been forgotten: whatever it was that has changed.
+        """
         self._served[pair] = generation
         if len(self._served) > _MOST:
             del self._served[next(iter(self._served))]
-        return self._refused.pop(pair, (0,))[0] if self._refused else 0
+        first, _, until, _ = self._refused.pop(pair, _NEVER) if self._refused else _NEVER
+        return first if now < until else 0
 
     def served(self, pair: Pair, generation: int) -> bool:
         """Whether this very generation was accepted for it before."""

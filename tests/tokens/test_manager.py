@@ -396,6 +396,21 @@ async def test_what_is_refused_whatever_the_token_is_no_sign_of_one(session, eve
     assert not named(events, "session_rival")
 
 
+async def test_nor_is_what_was_mended_hours_after_it_was_refused(begin, issuer, events, time):
+    """Whose access was not granted tried once, at different times, and all were let in at one."""
+    issuer.life = 40_000.0
+    session = await begin()
+    for generation in range(1, 5):
+        session.accepted(generation, by=("good", "/v1/y"))
+        await session.renew(after=generation, by=("late", f"/v1/{generation}"))
+        session.refused_again(generation + 1, by=("late", f"/v1/{generation}"))
+        await time.advance(700, step=10)
+    for generation in range(1, 5):
+        session.accepted(5, by=("late", f"/v1/{generation}"))
+        await time.advance(1)
+    assert not named(events, "session_rival")
+
+
 async def test_what_an_operator_revokes_is_no_sign_of_one(session, events):
     for generation in range(1, 6):
         session.accepted(generation, by=PAIR)
