@@ -106,6 +106,8 @@ class FileStore:
     def news(self) -> Held | None:
         """As `Store`."""
         try:
+            if not os.fstat(self._lock).st_nlink and not self._mine.locked():
+                self._lock_anew()  # somebody has removed it: others tell in another one
             if os.pread(self._lock, _COUNT, 0) == self._count:
                 return None
             # Counted first: what is written in between is news again.
@@ -181,6 +183,11 @@ class FileStore:
         self._lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
+    def _lock_anew(self) -> None:
+        fresh = self._open_lock()
+        os.close(self._lock)
+        self._lock, self._count = fresh, b""
+
     async def _acquire(self) -> None:
         while True:
             try:
@@ -196,9 +203,7 @@ class FileStore:
                 raise
             # Somebody has removed it: who comes next would lock another one.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-            fresh = self._open_lock()
-            os.close(self._lock)
-            self._lock = fresh
+            self._lock_anew()
 
     def _is_the_lock(self) -> bool:
         try:
@@ -222,6 +227,7 @@ class FileStore:
             return None
         except OSError as error:
             self._ignore(f"{self._path}: {error.strerror}", about=error.errno)
+            self._count = b""  # it may be readable the next time
             return None
         self._foreign = False
         try:

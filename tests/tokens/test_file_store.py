@@ -427,6 +427,28 @@ async def test_a_file_that_is_lost_while_all_run_costs_nothing(pair, issuer, tim
     assert issuer.names == ["issue", "refresh"]
 
 
+async def test_what_cannot_be_read_at_the_moment_is_read_later(join, tmp_path):
+    said = []
+    one, other = await join(), await join(warn=said.append)
+    await one.revoke(stop=True)
+    stored, aside = path(tmp_path), tmp_path / "aside"
+    stored.rename(aside)
+    stored.symlink_to(aside)  # which is not followed
+    assert other.status().state == "living"
+    aside.replace(stored)
+    assert other.status().state == "stopped"
+    assert len(said) == 1
+
+
+async def test_who_has_a_lock_that_was_removed_hears_what_is_told_in_the_new_one(join, tmp_path):
+    one, other = await join(), await join()
+    [lock] = tmp_path.glob("session-*.lock")
+    lock.unlink()
+    await one.revoke(stop=True)
+    assert other.lend() is None
+    assert other.status().state == "stopped"
+
+
 async def test_a_lock_that_was_removed_is_made_again(pair, issuer, time, tmp_path):
     one, other = pair
     next(tmp_path.glob("*.lock")).unlink()
