@@ -32,7 +32,7 @@ from proxy.tokens.known import Known
 from proxy.tokens.nomba import NombaAuth
 from proxy.tokens.renewing import Renewals, follows, settled
 from proxy.tokens.store import StoreFailed
-from proxy.tokens.told import SECRETS, State, Status, rival, unavailable
+from proxy.tokens.told import SECRETS, STORES, State, Status, rival, unavailable
 
 # How often the background task looks at the clocks: timers stop while a machine
 # sleeps and know nothing of wall-clock jumps.
@@ -335,7 +335,8 @@ class Session:
             # A secret that was not refused is no reason to wait for those that were.
             other = self._known.switch_in() if held.trouble.reason == "credentials" else math.inf
             return min(held.trouble.retry_at - now, max(gap, other))
-        if held.token is None or held.calling:
+        # Whether a store that failed works again is seen by who looks.
+        if held.token is None or held.calling or held.trouble.reason in STORES:
             return gap
         due = held.token.lifetime.due_in(now=now, wall=wall)
         return max(gap, min(due, self._known.switch_in()))

@@ -534,6 +534,19 @@ async def test_a_store_that_fails_backs_off_like_an_issuer(join, issuer, tmp_pat
     assert session.lend().generation == 2
 
 
+async def test_that_the_store_works_again_is_not_overlooked(join, issuer, tmp_path, time):
+    session = await join()
+    in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
+    in_the_way.mkdir()
+    with pytest.raises(TokenUnavailable):
+        await session.renew_now()
+    in_the_way.rmdir()
+    assert session.status().failures == 1
+    await time.advance(2)
+    assert session.status().failures == 0
+    assert issuer.names == ["issue"]
+
+
 async def test_how_often_a_store_failed_is_not_counted_against_the_issuer(
     join, issuer, tmp_path, time, down
 ):
