@@ -286,13 +286,15 @@ class ValkeyStore:
                 return held
             if count == 0:
                 self._warn("the session's lease was lost, and others have taken it meanwhile")
-            self._known = Held()  # whatever it was, theirs is the session now
+            known, self._known = self._known, Held()  # whatever it was, theirs is the session now
             self._take(rest[0])
+            if not rest[0][0]:  # but there is none: it is lost, and ours is to be written back
+                self._known = held if granted else known
             self._base = self._count, self._generation
             if count == 0 or not granted:
                 return self._known
             # They have written back what was lost: ours is newer than that.
-            held = held.renumbered(self._generation + 1)
+            held = held.renumbered(max(self._generation + 1, held.generation))
 
     def sure(self) -> bool:
         """As `Store`: a process that was stopped has slept through the end of its lease."""

@@ -475,6 +475,34 @@ async def test_a_grant_is_kept_though_the_server_has_lost_the_lease_and_all_else
     assert (await got(await connect())).token.access == secret("new")
 
 
+async def test_a_generation_is_not_taken_back_where_only_the_session_was_lost(connect):
+    one = await connect(start=False)
+    await put(one, some(one.clocks, generation=6))
+    async with one.lease() as held:
+        await one._valkey.run(
+            "redis.call('DEL', KEYS[1]) return {redis.call('TIME')}", keys=(one._keys[0],)
+        )
+        found = await one.save(some(one.clocks, "late", generation=held.generation))
+    assert found.generation == 8
+    assert (await got(await connect())).generation == 8
+
+
+async def test_who_lost_the_lease_and_finds_nothing_keeps_what_it_has(connect, said):
+    """Somebody else has it, on a server that has lost all, and has not written yet."""
+    one = await connect(start=False)
+    await put(one, some(one.clocks))
+    async with one.lease() as held:
+        await one._valkey.run(
+            "redis.call('DEL', KEYS[1], KEYS[2]) redis.call('SET', KEYS[2], 'another', 'PX', 100) "
+            "return {redis.call('TIME')}",
+            keys=one._keys[:2],
+        )
+        assert (await one.save(replace(held, accepted=True))).generation == 1
+        late = some(one.clocks, "late", generation=1)
+        assert (await one.save(late)).token.access == secret("late")
+    assert (await got(one)).token.access == secret("late")
+
+
 async def test_what_is_written_back_is_not_written_over_the_same_generation(connect):
     one, late = await connect(), await connect(start=False)
     late.remember(some(late.clocks, "old"))
