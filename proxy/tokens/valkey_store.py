@@ -13,6 +13,7 @@ and a process that knows nothing and finds nothing waits for that before it logs
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -302,8 +303,11 @@ class ValkeyStore:
 
     def remember(self, held: Held) -> None:
         """As `Store`."""
-        if held.generation >= self._known.generation:
-            self._known = held
+        if held.generation < self._known.generation:
+            return
+        self._known, there = held, self._valkey.clock.there
+        if held.generation > self._times.generation and not math.isnan(there):
+            self._times = held.moved(there)
 
     async def _look(self, message: bytes) -> None:
         """See whether there is something new."""

@@ -878,6 +878,20 @@ async def test_who_logged_in_beside_a_server_that_had_lost_all_is_not_undone(con
     assert (await got(one)).generation == (await got(fresh)).generation == 10
 
 
+async def test_what_was_renewed_without_the_server_is_not_undone_by_what_is_older(connect):
+    one, other = await connect(start=False), await connect(start=False)
+    await put(one, some(one.clocks))
+    await got(other)
+    await asyncio.sleep(0.01)
+    await put(other, some(other.clocks, "older", generation=1))
+    await asyncio.sleep(0.01)
+    newest = some(one.clocks, "newest", generation=2)
+    one.remember(newest)
+    assert (await got(one)).token.access == secret("newest")
+    await one._look(b"")
+    assert (await got(other)).token.access == secret("newest")
+
+
 async def test_times_of_a_clock_that_was_set_back_are_not_waited_for(connect):
     one = await connect()
     now = one.clocks.alive()
