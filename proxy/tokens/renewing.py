@@ -172,6 +172,7 @@ class Renewals:
             token, stopping = held.token, stop or held.stopped
             held = replace(held.ended(token), stopped=stopping)
             if await self._save(held) is not held:
+                problem = "nothing was done: another process has come first, so try again"
                 return
             self._known.refused = token or self._known.refused
             problem = await self._asking.revoked(token)

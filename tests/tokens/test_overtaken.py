@@ -68,6 +68,13 @@ async def test_who_was_overtaken_while_its_refresh_failed_does_not_log_in(
     assert session.lend().access.reveal(to=ORIGIN) == "theirs"
 
 
+async def test_who_was_overtaken_while_it_stopped_says_so(session, overtaken, theirs, issuer):
+    overtaken.theirs = theirs(overtaken._held)
+    assert "another process" in await session.revoke(stop=True)
+    assert issuer.names == ["issue"]
+    assert session.status().state == "living"
+
+
 async def test_what_failed_for_who_was_overtaken_fails_nobody(
     session, overtaken, theirs, down, issuer, time
 ):
