@@ -5,7 +5,6 @@ looks first at what is stored: another process may have been faster, or forbidde
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -219,6 +218,8 @@ class Renewals:
                         self.leased = True
                         held = newer(known.mine(), stored)
                         known.adopt(held)
+                        if 0 < stored.generation < held.generation:  # that could not be kept
+                            await known.save(_for_all(held))
                         if not moot():
                             await work(_for_all(held))
                         known.store_works()

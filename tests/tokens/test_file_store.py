@@ -547,6 +547,23 @@ async def test_that_the_store_works_again_is_not_overlooked(join, issuer, tmp_pa
     assert issuer.names == ["issue"]
 
 
+async def test_a_token_that_could_not_be_kept_is_kept_as_soon_as_it_can_be(
+    pair, issuer, tmp_path, time
+):
+    one, other = pair
+    issue = issuer.hold("issue")
+    waiting = asyncio.create_task(one.renew(after=1, by=PAIR))
+    await time.advance(0.5)
+    in_the_way = path(tmp_path).with_name(f".{path(tmp_path).name}")
+    in_the_way.mkdir()
+    issue.set()
+    assert (await waiting).generation == 2
+    in_the_way.rmdir()
+    await time.advance(40)  # before the other one, which has not looked yet, logs in
+    assert one.lend() == other.lend()
+    assert issuer.names == ["issue", "issue"]
+
+
 async def test_how_often_a_store_failed_is_not_counted_against_the_issuer(
     join, issuer, tmp_path, time, down
 ):
