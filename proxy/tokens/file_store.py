@@ -8,6 +8,7 @@ whatever moment. Its content counts the writes, so that looking for news costs o
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +23,7 @@ from proxy.tokens.store import StoreFailed
 
 _COUNT = 8  # bytes
 _TURN = 0.01  # seconds between two tries to get the lock
+_LOOK = 1.0  # seconds between two looks whether it is still there: every request asks for news
 _LARGEST = 256 * 1024  # bytes of a value
 _SAME_CLOCK = 5.0  # seconds
 
@@ -97,6 +99,7 @@ class FileStore:
         self._foreign = False  # whether what lies there is another one's
         self.problem = ""
         self._count = b""
+        self._look_at = -math.inf  # when to see whether the lock is still there
         self._mine = asyncio.Lock()  # the file's is of a process, not of a task
         try:
             self._lock = self._open_lock()
@@ -106,8 +109,10 @@ class FileStore:
     def news(self) -> Held | None:
         """As `Store`."""
         try:
-            if not os.fstat(self._lock).st_nlink and not self._mine.locked():
-                self._lock_anew()  # somebody has removed it: others tell in another one
+            if (now := self._clock.alive()) >= self._look_at:
+                self._look_at = now + _LOOK
+                if not os.fstat(self._lock).st_nlink and not self._mine.locked():
+                    self._lock_anew()  # somebody has removed it: others tell in another one
             if os.pread(self._lock, _COUNT, 0) == self._count:
                 return None
             # Counted first: what is written in between is news again.

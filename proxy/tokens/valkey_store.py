@@ -359,9 +359,7 @@ class ValkeyStore:
                 if generation > known.generation:
                     self._known = known.renumbered(generation + 1)
                 return
-            if (
-                not generation
-            ):  # nobody has ever had a token: there is no session to be left to them
+            if not generation:  # nobody has ever had a token: there is no session of theirs
                 return
             self._unread = f"the session in the store cannot be used: {error}"
             self._warn(f"{self._unread}; it is left to those who can read it")

@@ -440,11 +440,14 @@ async def test_what_cannot_be_read_at_the_moment_is_read_later(join, tmp_path):
     assert len(said) == 1
 
 
-async def test_who_has_a_lock_that_was_removed_hears_what_is_told_in_the_new_one(join, tmp_path):
+async def test_who_has_a_lock_that_was_removed_hears_what_is_told_in_the_new_one(
+    join, time, tmp_path
+):
     one, other = await join(), await join()
     [lock] = tmp_path.glob("session-*.lock")
     lock.unlink()
     await one.revoke(stop=True)
+    await time.advance(1)
     assert other.lend() is None
     assert other.status().state == "stopped"
 
