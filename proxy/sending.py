@@ -29,7 +29,7 @@ def unread(transport: asyncio.BaseTransport) -> bool:
     waiting = array.array("i", [0])
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             fcntl.ioctl(sock.fileno(), termios.FIONREAD, waiting)
     return waiting[0] > 0
 

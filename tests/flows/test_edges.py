@@ -214,8 +214,8 @@ async def test_a_request_that_comes_in_the_moment_its_connection_is_to_be_closed
         assert (await caller.hear()).status == 200  # the idle time begins
         sock = caller.writer.get_extra_info("socket").dup()
         # The loop is late: the request comes, and the idle time ends, before it looks at sockets.
-        loop.call_later(0, sock.send, GET)
-        time.sleep(idle + 0.1)
+        loop.call_later(0.1, time.sleep, idle + 0.2)
+        loop.call_later(0.2, sock.send, GET)
         assert (await caller.hear()).status == 200
         sock.close()
         assert await caller.closed()  # and the idle time begins anew
@@ -289,8 +289,8 @@ async def test_who_does_not_read_the_end_of_its_last_reply_is_cut_off(keep_alive
 
 
 async def test_who_reads_the_end_of_its_last_reply_slowly_gets_it_all():
-    async with owed(60_000, keep_alive=False, stall=2) as (_, read):
-        got = await read_on(read, pause=0.05)  # for longer than a stall may last
+    async with owed(60_000, keep_alive=False, stall=4) as (_, read):
+        got = await read_on(read, pause=0.1)  # for longer than a stall may last
     assert len(got.partition(b"\r\n\r\n")[2]) == 60_000
 
 
@@ -299,7 +299,8 @@ async def test_nothing_is_on_its_way_over_a_connection_that_has_ended(through):
     writer.close()
     await writer.wait_closed()
     await asyncio.sleep(0)  # its socket is closed after whoever waits has been told
-    assert writer.get_extra_info("socket").fileno() == -1
+    sock = writer.get_extra_info("socket")
+    assert sock is None or sock.fileno() == -1
     assert unsent(writer.transport) == 0
 
 

@@ -130,9 +130,11 @@ class Stalls:
     @staticmethod
     async def _ping(port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"PING\r\n")
-        await reader.readline()
-        writer.close()
+        try:
+            writer.write(b"PING\r\n")
+            await reader.readline()
+        finally:
+            writer.close()
 
     async def __aenter__(self):
         return self
