@@ -1,6 +1,7 @@
 """Who is refused whatever the token, so that none is renewed for it."""
 
 import math
+from collections.abc import Callable
 
 # Who asked, and what for: (caller, path).
 Pair = tuple[str, str]
@@ -53,16 +54,23 @@ class Refusals:
         *_, until, remembered = self._refused.get(pair, _NEVER)
         return remembered and now < until
 
-    def accepted(self, pair: Pair, generation: int, *, now: float) -> int:
+    def accepted(self, pair: Pair, generation: int, *, clock: Callable[[], float]) -> int:
         """A generation was accepted for it; the one that had been refused since the last, or 0.
 
         Also 0 if that is so long ago that it has been forgotten: whatever it was that has changed.
+
+        Args:
+            pair: who asked, and what for.
+            generation: was accepted.
+            clock: seconds; nearly always nothing was refused, and nobody asks what time it is.
         """
         self._served[pair] = generation
         if len(self._served) > _MOST:
             del self._served[next(iter(self._served))]
-        first, _, until, _ = self._refused.pop(pair, _NEVER) if self._refused else _NEVER
-        return first if now < until else 0
+        if not self._refused:
+            return 0
+        first, _, until, _ = self._refused.pop(pair, _NEVER)
+        return first if first and clock() < until else 0
 
     def served(self, pair: Pair, generation: int) -> bool:
         """Whether this very generation was accepted for it before."""

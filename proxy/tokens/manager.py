@@ -160,7 +160,7 @@ class Session:
 
     def accepted(self, generation: int, *, by: Pair) -> None:
         """Note that the upstream took a token of this generation."""
-        refused = self._refusals.accepted(by, generation, now=self._now())
+        refused = self._refusals.accepted(by, generation, clock=self._now)
         if refused == self._died:  # the others have been told
             refused = 0
         held = self._known.held
