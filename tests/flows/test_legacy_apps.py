@@ -63,11 +63,11 @@ async def test_two_side_by_side_see_no_401_for_many_lifetimes(start_proxy, simul
     simulator.switches.change({"lifetime": 1.0})
     proxy = await start_proxy(callers__anonymous="false", callers__login_lifetime=5)
     played = await asyncio.gather(
-        *(play(proxy.url, app, calls=40, pause=0.15, **owner) for app in pair)
+        *(play(proxy.url, app, calls=60, pause=0.15, **owner) for app in pair)
     )
     assert {status for statuses in played for status in statuses} == {200}
     logins = [line for line in await proxy.exchanges() if line["kind"] == "login"]
-    assert len(logins) >= 4
+    assert len(logins) >= 3  # one of them again, when its token was about to end
     renewals = [line["grant"] for line in proxy.log.lines("token_renewed")]
     assert len(renewals) >= 4  # lifetimes of the real session
     # Every login there was is the proxy's own: the first one, and one for each token that had died
