@@ -114,7 +114,6 @@ class Known:
         if held.stopped and not was_stopped:
             hint = "Requests get 503 until somebody says: nomba-proxy token renew"
             self.emit(Event("session_stopped", "warning", self.name, {"hint": hint}))
-            self.stir()
         self.had_token = self.had_token or self.living() is not None
         if held.generation != before:
             told: dict[str, object] = {"generation": held.generation}
